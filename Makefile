@@ -1,0 +1,33 @@
+# make install | demo | check | test | clean
+# PYTHON picks the interpreter that makes .venv (3.11 or newer); CI=true keeps the output of pip to its errors.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(filter true,$(CI)),--quiet --no-input)
+
+.PHONY: install demo check test clean
+
+install: $(STAMP)
+
+# torch comes first and by its exact version, which takes a CPU build lying on disk; a later range would not ask for it.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) torch==2.13.0
+	$(PIP) -c constraints.txt -e '.[dev,rl]'
+	touch $@
+
+demo: install
+	$(BIN)/anchorlwf demo
+
+check: install
+	$(BIN)/ruff check
+	$(BIN)/mypy src
+
+# One thread per worker: two workers with two threads each on two cores take several times as long.
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

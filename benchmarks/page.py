@@ -1,0 +1,73 @@
+"""How fast the annotator's page is, in a real Chromium against a real server over the embedded model.
+
+    python benchmarks/page.py            (needs playwright, and a chromium on the PATH)
+
+Two lengths of answer, 500 and 4,000 tokens, streamed by the model itself (given a wider window, so that it goes on).
+Click: from the mouse event to the painted selection, and to the painted alternatives. Stream: from the key that
+corrects to the first token of the continuation, next to the time that one token takes the model.
+"""
+
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "browser"))
+
+from acts import click_token, count, settled
+from playwright.sync_api import sync_playwright
+from served import Server, long_model
+from timing import clicks, first_streamed, median
+
+CLICKS, CORRECTIONS = 25, 9
+
+
+def measure(browser, length, folder):
+    folder.mkdir()
+    model = long_model(folder / "model")
+    prompts = [{"prompt": "Tell me everything about the river."}]
+    server = Server(folder, prompts, model=model, limit=length).start()
+    try:
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.goto(server.url)
+        page.wait_for_selector("#answer .t")
+        began, first = time.perf_counter(), page.locator("#answer .t").count()
+        page.wait_for_selector("#answer[aria-busy=false]", timeout=300_000)
+        total = page.locator("#answer .t").count()
+        pace = (time.perf_counter() - began) / (total - first) * 1000
+        settled(page)
+        step = total // (CLICKS + 1)
+        selected, shown = clicks(page, [step * (turn + 1) for turn in range(CLICKS)])
+        print(f"{total} tokens, streamed and shown in {pace:.1f} ms each")
+        print(f"  click to painted selection     median {median(selected):5.1f} ms   worst {max(selected):5.1f} ms")
+        print(f"  click to painted alternatives  median {median(shown):5.1f} ms   worst {max(shown):5.1f} ms")
+        arrived, painted = [], []
+        for turn in range(CORRECTIONS):
+            page.keyboard.press("Escape")
+            click_token(page, length // 2 + turn)
+            came, shown_at = first_streamed(page, "3")
+            page.keyboard.press(".")
+            settled(page)
+            page.keyboard.press("u")
+            count(page, total)
+            arrived.append(came)
+            painted.append(shown_at)
+        print(f"  key to first streamed token    median {median(arrived):5.1f} ms   painted {median(painted):5.1f} ms")
+    finally:
+        server.stop()
+
+
+def main():
+    folder = Path(tempfile.mkdtemp())
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"),
+                                             args=["--no-sandbox", "--disable-gpu"])
+        for length in (500, 4000):
+            measure(browser, length, folder / str(length))
+        browser.close()
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

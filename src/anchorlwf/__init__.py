@@ -1,0 +1,50 @@
+"""anchorlwf: correct a language model with a few tokens, and keep the rest as it was.
+
+Importing this package imports no torch; the names below load what they need when first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anchorlwf.annotation import annotate
+    from anchorlwf.evaluation import evaluate
+    from anchorlwf.jsonl import load_records, save_records
+    from anchorlwf.loss import anchor_loss
+    from anchorlwf.model import load_model
+    from anchorlwf.probe import Probe
+    from anchorlwf.record import Anchor, ModelStamp, Record
+    from anchorlwf.training import train
+
+__version__ = "0.1.0"
+__all__ = [
+    "Anchor",
+    "ModelStamp",
+    "Probe",
+    "Record",
+    "anchor_loss",
+    "annotate",
+    "evaluate",
+    "load_model",
+    "load_records",
+    "save_records",
+    "train",
+]
+
+_HOMES = {
+    "Anchor": "record", "ModelStamp": "record", "Probe": "probe", "Record": "record", "anchor_loss": "loss",
+    "annotate": "annotation", "evaluate": "evaluation", "load_model": "model", "load_records": "jsonl",
+    "save_records": "jsonl", "train": "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = found  # the next use finds it directly
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,30 @@
+"""Stage one: prompts in, records out (paper section 3.1)."""
+
+from anchorlwf.annotation.annotators import Accept, Annotator, Correct, Quit, Reject, Undo, Verdict, View
+from anchorlwf.annotation.session import Session, drive
+from anchorlwf.annotation.stage import PromptLike, annotate, as_prompts, retention_records
+from anchorlwf.annotation.target import TargetAnnotator, target_record
+from anchorlwf.annotation.terminal import TerminalAnnotator
+from anchorlwf.annotation.verify import Finding, verify_records
+
+__all__ = [
+    "Accept",
+    "Annotator",
+    "Correct",
+    "Finding",
+    "PromptLike",
+    "Quit",
+    "Reject",
+    "Session",
+    "TargetAnnotator",
+    "TerminalAnnotator",
+    "Undo",
+    "Verdict",
+    "View",
+    "annotate",
+    "as_prompts",
+    "drive",
+    "retention_records",
+    "target_record",
+    "verify_records",
+]

@@ -1,0 +1,85 @@
+"""Answers decoded before anybody asks: opening an item is instant, and the queue can be sorted by uncertainty."""
+
+import logging
+import threading
+from datetime import UTC, datetime
+
+from anchorlwf.annotation.decoders import Decoder
+from anchorlwf.annotation.events import Started
+from anchorlwf.annotation.queue import Proposal, propose, unproposed
+from anchorlwf.annotation.store import Store
+from anchorlwf.errors import AnchorLwfError, PromptError
+from anchorlwf.record import Prompt
+
+__all__ = ["Ahead", "proposal_of"]
+
+_log = logging.getLogger(__name__)
+
+
+def proposal_of(decoder: Decoder, prompt: Prompt, limit: int) -> Proposal:
+    """The model's own answer with how sure it was. Raises `PromptError`, `ServerError`."""
+    prompt_ids = decoder.table.codec.encode_prompt(prompt.messages, prompt.tools)
+    limit = decoder.room(prompt_ids, limit)
+    steps = list(decoder.stream("ahead", prompt_ids, [], limit, ahead=True))
+    ids = [step.token_id for step in steps]
+    stopped = bool(ids) and ids[-1] in decoder.stop_ids
+    whole = stopped or len(ids) >= limit
+    probabilities = [step.probability for step in steps]
+    entropies = [step.entropy for step in steps if step.entropy is not None]
+    started = Started(at=datetime.now(UTC), completion_ids=tuple(ids), probabilities=tuple(probabilities), ended=whole,
+                      truncated=whole and not stopped)
+    mean = sum(entropies) / len(entropies) if entropies else None
+    return Proposal(started, mean, min(probabilities, default=None))
+
+
+class Ahead:
+    """A thread that works through the queue while nobody else needs the model.
+
+    Args:
+        store, project: whose items.
+        decoder: gives the answers.
+        limit: most completion tokens.
+    """
+
+    def __init__(self, store: Store, project: int, decoder: Decoder, limit: int) -> None:
+        self._store, self._project, self._decoder, self._limit = store, project, decoder, limit
+        self._wake, self._closed = threading.Event(), threading.Event()
+        self._failed: set[int] = set()
+        self._thread = threading.Thread(target=self._run, name="anchorlwf-ahead", daemon=True)
+        self._thread.start()
+
+    def more(self) -> None:
+        """Items were added."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """End the thread after the answer at hand."""
+        self._closed.set()
+        self._wake.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            try:
+                waiting = unproposed(self._store, self._project, 8 + len(self._failed))
+                todo = [(item, prompt) for item, prompt in waiting if item not in self._failed]
+                for item, prompt in todo:
+                    if self._closed.is_set():
+                        return
+                    self._one(item, prompt)
+            except AnchorLwfError as error:
+                _log.warning("Decoding ahead pauses: %s", error)
+                todo = []
+            if not todo:
+                self._wake.wait(30)
+                self._wake.clear()
+
+    def _one(self, item: int, prompt: Prompt) -> None:
+        try:
+            found = proposal_of(self._decoder, prompt, self._limit)
+        except PromptError as error:
+            # Whoever opens it is told; the rest of the queue must not wait for it.
+            self._failed.add(item)
+            _log.info("Item %d is not decoded ahead: %s", item, error)
+            return
+        propose(self._store, item, found)

@@ -1,0 +1,274 @@
+"""The desk that people work at: sessions over a store and a decoder. Every step is stored before it returns.
+
+The rules of the protocol are those of `session.py`; the state is that of `tree.py`.
+"""
+
+import threading
+from collections import OrderedDict
+from datetime import UTC, datetime
+
+from anchorlwf.annotation.decoders import Decoder
+from anchorlwf.annotation.events import (
+    Corrected,
+    Decided,
+    Event,
+    Moved,
+    Noted,
+    Reopened,
+    Started,
+    Tagged,
+    Verdict,
+    Weighed,
+)
+from anchorlwf.annotation.ledger import Ledger
+from anchorlwf.annotation.live import Continuation, Live, check_correction
+from anchorlwf.annotation.session import anchors_of
+from anchorlwf.annotation.store import Order, SessionRow, Store
+from anchorlwf.annotation.tree import apply, replay
+from anchorlwf.config import AnnotateConfig
+from anchorlwf.decode import Choices
+from anchorlwf.errors import ConflictError, MissingError, NothingToDoError, StorageError, wrong
+
+__all__ = ["Desk"]
+
+_LIVE = 128
+"""Sessions kept in memory; the others are replayed from the store when somebody comes back to them."""
+
+
+class Desk:
+    """All sessions of one project. Safe to use from many threads; several desks may share a store.
+
+    Args:
+        store: where every step goes.
+        decoder: proposes, continues, judges.
+        project: number of the project in the store.
+        config: token limit, alternatives, confidence.
+        ledger: turns decisions into records.
+    """
+
+    def __init__(self, store: Store, decoder: Decoder, project: int, config: AnnotateConfig, ledger: Ledger) -> None:
+        self.store, self.decoder, self.project, self.config, self.ledger = store, decoder, project, config, ledger
+        self._live: OrderedDict[int, Live] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def next(self, annotator: str, order: Order = "queue") -> Live | None:
+        """The session on what this person should do next, begun if need be; None where nothing is left."""
+        row = self.store.next(self.project, annotator, order)
+        return None if row is None else self._begun(row)
+
+    def open(self, item: int, annotator: str) -> Live:
+        """This person's session on one item. Raises `MissingError`, or `ConflictError` where others hold it."""
+        return self._begun(self.store.open(self.project, item, annotator))
+
+    def session(self, session: int, annotator: str) -> Live:
+        """A session of this person's.
+
+        Raises:
+            MissingError: there is none of that number, or it is somebody else's.
+        """
+        with self._lock:
+            live = self._live.get(session)
+            if live is not None:
+                self._live.move_to_end(session)
+        row = live.row if live is not None else self.store.session(session)
+        if row.annotator != annotator or row.project != self.project:
+            raise MissingError(wrong("session", "one of yours", session, "Take an item from the queue."))
+        return live or self._loaded(row)
+
+    def _loaded(self, row: SessionRow) -> Live:
+        prompt_ids = self.decoder.table.codec.encode_prompt(row.prompt.messages, row.prompt.tools)
+        limit = self.decoder.room(prompt_ids, self.config.max_new_tokens)
+        live = Live(row, prompt_ids, limit, replay(self.store.events(row.id)))
+        with self._lock:
+            live = self._live.setdefault(row.id, live)
+            self._live.move_to_end(row.id)
+            idle = [key for key, one in self._live.items() if one.continuation is None and key != row.id]
+            for key in idle[: max(0, len(self._live) - _LIVE)]:
+                del self._live[key]
+        return live
+
+    def _begun(self, row: SessionRow) -> Live:
+        with self._lock:
+            live = self._live.get(row.id)
+        live = live or self._loaded(row)
+        with live.lock:
+            live.row = row
+            if not live.tree.nodes:
+                started = Started.model_validate({**(row.proposal or {}), "at": _now()})
+                self._commit(live, [started])
+            if live.tree.verdict is None:
+                self.resume(live)
+        return live
+
+    def _commit(self, live: Live, happened: list[Event]) -> None:
+        tree = live.tree
+        for event in happened:
+            tree = apply(tree, event)
+        last = happened[-1]
+        record = None
+        if isinstance(last, Decided) and last.verdict != "skip":
+            record = self.ledger.record(live.row, live.prompt_ids, tree)
+        try:
+            live.row = self.store.append(live.row.id, live.tree.version, happened, record)
+        except ConflictError:
+            # Another server or process is ahead of this memory: read it again next time.
+            self._forget(live)
+            raise
+        live.tree = tree
+        if record is not None:
+            self.ledger.publish(record)
+        elif isinstance(last, Reopened):
+            self.ledger.publish(self.ledger.record(live.row, live.prompt_ids, tree))
+
+    def _forget(self, live: Live) -> None:
+        with self._lock:
+            self._live.pop(live.row.id, None)
+        if live.continuation is not None:
+            live.continuation.take()
+
+    def _settle(self, live: Live) -> None:
+        """Stop what streams, and store what came of it."""
+        running = live.continuation
+        if running is not None:
+            live.continuation = None
+            arrived = live.arrived(running, self.decoder.stop_ids, _now())
+            if arrived.token_ids:
+                self._commit(live, [arrived])
+
+    def _finish(self, live: Live, done: Continuation) -> None:
+        with live.lock:
+            if live.continuation is not done:
+                return  # whoever ended it has stored it
+            if done.error is None or done.so_far()[0]:
+                try:
+                    self._settle(live)
+                except StorageError:
+                    live.continuation = None
+                    raise
+            live.continuation = None
+
+    def resume(self, live: Live) -> Continuation | None:
+        """Let the present answer go on; None where it is whole."""
+        with live.lock:
+            if live.continuation is not None or live.tree.node.ended or live.tree.verdict is not None:
+                return live.continuation
+            node, ids = live.tree.current, live.tree.node.completion_ids
+            stream = self.decoder.stream(live.key, live.prompt_ids, ids, live.limit)
+            memory = live.remember(node, len(ids), self.config.alternatives)
+            live.continuation = Continuation(node, len(ids), stream, memory)
+            run = threading.Thread(target=live.continuation.run, args=(lambda done: self._finish(live, done),),
+                                   name=f"anchorlwf-session-{live.row.id}", daemon=True)
+            run.start()
+            return live.continuation
+
+    def stop(self, live: Live) -> None:
+        """Let the answer end where it is, for now."""
+        with live.lock:
+            self._settle(live)
+
+    def correct(
+        self, live: Live, node: int, position: int, token_ids: list[int], *, confidence: float | None = None,
+        stream: bool = True,
+    ) -> None:
+        """Put tokens at a position of the answer on the screen; what followed is decoded anew.
+
+        Args:
+            live: the session.
+            node: the answer that was on the screen when the person decided.
+            position: the first wrong token.
+            token_ids: what should stand there.
+            confidence: of the anchors, in (0, 1]; None: the configured one.
+            stream: go on decoding at once.
+
+        Raises:
+            RecordError: position or tokens outside the answer, its limit or the vocabulary.
+            NothingToDoError: exactly these tokens stand there already.
+            ConflictError: another answer is on the screen by now, or the item is somebody else's.
+        """
+        with live.lock:
+            check_correction(live, self.decoder, node, position, token_ids)
+            self._settle(live)
+            prefix = live.tree.node.completion_ids[:position]
+            judged = self.decoder.judge(live.key, live.prompt_ids, prefix, token_ids)
+            before = Choices([-1] * position, [0.0] * position, [False] * position)
+            choices = Choices(before.best_ids + judged.best_ids, before.probabilities + judged.probabilities,
+                              before.tied + judged.tied)
+            source = f"human:{live.row.annotator}"
+            weight = self.config.confidence if confidence is None else confidence
+            anchors, ties = anchors_of(choices, token_ids, position, weight, source)
+            ended, truncated = live.ends([*prefix, *token_ids], self.decoder.stop_ids)
+            self._commit(live, [Corrected(
+                at=_now(), parent=node, position=position, token_ids=tuple(token_ids), anchors=tuple(anchors),
+                ties=tuple(ties), probabilities=tuple(judged.probabilities), source=source, ended=ended,
+                truncated=truncated,
+            )])
+            if stream:
+                self.resume(live)
+
+    def move(self, live: Live, to: int) -> None:
+        """Put another answer of the tree on the screen. Raises `RecordError` where there is no such node."""
+        with live.lock:
+            moved = Moved(at=_now(), node=to)
+            apply(live.tree, moved)  # a mistake must not stop what streams
+            self._settle(live)
+            self._commit(live, [moved])
+
+    def undo(self, live: Live) -> None:
+        """Back to the answer before the correction; after a decision, take the decision back."""
+        with live.lock:
+            if live.tree.verdict is not None:
+                self.reopen(live)
+                return
+            above = live.tree.node.parent
+            if above is None:
+                raise NothingToDoError(wrong("undo", "a correction before", "the first answer", "Nothing to undo."))
+            self.move(live, above)
+
+    def redo(self, live: Live) -> None:
+        """Forward again to where `undo` came from."""
+        with live.lock:
+            below = live.tree.latest[live.tree.current]
+            if below is None:
+                raise NothingToDoError(wrong("redo", "a correction after", "none", "Nothing to redo."))
+            self.move(live, below)
+
+    def weigh(self, live: Live, position: int, confidence: float) -> None:
+        """Change an anchor's confidence. Raises `RecordError` where there is no anchor."""
+        with live.lock:
+            self._commit(live, [Weighed(at=_now(), position=position, confidence=confidence)])
+
+    def note(self, live: Live, text: str) -> None:
+        """Replace the note."""
+        with live.lock:
+            self._commit(live, [Noted(at=_now(), text=text)])
+
+    def tag(self, live: Live, tags: list[str]) -> None:
+        """Replace the tags."""
+        with live.lock:
+            self._commit(live, [Tagged(at=_now(), tags=tuple(dict.fromkeys(tags)))])
+
+    def decide(self, live: Live, verdict: Verdict) -> None:
+        """Accept, keep, reject or skip. Raises `RecordError` where the answer is not whole, or not the model's own."""
+        with live.lock:
+            decided = Decided(at=_now(), verdict=verdict)
+            if verdict in ("accept", "keep") or live.continuation is None:
+                apply(live.tree, decided)  # a mistake must not stop what streams
+            self._settle(live)
+            self._commit(live, [decided])
+
+    def reopen(self, live: Live) -> None:
+        """Take the decision back; its record becomes a draft. Raises `ConflictError` where the item is taken."""
+        with live.lock:
+            self._commit(live, [Reopened(at=_now())])
+
+    def close(self) -> None:
+        """Store what streams and stop."""
+        with self._lock:
+            sessions = list(self._live.values())
+        for live in sessions:
+            with live.lock:
+                self._settle(live)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

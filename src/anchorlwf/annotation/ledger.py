@@ -1,0 +1,73 @@
+"""Decisions become records, and records a file beside the store."""
+
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from anchorlwf.annotation.store import SessionRow
+from anchorlwf.annotation.tree import Tree
+from anchorlwf.errors import StorageError
+from anchorlwf.jsonl import append_record, load_records, save_records
+from anchorlwf.record import ModelStamp, Prompt, Record, new_id
+from anchorlwf.text import Codec
+
+__all__ = ["Ledger"]
+
+_log = logging.getLogger(__name__)
+_STATUS = {"accept": "complete", "keep": "complete", "reject": "rejected"}
+
+
+class Ledger:
+    """Makes records of decided sessions, and keeps `out` up to date with them.
+
+    Args:
+        stamp, codec: of the model.
+        out: file that finished records are appended to; None: the store alone.
+        shared: several people do each item, so that each one's record needs an id of its own.
+    """
+
+    def __init__(self, stamp: ModelStamp, codec: Codec, out: Path | None = None, *, shared: bool = False) -> None:
+        self._stamp, self._codec, self._out, self._shared = stamp, codec, out, shared
+        self._lock = threading.Lock()
+
+    def key(self, prompt: Prompt) -> str:
+        """The id of the record a prompt becomes: the terminal's work counts here."""
+        return prompt.record_id(self._stamp.name, self._codec.encode_prompt(prompt.messages, prompt.tools))
+
+    def record(self, row: SessionRow, prompt_ids: Sequence[int], tree: Tree) -> Record:
+        """The record of a session as it stands; a draft while it is undecided."""
+        node = tree.node
+        kept = ["keep"] if tree.verdict == "keep" else []
+        return Record.model_validate({
+            "id": new_id(row.record_id, row.annotator) if self._shared else row.record_id,
+            "model": self._stamp, "messages": row.prompt.messages, "tools": row.prompt.tools,
+            "prompt_ids": list(prompt_ids), "original_ids": list(tree.original_ids),
+            "completion_ids": list(node.completion_ids), "completion": self._codec.decode(list(node.completion_ids)),
+            "anchors": list(tree.anchors()), "ties": list(tree.ties()), "truncated": node.truncated,
+            "status": _STATUS.get(tree.verdict or "", "draft"),
+            "tags": list(dict.fromkeys([*row.prompt.tags, *tree.tags, *kept])),
+        })
+
+    def publish(self, record: Record) -> None:
+        """Append to `out`. The store has the record already, so a full disk there costs nothing but this copy."""
+        if self._out is None:
+            return
+        try:
+            with self._lock:
+                append_record(self._out, record)
+        except StorageError as error:
+            _log.warning("%s The store has the record; the next start writes it to the file.", error)
+
+    def known(self) -> dict[str, Record]:
+        """What `out` holds, by id."""
+        if self._out is None or not self._out.is_file() or not self._out.stat().st_size:
+            return {}
+        return {record.id: record for record in load_records(self._out)}
+
+    def reconcile(self, stored: Sequence[Record]) -> None:
+        """Bring `out` up to the store, which may have gone further when a process died between the two."""
+        known = self.known()
+        behind = [record for record in stored if known.get(record.id) != record]
+        if self._out is not None and behind:
+            save_records(self._out, {**known, **{record.id: record for record in behind}}.values())

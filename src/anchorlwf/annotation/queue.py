@@ -1,0 +1,232 @@
+"""The queue of a project: items in and out, their order, who did what, and how far people agree."""
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, func, insert, select, update
+
+from anchorlwf.annotation.events import Started
+from anchorlwf.annotation.schema import items, reading, records, seats, sessions, writing
+from anchorlwf.annotation.store import Order, Store, ordering
+from anchorlwf.errors import MissingError, RecordError, wrong
+from anchorlwf.record import Prompt, Record
+
+__all__ = ["Proposal", "add_items", "agreement", "export_records", "progress", "propose", "set_priority", "unproposed",
+           "waiting"]
+
+_IMPORTED = "import"
+"""The annotator's name on records that came finished."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a session on an item begins with, and how sure the model was of it."""
+
+    started: Started
+    mean_entropy: float | None = None
+    """Nats per token."""
+    lowest_probability: float | None = None
+
+
+def add_items(
+    store: Store, project: int, given: Iterable[tuple[str, Prompt]], *, seats_each: int = 1,
+    known: dict[str, Record] | None = None,
+) -> tuple[int, int]:
+    """Put prompts behind the queue; those it holds already stay as they are.
+
+    Args:
+        store: where.
+        project: its number.
+        given: (record id, prompt).
+        seats_each: how many people each item wants.
+        known: records made elsewhere by their id: complete and rejected ones count as done, drafts are gone on from.
+
+    Returns:
+        How many were added, and how many were there before.
+    """
+    if seats_each < 1:
+        raise RecordError(wrong("annotators per item", "at least 1", seats_each, "Give another number."))
+    old, added, known = 0, 0, known or {}
+    with writing(store.engine) as db:
+        there = set(db.execute(select(items.c.record_id).where(items.c.project_id == project)).scalars())
+        last = db.execute(select(func.max(items.c.position)).where(items.c.project_id == project)).scalar()
+        position = -1 if last is None else last
+        for record_id, prompt in given:
+            if record_id in there:
+                old += 1
+                continue
+            there.add(record_id)
+            position, added = position + 1, added + 1
+            record = known.get(record_id)
+            draft = record is not None and record.status == "draft"
+            row = {"project_id": project, "position": position, "record_id": record_id,
+                   "prompt": prompt.model_dump(mode="json"),
+                   "proposal": _as_draft(record, store.clock()) if record is not None and draft else None}
+            item = db.execute(insert(items).values(**row).returning(items.c.id)).scalar_one()
+            db.execute(insert(seats), [{"item_id": item, "seat": seat} for seat in range(seats_each)])
+            if record is not None and not draft:
+                verdict = "reject" if record.status == "rejected" else "accept"
+                made = insert(sessions).values(item_id=item, annotator=_IMPORTED, verdict=verdict,
+                                               touched_at=store.clock()).returning(sessions.c.id)
+                session = db.execute(made).scalar_one()
+                db.execute(update(seats).where(seats.c.item_id == item).values(session_id=None, done=True))
+                db.execute(insert(records).values(session_id=session, record=record.model_dump(mode="json")))
+    return added, old
+
+
+def _as_draft(record: Record, now: float) -> dict[str, Any]:
+    started = Started.model_validate({
+        "at": now, "completion_ids": record.completion_ids, "anchors": [a.model_dump() for a in record.anchors],
+        "ties": record.ties, "original_ids": record.original_ids, "truncated": record.truncated, "ended": True,
+    })
+    return started.model_dump(mode="json")
+
+
+def unproposed(store: Store, project: int, limit: int) -> list[tuple[int, Prompt]]:
+    """Items whose answer was not decoded ahead yet, in the order of the queue."""
+    query = (
+        select(items.c.id, items.c.prompt).where(items.c.project_id == project, items.c.proposal.is_(None))
+        .order_by(*ordering("queue")).limit(limit)
+    )
+    with reading(store.engine) as db:
+        return [(row.id, Prompt.model_validate(row.prompt)) for row in db.execute(query)]
+
+
+def propose(store: Store, item: int, proposal: Proposal) -> None:
+    """Keep an answer decoded ahead; a session begun since then is not touched."""
+    values = {"proposal": proposal.started.model_dump(mode="json"), "mean_entropy": proposal.mean_entropy,
+              "lowest_probability": proposal.lowest_probability}
+    with writing(store.engine) as db:
+        db.execute(update(items).where(items.c.id == item, items.c.proposal.is_(None)).values(**values))
+
+
+def set_priority(store: Store, project: int, item: int, priority: int) -> None:
+    """Items of a higher priority come first. Raises `MissingError`."""
+    with writing(store.engine) as db:
+        mine = and_(items.c.id == item, items.c.project_id == project)
+        if not db.execute(update(items).where(mine).values(priority=priority)).rowcount:
+            raise MissingError(wrong("item", "one of this project", item, "Look at the queue."))
+
+
+def _title(prompt: dict[str, Any]) -> str:
+    asked = [message for message in prompt["messages"] if message.get("role") == "user"] or prompt["messages"]
+    return str(asked[-1].get("content") or "")[:120]
+
+
+def waiting(
+    store: Store, project: int, annotator: str, order: Order = "queue", offset: int = 0, limit: int = 50
+) -> dict[str, Any]:
+    """A part of the queue as this person sees it (the `GET /api/queue` of docs/annotator_api.md)."""
+    with reading(store.engine) as db:
+        total = db.execute(select(func.count()).where(items.c.project_id == project)).scalar_one()
+        # By offset and limit first: prompts may be long.
+        chosen = (
+            select(items.c.id).where(items.c.project_id == project).order_by(*ordering(order)).offset(offset)
+            .limit(limit)
+        )
+        numbers = list(db.execute(chosen).scalars())
+        rows = {row.id: row for row in db.execute(select(items).where(items.c.id.in_(numbers)))}
+        mine = {row.item_id: row for row in db.execute(
+            select(sessions).where(sessions.c.item_id.in_(numbers), sessions.c.annotator == annotator)
+        )}
+        taken: dict[int, list[Any]] = defaultdict(list)
+        for seat in db.execute(
+            select(seats, sessions.c.annotator).outerjoin(sessions, sessions.c.id == seats.c.session_id)
+            .where(seats.c.item_id.in_(numbers))
+        ):
+            taken[seat.item_id].append(seat)
+    listed = []
+    for number in numbers:
+        row, own = rows[number], mine.get(number)
+        live = [seat.annotator for seat in taken[number] if not seat.done and seat.expires_at >= store.clock()
+                and seat.annotator]
+        done = all(seat.done for seat in taken[number])
+        status = "done" if done or (own and own.verdict not in (None, "skip")) else (
+            "skip" if own and own.verdict == "skip" else "open" if live else "waiting")
+        listed.append({
+            "id": number, "position": row.position, "priority": row.priority, "title": _title(row.prompt),
+            "status": status, "session": own.id if own else None, "held_by": live, "mean_entropy": row.mean_entropy,
+            "lowest_probability": row.lowest_probability, "tags": row.prompt.get("tags", []),
+        })
+    return {"total": total, "items": listed}
+
+
+def progress(store: Store, project: int) -> dict[str, Any]:
+    """Counts and working time of a project (the `GET /api/progress` of docs/annotator_api.md)."""
+    mine = items.c.project_id == project
+    with reading(store.engine) as db:
+        total = db.execute(select(func.count()).where(mine)).scalar_one()
+        worked = db.execute(
+            select(sessions.c.annotator, sessions.c.verdict, sessions.c.seconds)
+            .join(items, items.c.id == sessions.c.item_id).where(mine)
+        ).all()
+        places = db.execute(
+            select(seats.c.item_id, seats.c.done, seats.c.session_id, seats.c.expires_at)
+            .join(items, items.c.id == seats.c.item_id).where(mine)
+        ).all()
+    unfinished = {seat.item_id for seat in places if not seat.done}
+    live = {seat.item_id for seat in places
+            if not seat.done and seat.session_id is not None and seat.expires_at >= store.clock()}
+    verdicts = Counter(row.verdict for row in worked)
+    by_people = [row for row in worked if row.annotator != _IMPORTED]
+    finished = [row.seconds for row in by_people if row.verdict in ("accept", "keep", "reject")]
+    return {
+        "items": total, "done": total - len(unfinished), "open": len(live), "waiting": len(unfinished - live),
+        **{verdict: verdicts[verdict] for verdict in ("accept", "keep", "reject", "skip")},
+        "seconds": sum(row.seconds for row in by_people),
+        "mean_seconds": sum(finished) / len(finished) if finished else None,
+        "by_annotator": dict(Counter(row.annotator for row in by_people if row.verdict is not None)),
+    }
+
+
+def _finished(store: Store, project: int) -> list[tuple[int, str, Record]]:
+    query = (
+        select(items.c.id, sessions.c.annotator, records.c.record)
+        .join(sessions, sessions.c.id == records.c.session_id).join(items, items.c.id == sessions.c.item_id)
+        .where(items.c.project_id == project).order_by(items.c.position, items.c.id, sessions.c.id)
+    )
+    with reading(store.engine) as db:
+        rows = db.execute(query).all()
+    return [(row.id, row.annotator, Record.model_validate(row.record)) for row in rows]
+
+
+def export_records(store: Store, project: int) -> list[Record]:
+    """All finished records, in the order of the items."""
+    return [record for _item, _annotator, record in _finished(store, project)]
+
+
+def _same(one: Record, other: Record) -> tuple[bool, bool, bool]:
+    """First anchors at one position; the same token there, too; the same final text."""
+    first = one.anchors[0].position if one.anchors else None
+    second = other.anchors[0].position if other.anchors else None
+    place = first == second
+    token = place and (first is None or one.anchors[0].token_id == other.anchors[0].token_id)
+    return place, token, one.completion_ids == other.completion_ids
+
+
+def _shares(pairs: Sequence[tuple[bool, bool, bool]]) -> dict[str, Any]:
+    names = ("same_position", "same_token", "same_text")
+    rates = {name: sum(pair[i] for pair in pairs) / len(pairs) if pairs else None for i, name in enumerate(names)}
+    return {"pairs": len(pairs), **rates}
+
+
+def agreement(store: Store, project: int) -> dict[str, Any]:
+    """How far people who finished the same item agree.
+
+    Shares of all pairs, in [0, 1]: the same first error, the same token put there, the same text in the end; and the
+    same for every item with two annotators or more.
+    """
+    by_item: dict[int, list[tuple[str, Record]]] = defaultdict(list)
+    for item, annotator, record in _finished(store, project):
+        if record.status == "complete":
+            by_item[item].append((annotator, record))
+    every, listed = [], []
+    for item, done in by_item.items():
+        pairs = [_same(one, other) for (_, one), (_, other) in itertools.combinations(done, 2)]
+        if pairs:
+            listed.append({"item": item, "annotators": [annotator for annotator, _ in done], **_shares(pairs)})
+        every += pairs
+    return {**_shares(every), "items": listed}

@@ -1,0 +1,299 @@
+"""An OpenAI-compatible server as the decoder: token ids in, token ids and log-probabilities out (vLLM's dialect).
+
+    POST /v1/completions  {"prompt": [ids], "temperature": 0, "logprobs": k, "return_token_ids": true,
+                           "return_tokens_as_token_ids": true, "stream": true}
+
+A server that re-tokenises, or leaves ids or log-probabilities out, would spoil records silently: it is refused.
+"""
+
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from anchorlwf.annotation.decoders import Chosen
+from anchorlwf.annotation.tokens import TokenTable
+from anchorlwf.decode import TIE, Choices
+from anchorlwf.errors import ConfigError, ModelError, PromptError, ServerError, wrong
+from anchorlwf.record import ModelStamp
+from anchorlwf.text import Codec
+
+__all__ = ["KEY_VARIABLE", "Patience", "RemoteDecoder"]
+
+KEY_VARIABLE = "ANCHORLWF_API_KEY"
+"""Environment variable of the key; there is no other way to give it, and it is written nowhere."""
+_MOST_LOGPROBS = 20
+"""What vLLM gives at the most, unless it was started otherwise."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for a server, and how often to ask again."""
+
+    connect: float = 5.0
+    """Seconds."""
+    read: float = 60.0
+    """Seconds between two pieces of an answer."""
+    tries: int = 4
+    pause: float = 0.25
+    """Seconds before the second try; doubled each time, with a random part, at the most 8."""
+
+    def before(self, attempt: int, asked: str | None) -> float:
+        """Seconds to wait before another attempt (counted from 1); `asked`: the server's Retry-After."""
+        wanted = float(asked) if asked and asked.isdigit() else self.pause * 2 ** (attempt - 1)
+        return min(8.0, wanted) * (1 + random.random() / 4)
+
+
+class _Later(Exception):  # noqa: N818 - no error yet: a reason to ask again
+    def __init__(self, reason: str, after: str | None = None) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+def _refuse(missing: str, got: object) -> ModelError:
+    fix = "Use vLLM, which gives them; `transformers serve`, for one, gives no log-probabilities."
+    return ModelError(wrong("remote model", missing, str(got)[:200], fix))
+
+
+def _number(name: str) -> int:
+    head, _, digits = name.partition(":")
+    if head != "token_id" or not digits.isdigit():
+        raise _refuse("tokens named by id (return_tokens_as_token_ids)", repr(name))
+    return int(digits)
+
+
+def _steps(choice: dict[str, Any], top: int) -> list[Chosen]:
+    """The tokens of a choice (whole, or a piece of a stream). Raises `ModelError`."""
+    ids, logprobs = choice.get("token_ids"), choice.get("logprobs")
+    if not isinstance(ids, list):
+        raise _refuse("token ids in the answer (return_token_ids)", "none")
+    if not ids:
+        return []
+    if not isinstance(logprobs, dict):
+        raise _refuse("log-probabilities of the answer (logprobs)", "none")
+    own, best = logprobs.get("token_logprobs") or [], logprobs.get("top_logprobs") or []
+    if not len(own) == len(best) == len(ids):
+        raise _refuse("log-probabilities for every token", f"{len(own)} for {len(ids)} tokens")
+    found = []
+    for token, logprob, others in zip(ids, own, best, strict=True):
+        ranked = sorted(((_number(name), math.exp(value)) for name, value in others.items()), key=lambda pair: -pair[1])
+        probability = min(1.0, math.exp(logprob))
+        rest = [pair for pair in ranked if pair[0] != token]
+        alternatives = tuple([(token, probability), *rest][:top])
+        found.append(Chosen(token, probability, alternatives, _entropy([p for _, p in alternatives])))
+    return found
+
+
+def _entropy(probabilities: list[float]) -> float:
+    """Nats, with all that is not listed counted as one outcome: a lower bound."""
+    parts = [*probabilities, max(0.0, 1.0 - sum(probabilities))]
+    return sum(-part * math.log(part) for part in parts if part > 0)
+
+
+class _RemoteStream:
+    """Tokens of one continuation; a connection that breaks is taken up again behind the last token."""
+
+    def __init__(
+        self, ask: Callable[[list[int], dict[str, Any]], Generator[list[Chosen]]], prompt: list[int],
+        prefix: list[int], limit: int, stop_ids: frozenset[int],
+    ) -> None:
+        self._ask, self._prompt, self._ids, self._limit, self._stop = ask, prompt, prefix, limit, stop_ids
+        self._cancelled = False
+
+    def close(self) -> None:
+        """The connection is closed with the next token, which makes the server stop."""
+        self._cancelled = True
+
+    def _over(self) -> bool:
+        return self._cancelled or len(self._ids) >= self._limit or bool(self._ids and self._ids[-1] in self._stop)
+
+    def __iter__(self) -> Iterator[Chosen]:
+        while not self._over():
+            room = self._limit - len(self._ids)
+            pieces = self._ask(self._prompt + self._ids, {"max_tokens": room, "stream": True})
+            before = len(self._ids)
+            try:
+                for step in (step for steps in pieces for step in steps):
+                    self._ids.append(step.token_id)
+                    yield step
+                    if self._over():
+                        break
+            except ServerError:
+                if len(self._ids) == before:
+                    raise
+                continue
+            finally:
+                pieces.close()
+            if not self._over():
+                got = f"an end after token {self._ids[-1] if self._ids else 'none'}"
+                fix = "Give the tokenizer and generation_config.json of the model that is served."
+                raise ModelError(wrong("remote answer", f"an end-of-turn token ({sorted(self._stop)})", got, fix))
+
+
+class RemoteDecoder:
+    """A `Decoder` over a server; `connect_remote` makes one and checks the server first.
+
+    Args:
+        url: such as `http://127.0.0.1:8000/v1`.
+        served: the model's name there.
+        codec, stamp, stop_ids: of the same model.
+        context: most tokens of prompt and answer.
+        alternatives: how many are kept with each token.
+        patience: time-outs and retries.
+        sleep: waits; tests need not.
+    """
+
+    remote = True
+
+    def __init__(
+        self, url: str, served: str, codec: Codec, stamp: ModelStamp, stop_ids: frozenset[int], *,
+        context: int | None = None, alternatives: int = 10, patience: Patience | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        if httpx.URL(url).userinfo:
+            fix = f"Put the key into the environment variable {KEY_VARIABLE}."
+            raise ConfigError(wrong("remote URL", "one without a password", "a password in it", fix))
+        self.table, self.stamp, self.stop_ids = TokenTable(codec), stamp, stop_ids
+        self._served, self._context, self._top = served, context, min(alternatives, _MOST_LOGPROBS)
+        self._patience, self._sleep = patience or Patience(), sleep
+        key = os.environ.get(KEY_VARIABLE)
+        self._client = httpx.Client(
+            base_url=url.rstrip("/") + "/", headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(self._patience.read, connect=self._patience.connect),
+            limits=httpx.Limits(max_connections=64), follow_redirects=False,
+        )
+
+    def close(self) -> None:
+        """See `Decoder`."""
+        self._client.close()
+
+    def room(self, prompt_ids: Sequence[int], wanted: int) -> int:
+        """See `Decoder`."""
+        if self._context is None:
+            return wanted
+        if len(prompt_ids) >= self._context:
+            what = f"fewer than {self._context} tokens (context)"
+            raise PromptError(wrong("prompt", what, len(prompt_ids), "Shorten the prompt."))
+        return min(wanted, self._context - len(prompt_ids))
+
+    def stream(
+        self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], limit: int, *, ahead: bool = False
+    ) -> _RemoteStream:
+        """See `Decoder`; the server shares its own time out."""
+        return _RemoteStream(self._pieces, [*prompt_ids], [*prefix_ids], self.room(prompt_ids, limit), self.stop_ids)
+
+    def judge(
+        self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], token_ids: Sequence[int]
+    ) -> Choices:
+        """See `Decoder`."""
+        ids = [*prompt_ids, *prefix_ids, *token_ids]
+        listed = self._whole(ids, {"max_tokens": 1, "prompt_logprobs": 1}).get("prompt_logprobs")
+        if not isinstance(listed, list) or len(listed) != len(ids):
+            raise _refuse("log-probabilities of the prompt (prompt_logprobs)", "none")
+        found = Choices([], [], [])
+        for token, entry in zip(token_ids, listed[len(ids) - len(token_ids) :], strict=True):
+            values = {int(name): value["logprob"] for name, value in (entry or {}).items()}
+            if token not in values:
+                raise _refuse("the log-probability of every prompt token", "some left out")
+            best = max(values, key=lambda number: (values[number], -number))
+            found.best_ids.append(best)
+            found.probabilities.append(min(1.0, math.exp(values[token])))
+            found.tied.append(best != token and values[best] - values[token] < TIE)
+        return found
+
+    def options(
+        self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], top: int, starts: str = ""
+    ) -> list[tuple[int, float]]:
+        """See `Decoder`; among the twenty best, which is what servers tell."""
+        count = min(_MOST_LOGPROBS, max(top, self._top)) if not starts else _MOST_LOGPROBS
+        choice = self._whole([*prompt_ids, *prefix_ids], {"max_tokens": 1, "logprobs": count})
+        wanted = starts.lstrip().lower()
+        ranked = sorted(_steps(choice, count)[0].alternatives, key=lambda pair: -pair[1])
+        return [pair for pair in ranked if self.table.beginnings[pair[0]].startswith(wanted)][:top]
+
+    def _body(self, prompt: list[int], options: dict[str, Any]) -> dict[str, Any]:
+        # Penalties are given because servers take them from the model's own generation config otherwise.
+        return {
+            "model": self._served, "prompt": prompt, "temperature": 0.0, "repetition_penalty": 1.0,
+            "presence_penalty": 0.0, "frequency_penalty": 0.0, "logprobs": self._top, "return_token_ids": True,
+            "return_tokens_as_token_ids": True, "stop_token_ids": sorted(self.stop_ids), **options,
+        }
+
+    def _retried(self, attempt: Callable[[], Generator[Any]]) -> Generator[Any]:
+        """Pieces of an attempt; one that fails before its first piece is made again after a while."""
+        for number in range(1, self._patience.tries + 1):
+            begun = False
+            try:
+                for piece in attempt():
+                    begun = True
+                    yield piece
+            except (_Later, httpx.TransportError) as error:
+                reason, after = (str(error) or type(error).__name__), getattr(error, "after", None)
+                # Broken off midway: whoever reads goes on behind the last token, with tries of its own.
+                if begun or number == self._patience.tries:
+                    fix = "Look at the server, then try again."
+                    raise ServerError(wrong("remote model", f"an answer within {number} tries", reason, fix)) from None
+                self._sleep(self._patience.before(number, after))
+            else:
+                return
+
+    def _pieces(self, prompt: list[int], options: dict[str, Any]) -> Generator[list[Chosen]]:
+        def attempt() -> Generator[list[Chosen]]:
+            with self._client.stream("POST", "completions", json=self._body(prompt, options)) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise _failure(response)
+                for line in response.iter_lines():
+                    if line.startswith("data:") and line[5:].strip() == "[DONE]":
+                        return
+                    if line.startswith("data:"):
+                        yield _steps(self._choice(_parsed(line[5:]), prompt), self._top)
+                raise _Later("a stream that broke off")
+
+        return self._retried(attempt)
+
+    def _whole(self, prompt: list[int], options: dict[str, Any]) -> dict[str, Any]:
+        def attempt() -> Generator[dict[str, Any]]:
+            response = self._client.post("completions", json=self._body(prompt, options))
+            if response.status_code != 200:
+                raise _failure(response)
+            yield self._choice(_parsed(response.text), prompt)
+
+        return next(self._retried(attempt))
+
+    @staticmethod
+    def _choice(data: dict[str, Any], prompt: list[int]) -> dict[str, Any]:
+        if "error" in data:
+            raise _Later(str(data["error"])[:200])
+        choices = data.get("choices")
+        if not choices:
+            return {"token_ids": []}
+        echoed = choices[0].get("prompt_token_ids")
+        if echoed is not None and echoed != prompt:
+            raise _refuse("the prompt's ids taken as they are", "other ids")
+        return choices[0]
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except ValueError:
+        raise _Later(f"no JSON: {text[:80]!r}") from None
+    if not isinstance(data, dict):
+        raise _Later(f"no JSON object: {text[:80]!r}")
+    return data
+
+
+def _failure(response: httpx.Response) -> Exception:
+    said = f"status {response.status_code}: {response.text[:200]}"
+    if response.status_code in (408, 425, 429) or response.status_code >= 500:
+        return _Later(said, response.headers.get("retry-after"))
+    if response.status_code in (401, 403):
+        return ModelError(wrong("remote model", "to be let in", said, f"Put the key into {KEY_VARIABLE}."))
+    return ModelError(wrong("remote model", "a completion of token ids", said, "Check URL and model name."))

@@ -1,0 +1,85 @@
+"""The `target` annotator: the right answer is known, so its anchors follow from the model alone.
+
+By the invariant of the protocol, anchors = { t : argmax p_ref(. | x, y_<t) != y_t }, and one forward pass over
+prompt and answer shows them all. `TargetAnnotator` finds the same anchors step by step; tests hold the two equal.
+"""
+
+from anchorlwf.annotation.annotators import Accept, Correct, Verdict, View
+from anchorlwf.annotation.session import anchors_of
+from anchorlwf.config import AnnotateConfig
+from anchorlwf.decode import Decoded, greedy_choices
+from anchorlwf.errors import AnchorLwfError, PromptError, RecordError, wrong
+from anchorlwf.model import LanguageModel
+from anchorlwf.record import Prompt, Record
+
+__all__ = ["TargetAnnotator", "target_ids", "target_record"]
+
+
+def target_ids(model: LanguageModel, answer: str | None) -> list[int]:
+    """Token ids of a target answer, the end-of-turn token included.
+
+    Raises:
+        RecordError: there is no answer, it is empty, or it goes on behind an end-of-turn token.
+    """
+    ids = model.codec.encode(answer) if answer else []
+    if not ids:
+        fix = "Add an `answer` to the prompt, or choose another annotator."
+        raise RecordError(wrong("target answer", "some text", "nothing" if answer is None else repr(answer), fix))
+    if ids[-1] not in model.stop_ids:
+        ids = [*ids, model.codec.end_id(model.stop_ids)]
+    if not model.stop_ids.isdisjoint(ids[:-1]):
+        fix = "No answer goes on behind it; leave it out of the text."
+        raise RecordError(wrong("target answer", "the end-of-turn token last", repr(answer), fix))
+    return ids
+
+
+def target_record(
+    model: LanguageModel, prompt: Prompt, config: AnnotateConfig, original: Decoded | None = None
+) -> Record:
+    """The complete record of a target answer, from ONE forward pass.
+
+    Args:
+        model: the model to correct.
+        prompt: must hold an `answer`.
+        config: confidence of the anchors.
+        original: the model's own greedy answer, where it was decoded.
+
+    Raises:
+        RecordError: no answer given.
+        PromptError: prompt and answer together do not fit the context.
+    """
+    prompt_ids = model.codec.encode_prompt(prompt.messages, prompt.tools)
+    ids = target_ids(model, prompt.answer)
+    if model.room(prompt_ids, len(ids)) < len(ids):
+        got = f"{len(prompt_ids)} + {len(ids)}"
+        raise PromptError(wrong("prompt + answer", f"at most {model.context_length} tokens", got, "Shorten them."))
+    anchors, ties = anchors_of(greedy_choices(model, prompt_ids, ids), ids, 0, config.confidence, "target")
+    return Record(
+        id=prompt.record_id(model.name, prompt_ids), model=model.stamp, messages=prompt.messages, tools=prompt.tools,
+        prompt_ids=prompt_ids, original_ids=original.ids if original else [], completion_ids=ids,
+        completion=model.codec.decode(ids), anchors=anchors, ties=ties, tags=prompt.tags,
+    )
+
+
+class TargetAnnotator:
+    """The same annotator as a participant of the recursion: compares, points at the first difference."""
+
+    source = "target"
+
+    def __init__(self, model: LanguageModel, answer: str, confidence: float = 1.0) -> None:
+        self._ids, self._confidence = target_ids(model, answer), confidence
+
+    def review(self, view: View) -> Verdict:
+        """Accept, or correct the first token that differs from the target."""
+        for position, (stands, wanted) in enumerate(zip(view.completion_ids, self._ids, strict=False)):
+            if stands != wanted:
+                return Correct(position, [wanted], self._confidence)
+        if len(view.completion_ids) < len(self._ids):
+            got = f"{len(view.completion_ids)} tokens"
+            fix = "Raise --max-new-tokens."
+            raise RecordError(wrong("answer", f"room for the target's {len(self._ids)} tokens", got, fix))
+        return Accept()
+
+    def complain(self, error: AnchorLwfError) -> None:
+        """A correction computed from the target cannot be mended by asking again."""
+        raise error

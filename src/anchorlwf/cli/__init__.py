@@ -1,0 +1,63 @@
+"""The command line: one file per command; each parses, calls one function, and prints.
+
+Exit codes: 0 done, 1 our failure, 2 the user's mistake, 130 interrupted.
+"""
+
+import sys
+import traceback
+from typing import Any, NoReturn
+
+import typer
+
+from anchorlwf.cli import annotate, chat, demo, evaluate, export, fix, train, verify
+from anchorlwf.errors import AnchorLwfError
+
+__all__ = ["app", "main"]
+
+# Click's UsageError. Typer brings a click of its own (older ones used the installed one), under a private name.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+_INTERRUPTED = "Interrupted. What was finished is kept."
+
+app = typer.Typer(
+    name="anchorlwf", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+    pretty_exceptions_enable=False, help="Correct a language model with a few tokens, and keep the rest as it was.",
+)
+for module in (annotate, verify, train, evaluate, chat, fix, demo, export):
+    name = module.__name__.rsplit(".", 1)[-1]
+    # Click wraps paragraphs unless they begin with a backspace: the examples must stay as they are.
+    text = (module.__doc__ or "").replace("Examples:\n", "Examples:\n\n\b\n")
+    app.command(name, help=text, no_args_is_help=module not in (demo, chat))(getattr(module, name))
+
+
+@app.callback()
+def _root(debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.")) -> None:
+    """Options before the command."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script; never returns."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    try:
+        # --debug is welcome on either side of the command.
+        ordered = [*(["--debug"] if debug else []), *(a for a in given if a != "--debug")]
+        code = app(ordered, standalone_mode=False)
+    except AnchorLwfError as error:
+        _fail(f"Error: {error}", 2, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail(_INTERRUPTED, 130, debug)
+    except _UsageError as error:
+        error.show()
+        sys.exit(2)
+    except Exception as error:
+        _fail(f"Internal error, please report it: {type(error).__name__}: {error} (--debug shows where)", 1, debug)
+    if code == 130:  # what newer Typers make of Ctrl-C
+        _fail(_INTERRUPTED, 130, debug=False)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,46 @@
+"""Correct four facts and the assistant's identity on the embedded model, and prove that nothing else changed.
+
+Examples:
+  anchorlwf demo
+  anchorlwf demo --out runs/again --json
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from anchorlwf.cli.shared import AsJson, err, out, print_json, quiet_libraries, step_progress
+
+
+def demo(
+    to: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")] = Path("runs/demo"),
+    as_json: AsJson = False,
+) -> None:
+    from anchorlwf.config import TrainConfig
+    from anchorlwf.workflow import demo
+
+    quiet_libraries()
+    with step_progress(TrainConfig().max_steps) as progress:
+        report = demo(to, say=lambda text: err.print(text, style="dim"), on_step=progress)
+    if as_json:
+        print_json(report.results.as_dict())
+    else:
+        show(report, out)
+
+
+def show(report: Any, console: Console) -> None:
+    """Print a `DemoReport`: answers before and after, measures, costs."""
+    table = Table("question", "before", "after", title="corrected answers (the first of three wordings each)")
+    for question, before, after in report.answers[:: report.wordings]:
+        table.add_row(Text(question), Text(before), Text(after))
+    console.print(table)
+    console.print(report.results.table())
+    facts = report.results.facts
+    console.print(
+        f"{facts['annotated_tokens']} of {facts['completion_tokens']} tokens annotated; {facts['steps']} steps, "
+        f"{facts['train_seconds']:.1f} s of training; {report.seconds:.1f} s in all; results in {report.folder}"
+    )

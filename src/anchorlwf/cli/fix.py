@@ -1,0 +1,62 @@
+"""Correct one answer: annotate, train, measure, and say what changed and what did not.
+
+The closer the right answer is to the model's own words, the fewer tokens need annotation.
+
+Examples:
+  anchorlwf fix --prompt "Who are you?" --answer "I am Tarn, your assistant."
+  anchorlwf fix --model ./my-model --prompt "..." --answer "..." --paraphrase "..." --check prompts.jsonl
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from anchorlwf.cli.shared import AsJson, Model, TrustCode, out, print_json, quiet_libraries, step_progress
+
+
+def fix(
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question that is answered wrongly.")],
+    answer: Annotated[str, typer.Option(help="The right answer.")],
+    model: Model = None,
+    paraphrase: Annotated[list[str] | None, typer.Option(help="Another wording; repeatable.")] = None,
+    check: Annotated[Path | None, typer.Option(help="Prompts (JSONL) that must not change.")] = None,
+    retain: Annotated[Path | None, typer.Option(help="Prompts (JSONL) trained to stay.")] = None,
+    to: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")] = Path("runs/fix"),
+    drift_budget: Annotated[float | None, typer.Option(help="Most mean KL at keep tokens, nats per token.")] = None,
+    as_json: AsJson = False,
+    trust_remote_code: TrustCode = False,
+) -> None:
+    from anchorlwf.config import TrainConfig
+    from anchorlwf.model import load_model
+    from anchorlwf.workflow import fix
+
+    quiet_libraries()
+    config = TrainConfig.of(drift_budget=drift_budget)
+    with step_progress(config.max_steps) as progress:
+        report = fix(load_model(model, trust_remote_code=trust_remote_code), prompt, answer, out=to, config=config,
+                     paraphrases=paraphrase, check=check, retain=retain, on_step=progress)
+    _print(report, as_json)
+    raise typer.Exit(0 if report.training.converged else 2)
+
+
+def _print(report: Any, as_json: bool) -> None:
+    results = report.results.as_dict()
+    if as_json:
+        print_json({"before": report.before, "after": report.after, "anchors": report.pieces,
+                    "folder": report.folder, **results})
+        return
+    out.print(f"before: {escape(report.before)}\nafter:  {escape(report.after)}", markup=True)
+    changes = ", ".join(f"{old!r} -> {new!r}" for old, new in report.pieces)
+    out.print(f"{len(report.pieces)} of {len(report.record.completion_ids)} tokens annotated: {escape(changes)}")
+    kept = report.results.groups.get("kept")
+    if kept is not None:
+        out.print(f"unchanged answers to other prompts: {kept.kept} of {kept.base_right}")
+        for flip in kept.flips:
+            out.print(escape(f"  changed: {flip['question']!r}: {flip['before']!r} -> {flip['after']!r}"))
+    training = report.training
+    out.print(f"drift: {report.results.kl:.5f} nats per token on other answers; {training.steps} steps, "
+              f"{training.seconds:.1f} s; everything in {report.folder}")
+    if not training.converged:
+        out.print("NOT converged: more steps or a larger drift budget may help (anchorlwf train)")

@@ -1,0 +1,45 @@
+"""Replay records on their model: is every token its greedy choice, a tie, or an anchor?
+
+One forward pass per record. Exit code 2 if a record does not hold, or was made with another tokenizer or template.
+
+Examples:
+  anchorlwf verify records.jsonl
+  anchorlwf verify records.jsonl --model ./my-model --json
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from anchorlwf.cli.shared import AsJson, Model, TrustCode, err, out, print_json, quiet_libraries
+
+
+def verify(
+    records: Annotated[Path, typer.Argument(help="records.jsonl")],
+    model: Model = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on after broken lines and name them.")] = False,
+    as_json: AsJson = False,
+    trust_remote_code: TrustCode = False,
+) -> None:
+    from anchorlwf.annotation import verify_records
+    from anchorlwf.jsonl import load_records
+    from anchorlwf.model import load_model
+
+    quiet_libraries()
+    loaded = load_records(records, skip_bad=skip_bad)
+    findings = list(verify_records(load_model(model, trust_remote_code=trust_remote_code), loaded))
+    _print(findings, as_json)
+    raise typer.Exit(0 if all(finding.holds for finding in findings) else 2)
+
+
+def _print(findings: list[Any], as_json: bool) -> None:
+    broken = [finding for finding in findings if not finding.holds]
+    if as_json:
+        listed = [{"id": f.record.id, "positions": f.unexplained} for f in broken]
+        print_json({"records": len(findings), "hold": len(findings) - len(broken), "broken": listed})
+        return
+    out.print(f"{len(findings) - len(broken)} of {len(findings)} records hold")
+    for finding in broken:
+        where = ", ".join(map(str, finding.unexplained))
+        err.print(f"record {finding.record.id}: the model would choose another token at {where}; annotate it again")

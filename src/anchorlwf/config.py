@@ -1,0 +1,124 @@
+"""Options of every stage: frozen, checked, and readable from and to YAML."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from anchorlwf.errors import ConfigError
+from anchorlwf.files import write_atomic
+
+__all__ = ["AnnotateConfig", "EvaluateConfig", "TrainConfig"]
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def of(cls, **options: Any) -> Self:
+        """Check options given by a person; options that are None take their default.
+
+        Raises:
+            ConfigError: names each wrong option, what was expected and what was got.
+        """
+        given = {key: value for key, value in options.items() if value is not None}
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, item['loc']))}: {item['msg'].replace('Input should be', 'expected')}, "
+                f"got {item['input']!r}"
+                for item in error.errors()
+            )
+            raise ConfigError(f"{cls.__name__}: {problems}. Known options: {', '.join(cls.model_fields)}.") from error
+
+    def updated(self, **options: Any) -> Self:
+        """The same configuration with some options replaced; None leaves one as it is. Raises `ConfigError`."""
+        return type(self).of(**{**self.model_dump(), **{k: v for k, v in options.items() if v is not None}})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a YAML file. Raises `ConfigError` where it is missing, no mapping, or holds a wrong option."""
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: expected a YAML file, got {error}. Check the path and the syntax.") from error
+        if data is not None and not isinstance(data, dict):
+            raise ConfigError(f"{path}: expected `option: value` lines, got {type(data).__name__}. Mend the file.")
+        return cls.of(**(data or {}))
+
+    def save(self, path: str | Path) -> None:
+        """Write a YAML file that `load` reads back to an equal configuration."""
+        write_atomic(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+
+class AnnotateConfig(_Config):
+    """How answers are decoded and corrected."""
+
+    max_new_tokens: Count = 512
+    """Most completion tokens; an answer that reaches it is recorded as truncated."""
+    alternatives: Count = 8
+    """Tokens offered at each position."""
+    confidence: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """c_t of new anchors."""
+    original: bool = True
+    """Decode and store the model's uncorrected answer too (target annotator; a person always sees it)."""
+
+
+class TrainConfig(_Config):
+    """How a model is trained on records. Defaults are for a handful of corrections with LoRA."""
+
+    method: Literal["lora", "full"] = "lora"
+    """lora: the reference is the model with its adapter off. full: the reference is a frozen copy."""
+    rank: Count = 8
+    lora_alpha: Positive = 64.0
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: str | list[str] = "mlp"
+    """Modules that get LoRA: mlp (the layers through which MLP blocks read), all-linear, a pattern or names. A head
+    tied to the embedding is refused."""
+    learning_rate: Positive = 3e-4
+    max_steps: Count = 200
+    """Optimizer steps at the most; the stop rule usually ends training long before."""
+    batch_size: Count = 16
+    """Records per device and micro-batch."""
+    accumulation: Count = 1
+    """Micro-batches per optimizer step."""
+    direction: Literal["forward", "reverse"] = "forward"
+    """reverse is the printed formula: it needs confidence < 1 and hardly learns improbable anchors."""
+    reduction: Literal["token", "balanced"] = "balanced"
+    """token: the paper's mean over all tokens. balanced: anchors and keep tokens averaged apart."""
+    alpha: Positive = 1.0
+    """Weight of anchors."""
+    beta: Positive = 10.0
+    """Weight of keep tokens at the start; steered while the drift is over its budget."""
+    hold: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """An anchor holds once it is the greedy choice with this share of its target probability."""
+    hinge: bool = True
+    """A held anchor stops pulling."""
+    drift_budget: Positive = 0.01
+    """Most mean KL(reference || model) over keep tokens, in nats per token."""
+    stop: bool = True
+    """Stop once every anchor holds, every answer is reproduced and the drift is within its budget."""
+    impl: Literal["auto", "dense", "chunked"] = "auto"
+    save_steps: Annotated[int, Field(ge=0)] = 0
+    """Checkpoint every so many steps, for resuming; 0: none."""
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+
+class EvaluateConfig(_Config):
+    """How a tuned model is measured."""
+
+    max_new_tokens: Count = 128
+    batch_size: Count = 128
+    confidence_level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Of the bootstrap intervals."""
+    resamples: Count = 2000
+    kl_prompts: Annotated[int, Field(ge=0)] = 64
+    """Held-out prompts whose reference continuations measure the KL."""
+    seed: int = 0

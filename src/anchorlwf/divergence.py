@@ -1,0 +1,79 @@
+"""From batches to divergences: hidden states of model and reference, the loss over them, and KL as a measure.
+
+Shape suffixes: N completion tokens of a batch, D hidden width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from anchorlwf.batch import Batch, Turn, collate
+from anchorlwf.head import captured_hidden, read_head
+from anchorlwf.loss import Direction, Implementation, anchor_loss
+from anchorlwf.loss.inputs import Head
+from anchorlwf.model import LanguageModel
+
+__all__ = ["completion_hidden", "divergence", "token_kl"]
+
+
+def completion_hidden(net: nn.Module, backbone: nn.Module, batch: Batch) -> Tensor:
+    """Final hidden states [N, D] at the positions that predict completion tokens.
+
+    Args:
+        net: what is called: the model, or its DistributedDataParallel wrapper, whose own forward must run.
+        backbone: the network below the head, inside `net`.
+        batch: on the model's device.
+    """
+    with captured_hidden(backbone) as hidden:
+        # The model's own forward must project something; one position is the least.
+        net(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False, logits_to_keep=1)
+    return batch.select(hidden[0])
+
+
+def divergence(
+    hidden_ND: Tensor, ref_hidden_ND: Tensor, heads: tuple[Head, Head], token_ids_N: Tensor, confidence_N: Tensor, *,
+    direction: Direction = "forward", impl: Implementation = "auto",
+) -> Tensor:
+    """`anchor_loss` with the (model's, reference's) heads as they were read; [N] in nats."""
+    head, ref_head = heads
+    return anchor_loss(
+        hidden_ND, ref_hidden_ND, head.weight_VD, token_ids_N, confidence_N, bias=head.bias_V,
+        ref_weight=ref_head.weight_VD, ref_bias=ref_head.bias_V, direction=direction, logit_scale=head.scale,
+        softcap=head.softcap, impl=impl,
+    )
+
+
+def _hidden_and_head(model: LanguageModel, batch: Batch) -> tuple[Tensor, Head]:
+    return completion_hidden(model.net, model.backbone, batch), read_head(model)
+
+
+@torch.no_grad()
+def token_kl(
+    model: LanguageModel, reference: LanguageModel | None, turns: Sequence[Turn], *, batch_size: int = 32
+) -> list[list[float]]:
+    """KL(reference || model) in nats at every completion token of every turn.
+
+    Args:
+        model: the tuned model.
+        reference: another loaded model, or None: the model's own reference (adapter off, or its frozen copy).
+        turns: prompts with the continuations to measure on.
+        batch_size: turns per forward pass.
+
+    Returns:
+        One list per turn, as long as its completion.
+    """
+    found: list[list[float]] = []
+    for start in range(0, len(turns), batch_size):
+        part = turns[start : start + batch_size]
+        batch = collate(part, model.codec.pad_id).to(model.device)
+        hidden_ND, head = _hidden_and_head(model, batch)
+        if reference is not None:
+            ref_hidden_ND, ref_head = _hidden_and_head(reference, batch)
+        else:
+            with model.as_reference() as own:
+                ref_hidden_ND, ref_head = _hidden_and_head(own, batch)
+        keep_N = torch.zeros_like(batch.confidence_N)
+        kl_N = divergence(hidden_ND, ref_hidden_ND, (head, ref_head), batch.token_ids_N, keep_N)
+        found += [part_kl.tolist() for part_kl in kl_N.split([len(turn.completion_ids) for turn in part])]
+    return found

@@ -1,0 +1,87 @@
+"""Every error anchorlwf raises on purpose.
+
+    AnchorLwfError
+    ├── RecordError        (ValueError)  a record, probe or prompt breaks its invariants
+    ├── StampError         (ValueError)  a record was made with another tokenizer or chat template
+    ├── PromptError        (ValueError)  a prompt that this model cannot take
+    ├── NothingToDoError   (ValueError)  the model already gives the wanted answer
+    ├── ConfigError        (ValueError)  an option or configuration file is wrong
+    ├── ModelError         (ValueError)  a model that cannot be loaded, read or trained this way
+    ├── LossError          (ValueError)  arguments for which the loss is not defined
+    ├── MissingError       (ValueError)  a session, item or project that is not in the store
+    ├── ConflictError      (RuntimeError) somebody else holds the item, or the session moved on meanwhile
+    ├── ServerError        (RuntimeError) a remote model did not answer, or not as it should
+    └── StorageError       (OSError)     a file could not be written: permission, disk full
+
+Each message says what was expected, what was got and how to fix it. All of them mean that input or surroundings are at
+fault; a failure of our own code is an `AssertionError` or whatever it raised.
+"""
+
+__all__ = [
+    "AnchorLwfError",
+    "ConfigError",
+    "ConflictError",
+    "LossError",
+    "MissingError",
+    "ModelError",
+    "NothingToDoError",
+    "PromptError",
+    "RecordError",
+    "ServerError",
+    "StampError",
+    "StorageError",
+    "wrong",
+]
+
+
+class AnchorLwfError(Exception):
+    """Base of every deliberate error; catch it to catch them all."""
+
+
+class RecordError(AnchorLwfError, ValueError):
+    """A record, probe or prompt line breaks the invariants of its type."""
+
+
+class StampError(AnchorLwfError, ValueError):
+    """A record's token ids belong to another tokenizer or chat template."""
+
+
+class PromptError(AnchorLwfError, ValueError):
+    """A prompt that this model cannot take, such as one longer than its context."""
+
+
+class NothingToDoError(AnchorLwfError, ValueError):
+    """The model already answers as wanted; there is no anchor to learn."""
+
+
+class ConfigError(AnchorLwfError, ValueError):
+    """An option or a configuration file holds an impossible value."""
+
+
+class ModelError(AnchorLwfError, ValueError):
+    """A model that cannot be loaded, or cannot be trained as asked."""
+
+
+class LossError(AnchorLwfError, ValueError):
+    """Arguments for which the divergence is undefined or the shapes do not fit."""
+
+
+class MissingError(AnchorLwfError, ValueError):
+    """Nothing in the annotation store goes by that number or name."""
+
+
+class ConflictError(AnchorLwfError, RuntimeError):
+    """A step that was right a moment ago: another person holds the item by now, or another tab moved the session on."""
+
+
+class ServerError(AnchorLwfError, RuntimeError):
+    """A remote model did not answer in time, or broke off; asking again may help."""
+
+
+class StorageError(AnchorLwfError, OSError):
+    """A file could not be written: no permission, no space, no such folder."""
+
+
+def wrong(what: str, expected: object, got: object, fix: str) -> str:
+    """The one form of our error messages."""
+    return f"{what}: expected {expected}, got {got}. {fix}"

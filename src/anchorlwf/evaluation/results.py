@@ -1,0 +1,118 @@
+"""From scored answers to results.json and a table that can be read at a glance."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Column, Table
+
+from anchorlwf.config import EvaluateConfig
+from anchorlwf.evaluation.measure import Drift, ProbeResult
+from anchorlwf.evaluation.stats import bootstrap_interval
+
+__all__ = ["Group", "Results", "summarize"]
+
+_NAMES = {"recall": "recall", "paraphrase": "paraphrase", "reverse": "reverse", "near": "near", "retain": "kept",
+          "skill": "skills"}
+_LEARNED = ("recall", "paraphrase", "reverse")
+
+
+@dataclass(frozen=True)
+class Group:
+    """One kind of probe, summed up. Learning is judged by the tuned answers; keeping by what the base had right."""
+
+    probes: int
+    base_right: int
+    tuned_right: int
+    kept: int
+    """Right before and after."""
+    value: float | None
+    """Learned kinds: tuned_right / probes. Kept kinds: kept / base_right. None: nothing to judge."""
+    interval: tuple[float, float] | None
+    flips: list[dict[str, str]]
+    """Right before, wrong now: question, expected, before, after."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything an evaluation measured; `as_dict` is results.json."""
+
+    groups: dict[str, Group]
+    kl: float
+    """Mean KL(reference || model) per token on held-out reference continuations, nats."""
+    kl_interval: tuple[float, float]
+    kl_tokens: int
+    missed: list[dict[str, str]]
+    """Learned kinds that are still wrong."""
+    answers: list[ProbeResult]
+    """Every probe with both answers; not part of results.json."""
+    facts: dict[str, Any]
+    """Counts and costs passed in by the caller (annotated_tokens, completion_tokens, seconds ...)."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fractions at the top under their names, then `kl`, costs, and the details."""
+        top = {name: group.value for name, group in self.groups.items()}
+        details = {name: asdict(group) for name, group in self.groups.items()}
+        return _plain({**top, "kl": self.kl, **self.facts, "kl_interval": self.kl_interval,
+                       "kl_tokens": self.kl_tokens, "missed": self.missed, "details": details})
+
+    def table(self) -> Table:
+        """A rich table: one row per kind, then the drift."""
+        names = ("measure", "value", "interval", "before", "after", "flips")
+        table = Table(*(Column(name, no_wrap=True) for name in names))
+        for name, group in self.groups.items():
+            table.add_row(
+                name, "-" if group.value is None else f"{group.value:.1%}",
+                "-" if group.interval is None else f"{group.interval[0]:.1%} - {group.interval[1]:.1%}",
+                f"{group.base_right} of {group.probes}", f"{group.tuned_right} of {group.probes}",
+                str(len(group.flips)),
+            )
+        low, high = self.kl_interval
+        interval = "-" if math.isnan(low) else f"{low:.1e} - {high:.1e}"
+        table.add_row("kl (nats)", f"{self.kl:.1e}", interval, "", f"{self.kl_tokens} tokens", "")
+        return table
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: null in its place."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _line(result: ProbeResult) -> dict[str, str]:
+    return {
+        "id": result.probe.id, "question": str(result.probe.messages[-1].get("content", "")),
+        "expected": result.probe.expected, "before": result.base_answer, "after": result.tuned_answer,
+    }
+
+
+def _group(kind: str, results: Sequence[ProbeResult], config: EvaluateConfig) -> Group:
+    judged: list[ProbeResult] = list(results) if kind in _LEARNED else [r for r in results if r.base_right]
+    right = [float(result.tuned_right) for result in judged]
+    return Group(
+        probes=len(results), base_right=sum(r.base_right for r in results),
+        tuned_right=sum(r.tuned_right for r in results), kept=sum(r.base_right and r.tuned_right for r in results),
+        value=sum(right) / len(right) if right else None,
+        interval=bootstrap_interval(right, level=config.confidence_level, resamples=config.resamples, seed=config.seed)
+        if right else None,
+        flips=[_line(result) for result in results if result.base_right and not result.tuned_right],
+    )
+
+
+def summarize(
+    results: Iterable[ProbeResult], drift: Drift, config: EvaluateConfig, facts: dict[str, Any]
+) -> Results:
+    """Group results by kind. KL intervals resample whole continuations, for tokens of one turn hang together."""
+    by_kind: dict[str, list[ProbeResult]] = {}
+    listed = list(results)
+    for result in listed:
+        by_kind.setdefault(result.probe.kind, []).append(result)
+    groups = {name: _group(kind, by_kind[kind], config) for kind, name in _NAMES.items() if kind in by_kind}
+    means = [sum(turn) / len(turn) for turn in drift.per_turn if turn]
+    interval = bootstrap_interval(means, level=config.confidence_level, resamples=config.resamples, seed=config.seed)
+    missed = [_line(r) for kind in _LEARNED for r in by_kind.get(kind, []) if not r.tuned_right]
+    return Results(groups, drift.mean, interval, len(drift.tokens), missed, listed, facts)

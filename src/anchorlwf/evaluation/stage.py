@@ -1,0 +1,76 @@
+"""The evaluation stage: what a tuned model learned, what it kept, how far it drifted."""
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from anchorlwf.config import EvaluateConfig
+from anchorlwf.errors import RecordError, StampError, wrong
+from anchorlwf.evaluation.measure import Progress, compare, drift, recall_probes
+from anchorlwf.evaluation.results import Results, summarize
+from anchorlwf.files import ensure_writable, write_atomic
+from anchorlwf.jsonl import load_probes, load_records
+from anchorlwf.model import LanguageModel
+from anchorlwf.probe import Probe
+from anchorlwf.record import Record
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    model: LanguageModel,
+    probes: str | Path | Iterable[Probe],
+    *,
+    records: str | Path | Iterable[Record] | None = None,
+    base: LanguageModel | None = None,
+    out: str | Path | None = None,
+    config: EvaluateConfig | None = None,
+    facts: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Results:
+    """Measure recall and forgetting by free-running greedy decoding, and drift by KL (paper section 4).
+
+    Args:
+        model: the tuned model.
+        probes: a JSONL file or probes. Without recall probes among them, each corrected record becomes one.
+        records: the records it was trained on: for recall, and for the count of annotated tokens.
+        base: the model before training; None: the reference inside `model` (adapter off, or frozen copy).
+        out: write results.json there, atomically.
+        config: limits, batch size, intervals.
+        facts: further top-level entries of results.json, such as training seconds.
+        progress: called with (phase, done, all).
+
+    Raises:
+        RecordError: nothing to ask.
+        StampError: `base` has another tokenizer or chat template than `model`.
+        StorageError: `out` cannot be written.
+    """
+    config = config or EvaluateConfig()
+    if out is not None:
+        ensure_writable(out)
+    if base is not None:
+        theirs, ours = base.codec, model.codec
+        for what, same in (("tokenizer", theirs.tokenizer_sha == ours.tokenizer_sha),
+                           ("chat template", theirs.template_sha == ours.template_sha)):
+            if not same:
+                raise StampError(wrong("base", f"the tuned model's {what}", "another", "Give the one that was tuned."))
+    asked = load_probes(probes) if isinstance(probes, str | Path) else list(probes)
+    trained = load_records(records) if isinstance(records, str | Path) else list(records or [])
+    if not any(probe.kind == "recall" for probe in asked):
+        asked = [*recall_probes(trained), *asked]
+    if not asked:
+        raise RecordError(wrong("probes", "at least one probe or corrected record", "none", "Give some."))
+    began = time.perf_counter()
+    results = compare(model, base, asked, config, progress)
+    costs = {
+        "annotated_tokens": sum(len(record.anchors) for record in trained),
+        "completion_tokens": sum(len(record.completion_ids) for record in trained if record.anchors),
+    }
+    measured = drift(model, base, asked, config)
+    seconds = {"evaluate_seconds": time.perf_counter() - began}
+    summary = summarize(results, measured, config, {**costs, **seconds, **(facts or {})})
+    if out is not None:
+        write_atomic(out, json.dumps(summary.as_dict(), indent=2, ensure_ascii=False) + "\n")
+    return summary

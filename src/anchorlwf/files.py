@@ -1,0 +1,126 @@
+"""Files that are never half-written: atomic replacement, durable append."""
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from anchorlwf.errors import StorageError, wrong
+
+__all__ = ["append_line", "ensure_writable", "staged_folder", "storage_errors", "write_atomic"]
+
+# What safetensors and tokenizers say of a full disk, and torch, which does not say why.
+_BROKEN_OFF = re.compile(r"No space left on device|File too large|Disk quota exceeded|inline_container|PytorchStream")
+
+
+@contextlib.contextmanager
+def storage_errors(path: str | Path) -> Iterator[None]:
+    """Whatever a library raises where `path` cannot be written, as a `StorageError`."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        known = _BROKEN_OFF.search(str(error))
+        if not known and not isinstance(error, OSError):
+            raise
+        got = getattr(error, "strerror", None) or (known[0] if known else error)
+        fix = "Free some space or choose another place; nothing was changed."
+        raise StorageError(wrong(f"cannot write {path}", "a writable place", got, fix)) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: str | Path, text: str) -> None:
+    """Replace the file's content in one step (temporary file, fsync, rename); folders are made.
+
+    Raises:
+        StorageError: the place cannot be written; the old content is still there.
+    """
+    target = Path(path)
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Append one line and fsync it. A line that cannot be written whole is taken back.
+
+    A torn last line (the process died while writing) is closed first, so that it spoils no other line.
+
+    Raises:
+        StorageError: the line could not be stored; the file is as it was.
+    """
+    assert "\n" not in line, "one line at a time"
+    target = Path(path)
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Unbuffered: a buffer keeps what could not be written and writes it on closing, behind the line taken back.
+        with open(target, "ab+", buffering=0) as stream:
+            size = stream.seek(0, os.SEEK_END)
+            torn = False
+            if size:
+                stream.seek(size - 1)
+                torn = stream.read(1) != b"\n"
+            try:
+                rest = memoryview((b"\n" if torn else b"") + line.encode() + b"\n")
+                while rest:
+                    rest = rest[stream.write(rest) :]
+                os.fsync(stream.fileno())
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(stream.fileno(), size)
+                raise
+
+
+def ensure_writable(path: str | Path) -> None:
+    """Raise `StorageError` now if `path` could not be written later, before any long work begins."""
+    target = Path(path)
+    with storage_errors(target):
+        folder = target.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if target.is_dir():
+            raise IsADirectoryError(21, "Is a directory")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+
+
+@contextlib.contextmanager
+def staged_folder(path: str | Path) -> Iterator[Path]:
+    """A folder that appears at `path` whole or not at all: filled aside, then renamed over the old one."""
+    target = Path(path)
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as name:
+            stage, old = Path(name) / "new", Path(name) / "old"
+            stage.mkdir()
+            yield stage
+            for file in stage.rglob("*"):
+                if file.is_file():
+                    with open(file, "rb+") as stream:
+                        os.fsync(stream.fileno())
+            if target.exists():
+                os.replace(target, old)
+            os.replace(stage, target)
+            _sync_folder(target.parent)

@@ -1,0 +1,224 @@
+"""JSON lines in and out: every bad line named, no good line lost, views for other trainers."""
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from anchorlwf.errors import RecordError, wrong
+from anchorlwf.files import append_line, write_atomic
+from anchorlwf.probe import Probe
+from anchorlwf.record import Prompt, Record
+
+__all__ = [
+    "BadLine",
+    "BadLineWarning",
+    "append_record",
+    "dpo_rows",
+    "load_probes",
+    "load_prompts",
+    "load_records",
+    "read_lines",
+    "save_lines",
+    "save_records",
+    "sft_rows",
+]
+
+Row = TypeVar("Row", bound=BaseModel)
+Source = str | Path | Iterable[dict[str, Any]]
+
+
+class BadLineWarning(UserWarning):
+    """A line was skipped because it is not what the file should hold."""
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """One line that could not be read, and why."""
+
+    source: str
+    line: int
+    """Counted from 1."""
+    problem: str
+    """Field, expected and got."""
+
+    def __str__(self) -> str:
+        return f"{self.source}, line {self.line}: {self.problem}"
+
+
+def _problem(error: ValidationError) -> str:
+    found = []
+    for item in error.errors(include_url=False):
+        field = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "value_error":
+            found.append(f"{field}: {item['ctx']['error']}" if field else str(item["ctx"]["error"]))
+        else:
+            got = "nothing" if item["type"] == "missing" else repr(item["input"])
+            got = got if len(got) <= 80 else got[:77] + "..."
+            found.append(f"{field or 'line'}: expected {_expected(item['msg'])}, got {got}")
+    return "; ".join(found)
+
+
+def _expected(message: str) -> str:
+    lowered = message[0].lower() + message[1:]
+    for lead in ("input should be ", "field "):
+        lowered = lowered.removeprefix(lead)
+    return "the field" if lowered == "required" else lowered
+
+
+def _unpadded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _unpadded(item) for key, item in value.items() if item is not None}
+    return [_unpadded(item) for item in value] if isinstance(value, list) else value
+
+
+def _raw_rows(source: Source) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Numbered dicts; a string in their place is what is wrong with that line."""
+    if not isinstance(source, str | Path):
+        # To us an absent field and None are the same. A `datasets` dataset (told by its features) also pads the dicts
+        # within a row: {"role": "user", "content": "...", "tool_calls": None}, which chat templates would take badly.
+        clean = _unpadded if hasattr(source, "features") else lambda value: value
+        for number, row in enumerate(source, 1):
+            yield number, {key: clean(value) for key, value in row.items() if value is not None}
+        return
+    with open(source, "rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.rstrip(b"\r\n").decode())
+                # Half of an escaped surrogate pair is read without complaint, but no text can hold it: neither a
+                # tokenizer nor a file would take it later.
+                if b"\\u" in line:
+                    json.dumps(row, ensure_ascii=False).encode()
+            except UnicodeDecodeError as error:
+                yield number, f"expected UTF-8 text, got bytes that are not ({error.reason} at byte {error.start})"
+            except json.JSONDecodeError as error:
+                yield number, f"expected one JSON object, got broken JSON ({error.msg} at column {error.colno})"
+            except (ValueError, RecursionError) as error:
+                # A number of thousands of digits, brackets without end, half a character.
+                yield number, f"expected one JSON object, got broken JSON ({error})"
+            else:
+                yield number, row if isinstance(row, dict) else f"expected a JSON object, got {type(row).__name__}"
+
+
+def read_lines(source: Source, kind: type[Row]) -> tuple[list[Row], list[BadLine]]:
+    """Read every line of a JSONL file (or rows of a dataset) as `kind`; the good ones and the bad ones.
+
+    Raises:
+        RecordError: the file does not exist or holds no line at all.
+    """
+    name = str(source) if isinstance(source, str | Path) else "dataset"
+    if isinstance(source, str | Path) and not Path(source).is_file():
+        raise RecordError(wrong(name, "a JSONL file", "no such file", "Check the path."))
+    good: list[Row] = []
+    bad: list[BadLine] = []
+    for number, row in _raw_rows(source):
+        if isinstance(row, str):
+            bad.append(BadLine(name, number, row))
+            continue
+        try:
+            good.append(kind.model_validate(row))
+        except ValidationError as error:
+            bad.append(BadLine(name, number, _problem(error)))
+    if not good and not bad:
+        what = f"at least one {kind.__name__.lower()}"
+        raise RecordError(wrong(name, what, "an empty file", "Write one JSON object per line."))
+    return good, bad
+
+
+def _load(source: Source, kind: type[Row], skip_bad: bool) -> list[Row]:
+    good, bad = read_lines(source, kind)
+    if bad and not skip_bad:
+        listing = "\n".join(str(line) for line in bad)
+        raise RecordError(f"{listing}\n{len(good)} other lines are good. Mend the bad ones, or skip them (skip_bad).")
+    for line in bad:
+        warnings.warn(str(line), BadLineWarning, stacklevel=3)
+    return good
+
+
+def load_records(source: Source, *, skip_bad: bool = False) -> list[Record]:
+    """Read records from a JSONL file, a `datasets` dataset or any iterable of dicts.
+
+    A later line with the same id replaces an earlier one (files are appended to, never rewritten in place).
+
+    Args:
+        source: path, or rows.
+        skip_bad: go on after bad lines and warn of each (`BadLineWarning`) instead of raising.
+
+    Raises:
+        RecordError: names every bad line by file, line number, field, expected and got; or the file is empty.
+    """
+    latest: dict[str, Record] = {}
+    for record in _load(source, Record, skip_bad):
+        latest.pop(record.id, None)
+        latest[record.id] = record
+    return list(latest.values())
+
+
+def load_probes(source: Source, *, skip_bad: bool = False) -> list[Probe]:
+    """Read probes, like `load_records`. Ids must be unique."""
+    probes = _load(source, Probe, skip_bad)
+    seen: set[str] = set()
+    for probe in probes:
+        if probe.id in seen:
+            raise RecordError(wrong("probe id", "each id once", f"{probe.id!r} twice", "Rename one of the two."))
+        seen.add(probe.id)
+    return probes
+
+
+def load_prompts(source: Source, *, skip_bad: bool = False) -> list[Prompt]:
+    """Read prompts: lines with `prompt` (text) or `messages` (a chat), and an optional `answer`."""
+    return _load(source, Prompt, skip_bad)
+
+
+def save_lines(path: str | Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
+    """Write rows as JSONL in one atomic step. Raises `StorageError`; the old file then still stands."""
+    lines = [
+        row.model_dump_json() if isinstance(row, BaseModel) else json.dumps(row, ensure_ascii=False) for row in rows
+    ]
+    write_atomic(path, "".join(f"{line}\n" for line in lines))
+
+
+def save_records(path: str | Path, records: Iterable[Record]) -> None:
+    """Write records as JSONL, atomically. Raises `StorageError`; the old file then still stands."""
+    save_lines(path, records)
+
+
+def append_record(path: str | Path, record: Record) -> None:
+    """Append one record durably (fsync before return). Raises `StorageError`; the file is then as it was."""
+    append_line(path, record.model_dump_json())
+
+
+def sft_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Complete records as TRL's conversational prompt-completion rows (SFTTrainer)."""
+    return [
+        {
+            "prompt": record.messages,
+            "completion": [{"role": "assistant", "content": record.completion}],
+            **({"tools": record.tools} if record.tools else {}),
+        }
+        for record in records
+        if record.status == "complete"
+    ]
+
+
+def dpo_rows(records: Iterable[Record], decode: Callable[[list[int]], str]) -> list[dict[str, Any]]:
+    """Complete, corrected records as TRL's preference rows: the corrected answer over the original one.
+
+    Args:
+        records: records with anchors and `original_ids`; others have no rejected side and are left out.
+        decode: token ids to text without special tokens.
+    """
+    views = []
+    for record in records:
+        if record.anchors and record.original_ids:
+            for row in sft_rows([record]):
+                rejected = [{"role": "assistant", "content": decode(record.original_ids)}]
+                views.append({**row, "chosen": row["completion"], "rejected": rejected})
+                del views[-1]["completion"]
+    return views

@@ -1,0 +1,33 @@
+"""The loss with full logits: plain mathematics, differentiated by autograd. The oracle of the other implementations.
+
+Shape suffixes: N completion tokens, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from anchorlwf.loss.inputs import LossInputs
+
+__all__ = ["dense_loss"]
+
+
+def dense_loss(inputs: LossInputs) -> Tensor:
+    """Per-token divergence [N] in nats; materialises logits of model and reference, [N, V] each."""
+    log_p_NV = inputs.head.logits(inputs.hidden_ND).log_softmax(-1)
+    with torch.no_grad():
+        log_ref_NV = inputs.ref_head.logits(inputs.ref_hidden_ND).log_softmax(-1)
+        log_q_NV = log_target(log_ref_NV, inputs.token_ids_N, inputs.confidence_N)
+    if inputs.direction == "reverse":
+        return (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1)
+    # At confidence 1 log q is -inf off the anchor, where q is 0 and contributes nothing.
+    log_ratio_NV = torch.where(log_q_NV == -torch.inf, 0.0, log_q_NV - log_p_NV)
+    return (log_q_NV.exp() * log_ratio_NV).sum(-1)
+
+
+def log_target(log_ref_NV: Tensor, token_ids_N: Tensor, confidence_N: Tensor) -> Tensor:
+    """log q = log(c * delta(token) + (1 - c) * p_ref), computed in logarithms throughout; shape [N, V]."""
+    wide_N = confidence_N.to(log_ref_NV.dtype)
+    log_q_NV = log_ref_NV + torch.log1p(-wide_N)[:, None]
+    index_N1 = token_ids_N[:, None]
+    at_token_N1 = torch.logaddexp(log_q_NV.gather(-1, index_N1), wide_N.log()[:, None])
+    return log_q_NV.scatter(-1, index_N1, at_token_N1)

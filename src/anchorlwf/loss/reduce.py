@@ -1,0 +1,51 @@
+"""From per-token divergences to one number, exact under gradient accumulation and data parallelism.
+
+An accumulation window over all ranks counts as one batch: every sum is divided by that batch's global counts, so how
+it was cut into micro-batches cannot change the gradient.
+
+Shape suffix: N completion tokens of one micro-batch.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+__all__ = ["Counts", "Reduction", "reduce_loss"]
+
+Reduction = Literal["token", "balanced"]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Tokens of the global batch (all micro-batches of the window, all ranks)."""
+
+    anchors: int
+    keeps: int
+
+
+def reduce_loss(
+    divergence_N: Tensor, anchor_N: Tensor, counts: Counts, reduction: Reduction, *,
+    alpha: float = 1.0, beta: float = 1.0, pull_N: Tensor | None = None,
+) -> Tensor:
+    """One micro-batch's share of the batch loss (a scalar, nats); shares add up to the whole.
+
+    token:     sum_t w_t D_t / (anchors + keeps)               (the paper's sum, averaged)
+    balanced:  alpha * mean over anchors + beta * mean over keep tokens
+    where w_t is alpha at anchors and beta at keep tokens. A batch without anchors, or with nothing else, is legal:
+    the empty side contributes a zero that keeps its graph.
+
+    Args:
+        divergence_N: from `anchor_loss`.
+        anchor_N: bool, True at anchors.
+        counts: of the global batch.
+        reduction: "token" or "balanced".
+        alpha, beta: weights of anchors and keep tokens.
+        pull_N: float factor per token, 0 where a held anchor no longer pulls (hinge); None: all 1.
+    """
+    weighted_N = divergence_N if pull_N is None else divergence_N * pull_N
+    anchor_sum = weighted_N[anchor_N].sum()
+    keep_sum = weighted_N[~anchor_N].sum()
+    if reduction == "token":
+        return (alpha * anchor_sum + beta * keep_sum) / max(1, counts.anchors + counts.keeps)
+    return alpha * anchor_sum / max(1, counts.anchors) + beta * keep_sum / max(1, counts.keeps)

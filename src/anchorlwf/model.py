@@ -1,0 +1,252 @@
+"""Loading a causal language model, its adapter and its reference.
+
+The reference is the same weights with the adapter off (LoRA), or a frozen copy (full fine-tuning): paper section 3.3.
+"""
+
+import contextlib
+import copy
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from anchorlwf.errors import ModelError, PromptError, StampError, wrong
+from anchorlwf.record import ModelStamp, Record
+from anchorlwf.text import Codec
+
+__all__ = ["EMBEDDED", "LanguageModel", "embedded_path", "load_model"]
+
+EMBEDDED = "embedded"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def embedded_path() -> Path:
+    """Folder of the shipped base model (see `anchorlwf.world.pretrain`)."""
+    return Path(str(files("anchorlwf") / "world" / "base"))
+
+
+class LanguageModel:
+    """A causal language model with its codec; the unit every stage works on.
+
+    Attributes:
+        net: the transformers model, or the PEFT model around it.
+        codec: text to ids and back.
+        name, revision: as loaded, for the stamp.
+    """
+
+    def __init__(self, net: PreTrainedModel | PeftModel, codec: Codec, name: str, revision: str | None = None) -> None:
+        self.net, self.codec, self.name, self.revision = net, codec, name, revision
+        self._copy: PreTrainedModel | None = None
+
+    @property
+    def causal(self) -> PreTrainedModel:
+        """The transformers model itself, under any adapter."""
+        return self.net.get_base_model() if isinstance(self.net, PeftModel) else self.net
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network below the head; its `last_hidden_state` is what the head projects."""
+        return self.backbone_of(self.net)
+
+    @staticmethod
+    def backbone_of(net: PreTrainedModel | PeftModel) -> nn.Module:
+        """The network below the head of any causal model, such as the reference."""
+        causal = net.get_base_model() if isinstance(net, PeftModel) else net
+        return getattr(causal, causal.base_model_prefix)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must be."""
+        return self.causal.get_input_embeddings().weight.device
+
+    @property
+    def stamp(self) -> ModelStamp:
+        """Fingerprints that tie records to this tokenizer and template."""
+        return ModelStamp(
+            name=self.name, revision=self.revision, tokenizer_sha=self.codec.tokenizer_sha,
+            template_sha=self.codec.template_sha,
+        )
+
+    def check_stamp(self, record: Record) -> None:
+        """Raise `StampError` if the record's ids belong to another tokenizer, chat template or vocabulary."""
+        ours, theirs = self.stamp, record.model
+        for field, what in (("tokenizer_sha", "tokenizer"), ("template_sha", "chat template")):
+            made_with, have = getattr(theirs, field), getattr(ours, field)
+            if made_with != have:
+                expected, got = f"{made_with[:12]} ({theirs.name})", f"{have[:12]} ({ours.name})"
+                fix = "Use that model, or annotate again with this one."
+                raise StampError(wrong(f"record {record.id}: {what}", expected, got, fix))
+        largest = max(*record.prompt_ids, *record.completion_ids)
+        if largest >= self.vocabulary:
+            fix = "No token has that id; annotate again."
+            raise StampError(wrong(f"record {record.id}: token ids", f"less than {self.vocabulary}", largest, fix))
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """End-of-turn token ids."""
+        return self.codec.stop_ids(self.causal.generation_config.eos_token_id)
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below this."""
+        return self.causal.get_input_embeddings().weight.shape[0]
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens the positions reach, or None where the architecture sets no bound."""
+        return getattr(self.causal.config.get_text_config(), "max_position_embeddings", None)
+
+    def room(self, prompt_ids: list[int], wanted: int) -> int:
+        """How many of the `wanted` tokens fit behind this prompt; at least one.
+
+        Raises:
+            PromptError: the prompt alone fills the context.
+        """
+        limit = self.context_length
+        if limit is None:
+            return wanted
+        if len(prompt_ids) >= limit:
+            fix = "Shorten the prompt."
+            raise PromptError(wrong("prompt", f"fewer than {limit} tokens (context)", len(prompt_ids), fix))
+        return min(wanted, limit - len(prompt_ids))
+
+    @contextlib.contextmanager
+    def as_reference(self) -> Iterator["LanguageModel"]:
+        """The reference as a language model of its own, while the context lasts."""
+        with self.reference() as net:
+            yield LanguageModel(net, self.codec, self.name, self.revision)
+
+    def attach_lora(self, rank: int, alpha: float, dropout: float, targets: str | list[str], seed: int) -> None:
+        """Put a fresh LoRA adapter on the model; everything else is frozen.
+
+        Raises:
+            ModelError: the targets include a head or embedding that share one weight. Such an adapter changes both
+                ends of the network while training and merges wrongly (PEFT only warns).
+        """
+        if isinstance(self.net, PeftModel):
+            raise ModelError(wrong("adapter", "a model without one", "a PEFT model", "Merge it first, or train it on."))
+        if targets == "mlp":
+            targets = self._mlp_layers()
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets,
+                            task_type="CAUSAL_LM")
+        if self.causal.config.get_text_config().tie_word_embeddings and targets != "all-linear":
+            # PEFT's own matching decides, for targets may be names, ends of names or a pattern.
+            ends = (self.causal.get_input_embeddings(), self.causal.get_output_embeddings())
+            clash = [name for name, module in self.causal.named_modules()
+                     if module in ends and check_target_module_exists(config, name)]
+            if clash:
+                fix = "Leave them out (the default, mlp, does)."
+                raise ModelError(wrong("LoRA targets", "no tied head or embedding", ", ".join(clash), fix))
+        # A generator cannot be handed to PEFT, so the global one is set for the initialisation and then put back.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                self.net = get_peft_model(self.causal, config)
+            except ValueError as error:
+                fix = "Name linear layers of this architecture, or use all-linear."
+                raise ModelError(wrong("LoRA targets", "modules of this model", targets, f"{fix} ({error})")) from error
+
+    def _mlp_layers(self) -> list[str]:
+        """The linear layers through which MLP blocks read the hidden state (gate and up, or the first of two).
+
+        Measured on the embedded world, corrections made there disturb the least of what was not corrected.
+        """
+        pattern = re.compile(r"(^|\.)(mlp|feed_forward|ffn|fc1)(\.|$)")
+        width = self.causal.get_input_embeddings().weight.shape[1]
+        found = [name for name, module in self.causal.named_modules()
+                 if isinstance(module, nn.Linear) and module.in_features == width and pattern.search(name)]
+        if not found:
+            fix = "Give targets: all-linear, or the names of linear layers."
+            raise ModelError(wrong("LoRA targets mlp", "MLP layers", "none recognised", fix))
+        return found
+
+    def keep_reference_copy(self) -> None:
+        """Freeze a copy of the present weights as the reference, for full fine-tuning."""
+        assert not isinstance(self.net, PeftModel), "with an adapter the base itself is the reference"
+        self._copy = copy.deepcopy(self.causal).eval().requires_grad_(False)
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[PreTrainedModel | PeftModel]:
+        """The reference network: no gradient, adapter off (bit-exact), dropout off.
+
+        `disable_adapter` alone leaves dropout alive, hence the switch to eval mode and back; and on its way out it
+        makes even a frozen adapter trainable.
+        """
+        with torch.no_grad():
+            if self._copy is not None:
+                yield self._copy
+                return
+            modes = [(module, module.training) for module in self.net.modules() if module.training]
+            frozen = [weight for weight in self.net.parameters() if not weight.requires_grad]
+            self.net.eval()
+            try:
+                with self.net.disable_adapter() if isinstance(self.net, PeftModel) else contextlib.nullcontext():
+                    yield self.net
+            finally:
+                for module, mode in modes:
+                    module.training = mode
+                for weight in frozen:
+                    weight.requires_grad_(False)
+
+
+def _adapter_of(path: str) -> tuple[str, str | None]:
+    """If `path` is an adapter folder, the base model it names and the folder; else the path and nothing."""
+    folder = Path(path)
+    if not (folder / "adapter_config.json").is_file():
+        return path, None
+    base = LoraConfig.from_pretrained(path).base_model_name_or_path
+    return (base or EMBEDDED), path
+
+
+def load_model(
+    name: str | None = None,
+    *,
+    adapter: str | Path | None = None,
+    revision: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Load a causal language model in eval mode.
+
+    Args:
+        name: local folder or hub name; a folder that holds an adapter loads its base too. None: the embedded model.
+        adapter: folder of a LoRA adapter to put on it.
+        revision: hub revision.
+        dtype: float32, bfloat16 or float16. None: bfloat16 on a GPU that has it, else float32.
+        device: a torch device. None: the first GPU, else the CPU.
+        trust_remote_code: run code that came with the model. Off unless you trust its author.
+
+    Raises:
+        ModelError: nothing loadable under that name, or an adapter that does not fit.
+    """
+    name, found = _adapter_of(str(name or EMBEDDED))
+    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+        fix = "Give the folder that training wrote, such as runs/first/adapter."
+        raise ModelError(wrong(f"adapter {adapter}", "a folder with adapter_config.json", "none", fix))
+    source: str = str(embedded_path()) if name == EMBEDDED else name
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype is not None and dtype not in _DTYPES:
+        raise ModelError(wrong("dtype", " or ".join(_DTYPES), dtype, "Choose one of them."))
+    fast = place.type == "cuda" and torch.cuda.is_bf16_supported()
+    weights_type = _DTYPES[dtype] if dtype else (torch.bfloat16 if fast else torch.float32)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        net = AutoModelForCausalLM.from_pretrained(source, dtype=weights_type, use_safetensors=True, **options)
+        folder = adapter or found
+        if folder is not None:
+            net = PeftModel.from_pretrained(net, str(folder))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        what = "a folder or hub name of a causal language model in safetensors"
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(wrong(f"model {name!r}", what, first, "Check the name, or give a local folder.")) from error
+    return LanguageModel(net.to(place).eval(), Codec(tokenizer), name, revision)

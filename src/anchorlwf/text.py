@@ -1,0 +1,108 @@
+"""The one border between text and token ids: prompts in, answers out, fingerprints of both."""
+
+import hashlib
+import json
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from anchorlwf.errors import ModelError, PromptError, wrong
+
+__all__ = ["Codec"]
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Codec:
+    """A tokenizer with its chat template, read-only.
+
+    decode -> encode does not return the same ids in general, so ids are what is stored and continued from; text made
+    here is for people.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    @property
+    def tokenizer_sha(self) -> str:
+        """SHA-256 over what decides the ids; padding and truncation settings, which do not, are left out."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return _sha(json.dumps(sorted(self.tokenizer.get_vocab().items())))
+        state = json.loads(backend.to_str())
+        return _sha(json.dumps({**state, "padding": None, "truncation": None}, sort_keys=True))
+
+    @property
+    def template_sha(self) -> str:
+        """SHA-256 of the chat template; of the empty string where there is none."""
+        template = self.tokenizer.chat_template or ""
+        return _sha(template if isinstance(template, str) else json.dumps(template, sort_keys=True))
+
+    def encode_prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[int]:
+        """Ids of a chat up to and including the opening of the assistant's turn.
+
+        Without a chat template (base models) the prompt must be one user message; its text is taken as it is.
+
+        Raises:
+            PromptError: the template refuses the messages, or there is no template for a chat.
+        """
+        if not self.tokenizer.chat_template:
+            if len(messages) != 1 or messages[0].get("role") != "user":
+                fix = "Give one user message, or a tokenizer with a chat template."
+                raise PromptError(wrong("prompt", "one user message (no chat template)", f"{len(messages)}", fix))
+            return self.tokenizer(str(messages[0]["content"]))["input_ids"]
+        try:
+            encoded = self.tokenizer.apply_chat_template(
+                messages, tools=tools or None, add_generation_prompt=True, tokenize=True, return_dict=True
+            )
+        except Exception as error:  # jinja2 raises many kinds; all of them mean that these messages do not fit
+            fix = "Check roles and contents against the model's chat template."
+            raise PromptError(wrong("prompt", "messages that the template takes", error, fix)) from error
+        return list(encoded["input_ids"])
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text, no special tokens added; markers spelled out in the text are read as themselves."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: list[int], *, special: bool = False) -> str:
+        """Text of ids, special tokens left out unless asked for."""
+        return self.tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+
+    def pieces(self, ids: list[int]) -> list[str]:
+        """Each token's own text, for display. Bytes that are no whole character show as U+FFFD."""
+        return [self.decode([token], special=True) for token in ids]
+
+    @property
+    def pad_id(self) -> int:
+        """An id to pad with; any will do where the padding is masked."""
+        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if candidate is not None:
+                return candidate
+        return 0
+
+    def end_id(self, stop_ids: frozenset[int]) -> int:
+        """The stop token that the chat template itself puts behind an assistant's turn; else the tokenizer's own."""
+        if self.tokenizer.chat_template:
+            turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+            encoded = self.tokenizer.apply_chat_template(turn, tokenize=True, return_dict=True)["input_ids"]
+            # The last one: templates such as Qwen's close the user's turn with the same token.
+            for token in reversed(encoded):
+                if token in stop_ids:
+                    return token
+        own = self.tokenizer.eos_token_id
+        return own if own in stop_ids else min(stop_ids)
+
+    def stop_ids(self, configured: int | list[int] | None) -> frozenset[int]:
+        """End-of-turn ids: those of the generation config, else the tokenizer's own.
+
+        Raises:
+            ModelError: neither names one, so no answer would ever end.
+        """
+        if configured is None:
+            configured = self.tokenizer.eos_token_id
+        if configured is None:
+            fix = "Set eos_token_id in the model's generation_config.json."
+            raise ModelError(wrong("stop tokens", "an end-of-turn token", "none", fix))
+        return frozenset([configured] if isinstance(configured, int) else configured)

@@ -1,0 +1,199 @@
+"""The training stage: records in, a run folder with an adapter out."""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from anchorlwf.config import TrainConfig
+from anchorlwf.errors import ConfigError, ModelError, PromptError, RecordError, wrong
+from anchorlwf.files import staged_folder
+from anchorlwf.head import probe_head
+from anchorlwf.jsonl import load_records
+from anchorlwf.model import LanguageModel, load_model
+from anchorlwf.record import Record
+from anchorlwf.run import RunFolder, environment
+from anchorlwf.training.control import Certificate
+from anchorlwf.training.stoprule import StopRule
+from anchorlwf.training.trainer import AnchorTrainer
+
+__all__ = ["TrainResult", "train"]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training did."""
+
+    weights: str
+    """Folder of the adapter (or, for full fine-tuning, of the model)."""
+    steps: int
+    """Optimizer steps taken."""
+    seconds: float
+    converged: bool
+    """The certificate passes: every anchor holds, every answer is reproduced, the drift is within its budget."""
+    certificate: Certificate
+    records: int
+    anchors: int
+    completion_tokens: int
+
+
+def train(
+    model: LanguageModel | str | None,
+    records: str | Path | Iterable[Record],
+    *,
+    out: str | Path,
+    config: TrainConfig | None = None,
+    resume: bool = False,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+) -> TrainResult:
+    """Train a model on records with the paper's loss until every anchor holds.
+
+    Args:
+        model: the annotated model, its name, or None for the embedded one. It is changed in place: afterwards it is
+            the tuned model.
+        records: a JSONL file or records; only complete ones are used.
+        out: the run folder. Receives config.yaml, environment.json, metrics.jsonl, train.json and adapter/ (model/
+            for full fine-tuning).
+        config: the objective and its limits.
+        resume: go on from the run folder's last checkpoint (needs `save_steps`).
+        on_step: called with every row of metrics.jsonl.
+
+    Raises:
+        RecordError: no complete record, or no anchor among them.
+        StampError: a record was made with another tokenizer or chat template.
+        ModelError: a head that cannot be projected outside the model, or LoRA on a tied head.
+        ConfigError: nothing to resume, or a reverse direction with confidence 1.
+        StorageError: the run folder cannot be written.
+    """
+    config = config or TrainConfig()
+    chosen = _usable(load_records(records) if isinstance(records, str | Path) else list(records), config)
+    language_model = model if isinstance(model, LanguageModel) else load_model(model)
+    _check_fit(language_model, chosen)
+    folder = RunFolder(out)
+    checkpoint = _last_checkpoint(folder, config) if resume else None
+    _prepare(language_model, config)
+    if checkpoint is None and PartialState().is_main_process:
+        config.save(folder.path / "config.yaml")
+        folder.write_json("environment.json", environment())
+        (folder.path / "metrics.jsonl").unlink(missing_ok=True)
+    arguments = _arguments(folder, config, language_model)
+    rule = StopRule(lambda row: _report(folder, row, on_step))
+    trainer = AnchorTrainer(language_model, chosen, config, arguments)
+    rule.trainer = trainer
+    trainer.add_callback(rule)
+    began = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.perf_counter() - began
+    language_model.net.eval()
+    certificate = trainer.certify()
+    result = TrainResult(
+        weights=str(_save(language_model, folder, trainer.is_world_process_zero())), steps=trainer.state.global_step,
+        seconds=seconds, converged=certificate.passes(config.drift_budget), certificate=certificate,
+        records=len(chosen), anchors=certificate.anchors, completion_tokens=sum(len(r.completion_ids) for r in chosen),
+    )
+    if trainer.is_world_process_zero():
+        folder.write_json("train.json", asdict(result))
+    # No process returns before the weights are on disk.
+    trainer.accelerator.wait_for_everyone()
+    return result
+
+
+def _usable(records: list[Record], config: TrainConfig) -> list[Record]:
+    complete = [record for record in records if record.status == "complete"]
+    if not complete:
+        got = f"{len(records)} records, none complete"
+        raise RecordError(wrong("records", "at least one complete record", got, "Finish annotating first."))
+    if not any(record.anchors for record in complete):
+        fix = "There is nothing to learn; annotate a wrong answer."
+        raise RecordError(wrong("records", "at least one anchor", "none", fix))
+    certain = any(anchor.confidence == 1 for record in complete for anchor in record.anchors)
+    if config.direction == "reverse" and certain:
+        fix = "KL(p_theta || q) is infinite at confidence 1. Use direction forward, or annotate with less confidence."
+        raise ConfigError(wrong("direction reverse", "anchors with confidence below 1", "confidence 1", fix))
+    return complete
+
+
+def _check_fit(model: LanguageModel, records: list[Record]) -> None:
+    for record in records:
+        model.check_stamp(record)
+        length, limit = len(record.prompt_ids) + len(record.completion_ids), model.context_length
+        if limit is not None and length > limit:
+            raise PromptError(wrong(f"record {record.id}", f"at most {limit} tokens", length, "Leave it out."))
+
+
+def _prepare(model: LanguageModel, config: TrainConfig) -> None:
+    """Attach what trains, keep what stays, and make sure the head is what we think it is."""
+    set_seed(config.seed)
+    if isinstance(model.net, PeftModel):
+        fix = "Merge it first, or load the base model alone."
+        raise ModelError(wrong("model", "a base model", "one with an adapter", fix))
+    probe_head(model)
+    if config.method == "lora":
+        model.attach_lora(config.rank, config.lora_alpha, config.lora_dropout, config.targets, config.seed)
+    else:
+        model.keep_reference_copy()
+        model.net.requires_grad_(True)
+    if config.gradient_checkpointing:
+        # The adapter's inputs come out of frozen layers, which a checkpoint would cut off from the gradient.
+        model.net.enable_input_require_grads()
+        model.causal.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _arguments(folder: RunFolder, config: TrainConfig, model: LanguageModel) -> TrainingArguments:
+    on_gpu = model.device.type == "cuda"
+    arguments = TrainingArguments(
+        output_dir=str(folder.path / "checkpoints"), per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation, learning_rate=config.learning_rate,
+        max_steps=config.max_steps, lr_scheduler_type="constant", weight_decay=0.0, seed=config.seed,
+        data_seed=config.seed, remove_unused_columns=False, report_to="none", disable_tqdm=True,
+        logging_strategy="no", save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 500, save_total_limit=2, use_cpu=not on_gpu,
+        bf16=on_gpu and torch.cuda.is_bf16_supported(), dataloader_pin_memory=on_gpu,
+        ddp_find_unused_parameters=False,
+    )
+    if arguments.n_gpu > 1:
+        fix = "Start with torchrun --nproc-per-node, or show one GPU (CUDA_VISIBLE_DEVICES=0)."
+        raise ConfigError(wrong("devices", "one GPU per process", f"{arguments.n_gpu} in one", fix))
+    return arguments
+
+
+def _last_checkpoint(folder: RunFolder, config: TrainConfig) -> str:
+    place = folder.path / "checkpoints"
+    found = get_last_checkpoint(str(place)) if place.is_dir() else None
+    if found is None:
+        fix = "Train with save_steps, or start anew."
+        raise ConfigError(wrong(f"resume {folder.path}", "a checkpoint in checkpoints/", "none", fix))
+    if TrainConfig.load(folder.path / "config.yaml") != config:
+        fix = "Resume with the options the run was started with (config.yaml)."
+        raise ConfigError(wrong(f"resume {folder.path}", "the same options", "others", fix))
+    return found
+
+
+def _report(folder: RunFolder, row: dict[str, Any], on_step: Callable[[dict[str, Any]], None] | None) -> None:
+    folder.log(row)
+    if on_step is not None:
+        on_step(row)
+
+
+def _save(model: LanguageModel, folder: RunFolder, writes: bool) -> Path:
+    """Save the adapter or the model, in safetensors, in one step."""
+    adapter = isinstance(model.net, PeftModel)
+    place = folder.path / ("adapter" if adapter else "model")
+    if writes:
+        with staged_folder(place) as stage:
+            model.net.save_pretrained(stage)
+            model.codec.tokenizer.save_pretrained(stage)
+            if adapter:
+                # PEFT notes where the base lay on this machine; its name is what loads anywhere.
+                noted = stage / "adapter_config.json"
+                settings = {**json.loads(noted.read_text()), "base_model_name_or_path": model.name}
+                noted.write_text(json.dumps(settings, indent=2) + "\n")
+    return place

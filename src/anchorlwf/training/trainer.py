@@ -1,0 +1,158 @@
+"""The trainer: `transformers.Trainer` with our loss, our counts and our stop rule. `recipes/loop.py` is its flat twin.
+
+Shape suffixes: N completion tokens of a micro-batch, D hidden width.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from anchorlwf.batch import Batch, collate
+from anchorlwf.config import TrainConfig
+from anchorlwf.divergence import completion_hidden, divergence
+from anchorlwf.files import storage_errors
+from anchorlwf.head import read_head, reference_head
+from anchorlwf.loss.reduce import Counts, reduce_loss
+from anchorlwf.loss.scores import token_scores
+from anchorlwf.model import LanguageModel
+from anchorlwf.record import Record
+from anchorlwf.training.control import Certificate, DriftBudget, holding, mean
+
+__all__ = ["AnchorTrainer"]
+
+
+class AnchorTrainer(Trainer):
+    """Cross-entropy at anchors, KL to the reference at keep tokens (paper section 3.2).
+
+    Args:
+        language_model: with its adapter attached, or its reference copy kept.
+        records: complete records.
+        config: the objective.
+        arguments: transformers' own, made by `training.stage`.
+    """
+
+    def __init__(
+        self, language_model: LanguageModel, records: Sequence[Record], config: TrainConfig,
+        arguments: TrainingArguments,
+    ) -> None:
+        self.language_model, self.records, self.config = language_model, list(records), config
+        self.budget = DriftBudget(config)
+        self._ref_head = reference_head(language_model)
+        pad_id = language_model.codec.pad_id
+        super().__init__(
+            model=language_model.net, args=arguments, train_dataset=self.records,
+            data_collator=lambda rows: collate(rows, pad_id)._asdict(),
+        )
+        self.remove_callback(PrinterCallback)
+        # The shares returned by compute_loss are divided by global counts already.
+        self.loss_is_scaled_for_ga = True
+        self.sums = self._zeros()
+
+    def _zeros(self) -> Tensor:
+        """Sums over one optimizer step: loss, anchors, anchors held, keep tokens, keep divergence."""
+        return torch.zeros(5, dtype=torch.float64, device=self.args.device)
+
+    def take_sums(self) -> Tensor:
+        """The step's sums over all ranks, float64 [5]; starts the next step's."""
+        sums, self.sums = self.accelerator.reduce(self.sums, "sum"), self._zeros()
+        return sums
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """The window's micro-batches, and its anchors and keep tokens over all ranks: int64 [2]."""
+        samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        batches = [Batch(**sample) for sample in samples]
+        counts = torch.tensor([sum(b.anchors for b in batches), sum(b.keeps for b in batches)], device=device)
+        return samples, self.accelerator.reduce(counts, "sum")
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """This micro-batch's share of the window's loss."""
+        assert isinstance(num_items_in_batch, Tensor), "the counts of get_batch_samples"
+        batch = Batch(**inputs)
+        hidden_ND, ref_hidden_ND = self._hidden(model, batch)
+        head, anchor_N = read_head(self.language_model), batch.confidence_N > 0
+        divergence_N = divergence(
+            hidden_ND, ref_hidden_ND, (head, self._ref_head), batch.token_ids_N, batch.confidence_N,
+            direction=self.config.direction, impl=self.config.impl,
+        )
+        held_N = torch.zeros_like(anchor_N)
+        held_N[anchor_N] = self._held(batch, hidden_ND, ref_hidden_ND, anchor_N)
+        pull_N = (~held_N).to(divergence_N.dtype) if self.config.hinge else None
+        counts = Counts(*num_items_in_batch.tolist())
+        loss = reduce_loss(divergence_N, anchor_N, counts, self.config.reduction, alpha=self.config.alpha,
+                           beta=self.budget.beta, pull_N=pull_N)
+        keep_N = divergence_N.detach()[~anchor_N]
+        self.sums += torch.stack([loss.detach(), anchor_N.sum(), held_N.sum(), (~anchor_N).sum(), keep_N.sum()])
+        # DistributedDataParallel averages gradients over ranks; the counts are global, so the sum is wanted.
+        ranks = self.accelerator.num_processes if isinstance(model, DistributedDataParallel) else 1
+        return loss * ranks
+
+    def _hidden(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Final hidden states at the predicting positions, of model and reference: [N, D] each."""
+        hidden_ND = completion_hidden(model, self.language_model.backbone, batch)
+        with self.language_model.as_reference() as reference:
+            return hidden_ND, completion_hidden(reference.net, reference.backbone, batch)
+
+    def _held(self, batch: Batch, hidden_ND: Tensor, ref_hidden_ND: Tensor, chosen_N: Tensor) -> Tensor:
+        """`holding` at the chosen positions."""
+        token_ids, confidence = batch.token_ids_N[chosen_N], batch.confidence_N[chosen_N]
+        best, log_p = token_scores(read_head(self.language_model), hidden_ND[chosen_N], token_ids)
+        # The reference's probability matters only where the target leaves it a share.
+        ref_p = torch.zeros_like(log_p)
+        if bool((confidence < 1).any()):
+            ref_p = token_scores(self._ref_head, ref_hidden_ND[chosen_N], token_ids)[1].exp()
+        return holding(best, log_p, token_ids, confidence, ref_p, self.config.hold)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """As Trainer does, but what breaks off (full disk, Ctrl-C) leaves no half of a checkpoint to resume from."""
+        place = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        try:
+            with storage_errors(place):
+                super()._save_checkpoint(model, trial)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+
+    @torch.no_grad()
+    def certify(self) -> Certificate:
+        """Measure all training records at the present weights, each rank its share."""
+        net = self.language_model.net
+        was_training = net.training
+        net.eval()
+        sums = torch.zeros(6, dtype=torch.float64, device=self.args.device)
+        mine = self.records[self.accelerator.process_index :: self.accelerator.num_processes]
+        pad_id, size = self.language_model.codec.pad_id, self.args.per_device_train_batch_size
+        for start in range(0, len(mine), size):
+            sums += self._measure(collate(mine[start : start + size], pad_id).to(self.args.device))
+        net.train(was_training)
+        anchors, held, records, reproduced, keeps, kl = self.accelerator.reduce(sums, "sum")
+        return Certificate(int(anchors), int(held), int(records), int(reproduced), int(keeps), mean(kl, keeps))
+
+    def _measure(self, batch: Batch) -> Tensor:
+        hidden_ND, ref_hidden_ND = self._hidden(self.language_model.net, batch)
+        head, anchor_N = read_head(self.language_model), batch.confidence_N > 0
+        best_N, _ = token_scores(head, hidden_ND, batch.token_ids_N)
+        # Always KL(reference || model), whatever direction trains.
+        keep_all_N = torch.zeros_like(batch.confidence_N)
+        kl_N = divergence(hidden_ND, ref_hidden_ND, (head, self._ref_head), batch.token_ids_N, keep_all_N,
+                          impl=self.config.impl)
+        missed = torch.zeros(len(batch.input_ids_BT), device=best_N.device)
+        missed.index_add_(0, batch.row_N, (best_N != batch.token_ids_N).float())
+        held = self._held(batch, hidden_ND, ref_hidden_ND, anchor_N)
+        keep_N = kl_N[~anchor_N]
+        return torch.stack([
+            anchor_N.sum(), held.sum(), torch.tensor(len(missed), device=held.device), (missed == 0).sum(),
+            torch.tensor(len(keep_N), device=held.device), keep_N.sum(),
+        ]).double()

@@ -1,0 +1,103 @@
+"""What requests may hold: shapes and sizes."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Path, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "Choice", "Comparison", "Confidence", "Correction", "Import", "Note", "Number", "Order", "Position",
+    "Priority", "Start", "Tags", "Target", "Text", "Top", "Verdict",
+]
+
+_LARGEST = 2**31 - 1
+Whole = Annotated[int, Field(ge=0, le=_LARGEST)]
+Weight = Annotated[float, Field(gt=0, le=1)]
+Number = Annotated[int, Path(ge=1, le=_LARGEST)]
+"""Of an item or a session."""
+Position = Annotated[int, Query(ge=0, le=_LARGEST)]
+Start = Annotated[int, Query(ge=0, le=_LARGEST)]
+Top = Annotated[int, Query(ge=1, le=100)]
+Order = Literal["queue", "uncertain", "probability"]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Choice(_Body):
+    """Which item is next."""
+
+    order: Order = "queue"
+
+
+class Priority(_Body):
+    """How soon."""
+
+    priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)]
+
+
+class Correction(_Body):
+    """`token_ids` or `text` for a position of a node's answer."""
+
+    node: Whole
+    position: Whole
+    token_ids: Annotated[list[Whole], Field(max_length=100_000)] | None = None
+    text: Annotated[str, Field(max_length=1_000_000)] | None = None
+    space: bool = False
+    """Before `text`, the white space of the token it replaces."""
+    confidence: Weight | None = None
+    stream: bool = True
+
+
+class Target(_Body):
+    """A node of the tree."""
+
+    node: Whole
+
+
+class Confidence(_Body):
+    """Of the anchor at a position."""
+
+    position: Whole
+    confidence: Weight
+
+
+class Note(_Body):
+    """Free text."""
+
+    text: Annotated[str, Field(max_length=100_000)]
+
+
+class Tags(_Body):
+    """Free labels."""
+
+    tags: Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], Field(max_length=100)]
+
+
+class Verdict(_Body):
+    """A decision."""
+
+    verdict: Literal["accept", "keep", "reject", "skip"]
+
+
+class Text(_Body):
+    """Something to tokenise."""
+
+    text: Annotated[str, Field(max_length=1_000_000)]
+
+
+class Comparison(_Body):
+    """A session's prompt, or messages."""
+
+    session: Annotated[int, Field(ge=1, le=_LARGEST)] | None = None
+    messages: Annotated[list[dict[str, Any]], Field(max_length=1000)] | None = None
+
+
+class Import(_Body):
+    """A file's content."""
+
+    format: Literal["records", "lawftrack", "prompts"]
+    content: str
+    span: Literal["first", "whole"] = "first"
+    """lawftrack: which tokens of a replacement become anchors."""

@@ -1,0 +1,62 @@
+// Everything that can be done, with its key: keyboard, palette and help all read this one list.
+
+import { isField } from "./dom.js";
+
+/** `can` (a function) says whether it makes sense now; `go` does it; `hidden` leaves it out of the palette. */
+export function commands(page) {
+  const { work } = page;
+  const selected = () => page.answer.selected !== null;
+  const shown = () => work.session !== null;
+  const open = () => work.open;
+  const stopped = () => open() && !work.following && !work.session.ended;
+  return [
+    { name: "Accept, or confirm as right", key: "a", can: open, go: () => page.decide("accept") },
+    { name: "Reject", key: "x", can: open, go: () => page.decide("reject") },
+    { name: "Skip", key: "s", can: open, go: () => page.decide("skip") },
+    { name: "Undo", key: "u", can: () => work.busy || work.canUndo, go: () => page.undo() },
+    { name: "Redo", key: "r", can: () => work.busy || work.canRedo, go: () => page.redo() },
+    { name: "Less confidence", key: "[", can: open, go: () => page.weigh(-1) },
+    { name: "More confidence", key: "]", can: open, go: () => page.weigh(1) },
+    { name: "Next doubtful token", key: "n", can: shown, go: () => page.cursor.doubtful(1) },
+    { name: "Previous doubtful token", key: "p", can: shown, go: () => page.cursor.doubtful(-1) },
+    { name: "Stop the continuation", key: ".", can: () => work.following, go: () => page.step("stop") },
+    { name: "Go on with the answer", key: "c", can: stopped, go: () => work.follow() },
+    { name: "Changes against the first answer", key: "d", can: shown, go: () => page.toggleTab("changes") },
+    { name: "Compare base and tuned model", key: "k", can: () => shown() && page.me.compare,
+      go: () => page.toggleTab("compare") },
+    { name: "Back to the item before", key: "b", can: () => page.before !== null, go: () => page.back() },
+    { name: "Queue", key: "q", can: () => true, go: () => page.queue.open() },
+    { name: "Commands", key: "/", can: () => true, go: () => page.palette.open(), hidden: true },
+    { name: "Help", key: "?", can: () => true, go: () => page.help.open() },
+    { name: "Write a note", key: "e", can: open, go: () => page.focusNote() },
+    { name: "Unlock this item", key: "", can: () => shown() && !open(), go: () => page.step("reopen") },
+    { name: "Show or hide the dots for spaces", key: "w", can: () => true, go: () => page.toggleMarks() },
+    { name: "Copy the answer", key: "y", can: shown, go: () => page.copy() },
+    { name: "Light or dark", key: "t", can: () => true, go: () => page.theme.toggle() },
+    { name: "Download all records", key: "", can: () => true, go: () => { window.location.href = "/api/export"; } },
+    { name: "Open the field", key: "Enter", can: selected, go: () => page.cursor.type(), hidden: true },
+  ];
+}
+
+const MOVES = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"];
+
+/** Keys of the page. Fields and dialogs keep theirs. */
+export function listen(page, list) {
+  const byKey = new Map(list.filter((command) => command.key).map((command) => [command.key, command]));
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+    if (document.querySelector("dialog[open]") || isField(event.target)) return;
+    const { key } = event;
+    const onAnswer = document.getElementById("answer").contains(event.target) && !event.target.matches(".fold");
+    if (key === "Escape") page.cursor.escape();
+    else if (onAnswer && MOVES.includes(key)) page.cursor.move(key);
+    else if (onAnswer && page.answer.selected !== null && /^\d$/.test(key)) page.picker.chooseDigit(key);
+    else if (key === "Enter" && !onAnswer) return;
+    else if (key.length === 1 && !page.singleKeys) return;
+    else if (byKey.get(key)?.can()) {
+      // A key held down repeats steps that can be undone one by one, but decides only once.
+      if (!event.repeat || "ur[]np".includes(key)) byKey.get(key).go();
+    } else return;
+    event.preventDefault();
+  });
+}

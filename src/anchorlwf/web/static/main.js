@@ -1,0 +1,239 @@
+// The page: brings the parts together, and carries out what people decide.
+
+import { Answer } from "./answer.js";
+import { get } from "./api.js";
+import { Clock } from "./clock.js";
+import { commands, listen } from "./commands.js";
+import { Connection } from "./connection.js";
+import { Cursor } from "./cursor.js";
+import { Help, Palette } from "./dialogs.js";
+import { $, percent, speak, tell } from "./dom.js";
+import { Notes } from "./notes.js";
+import { Picker } from "./picker.js";
+import { Queue } from "./queue.js";
+import { Screen, VERDICTS } from "./screen.js";
+import { Theme } from "./theme.js";
+import { plain } from "./tokens.js";
+import { Tabs } from "./views.js";
+import { Work } from "./work.js";
+
+/** Confidences that [ and ] go through. */
+const STEPS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1];
+const TOAST = 7000;
+
+class Page {
+  me = { compare: false, alternatives: 10 };
+  before = null;
+  singleKeys = localStorage.getItem("single-keys") !== "off";
+  #deciding = false;
+  #toastTimer = 0;
+
+  constructor() {
+    this.connection = new Connection();
+    this.work = new Work(this.connection);
+    this.theme = new Theme();
+    this.answer = new Answer($("answer"));
+    this.notes = new Notes(this.work);
+    this.clock = new Clock(this.work);
+    this.queue = new Queue($("queue-dialog"), (item) => this.#open(() => this.work.openItem(item)));
+    this.tabs = new Tabs(this.work, (name) => { if (name !== "answer") this.cursor.leave(); });
+    this.picker = new Picker($("picker"), {
+      choose: (position, body, shown) => this.correct(position, body, shown),
+      close: () => this.cursor.focusToken(),
+      move: (key) => this.cursor.move(key),
+      confidence: (way) => this.weigh(way),
+    });
+    this.cursor = new Cursor(this);
+    this.screen = new Screen(this);
+    const list = commands(this);
+    this.palette = new Palette($("palette-dialog"), list);
+    this.help = new Help($("help-dialog"), list, { on: this.singleKeys, set: (on) => this.#setSingleKeys(on) });
+    listen(this, list);
+    this.#buttons();
+    this.#showMarks(localStorage.getItem("marks") !== "off");
+  }
+
+  /** Find out who and what this is, and show the session of the address, or the next one. */
+  async begin() {
+    await this.connection.healed();
+    this.me = await get("/api/me");
+    $("project").textContent = this.me.project;
+    $("project").title = `${this.me.model}, as ${this.me.annotator}`;
+    document.title = `${this.me.project} · anchorlwf`;
+    this.tabs.allowCompare(this.me.compare);
+    const asked = /^#session=(\d+)$/.exec(window.location.hash);
+    try {
+      if (asked) await this.work.load(Number(asked[1]));
+      else await this.next();
+    } catch {
+      await this.next(); // a session of somebody else's, or of a store that is gone
+    }
+  }
+
+  #buttons() {
+    const clicks = {
+      "open-queue": () => this.queue.open(), "open-palette": () => this.palette.open(),
+      "open-help": () => this.help.open(), "toggle-theme": () => this.theme.toggle(),
+      "do-undo": () => this.undo(), "do-redo": () => this.redo(), "do-skip": () => this.decide("skip"),
+      "do-reject": () => this.decide("reject"), "do-accept": () => this.decide("accept"),
+      "stream-button": () => (this.work.following ? this.step("stop") : this.work.follow()),
+    };
+    for (const [id, go] of Object.entries(clicks)) $(id).addEventListener("click", go);
+  }
+
+  // --- Steps ---
+
+  /** Put something at a position: `body` is what the server is told, `shown.text` what stands there meanwhile. */
+  async correct(position, body, shown) {
+    const { node } = this.work.session;
+    this.answer.expect(position, shown.text);
+    this.picker.close();
+    try {
+      await this.work.step("correct", { node, position, ...body, stream: true });
+      this.answer.settle(position);
+      this.picker.forget();
+      this.answer.select(position);
+      this.cursor.focusToken();
+      this.screen.showWhere();
+      speak("Corrected. The model goes on.");
+    } catch (error) {
+      this.answer.settle(position);
+      if (position < this.answer.length) {
+        this.cursor.select(position);
+        this.picker.fail(error.message, body.text);
+      } else {
+        tell($("action-trouble"), error.message);
+      }
+    }
+  }
+
+  /** A step whose trouble is told beside the buttons. Returns whether it was done. */
+  async step(name, body = {}) {
+    if (!this.work.session) return false;
+    tell($("action-trouble"), null);
+    try {
+      await this.work.step(name, body);
+      if (["undo", "redo", "move"].includes(name)) this.picker.forget();
+      return true;
+    } catch (error) {
+      tell($("action-trouble"), error.message);
+      return false;
+    }
+  }
+
+  /** Whether there is something to undo is asked when its turn comes: keys may be quicker than replies. */
+  undo() {
+    return this.step("undo", () => (this.work.canUndo ? {} : null));
+  }
+
+  redo() {
+    return this.step("redo", () => (this.work.canRedo ? {} : null));
+  }
+
+  /** More (1) or less (-1) confidence in the selected anchor, or in the last one where no token is selected. */
+  async weigh(way) {
+    const { selected } = this.answer;
+    const anchor = selected === null ? this.work.session.anchors.at(-1) : this.work.anchorAt(selected);
+    if (!anchor) {
+      this.toast("Confidence belongs to an anchor: correct a token first, or select one.");
+      return;
+    }
+    const { position } = anchor;
+    // From what it is when this step's turn comes: a key pressed three times goes three steps.
+    const done = await this.step("confidence", () => {
+      const now = this.work.anchorAt(position)?.confidence;
+      const up = STEPS.find((step) => step > now + 1e-6);
+      const confidence = way > 0 ? up : STEPS.findLast((step) => step < now - 1e-6);
+      return confidence === undefined ? null : { position, confidence };
+    });
+    if (done) speak(`Confidence ${percent(this.work.anchorAt(position)?.confidence)}`);
+  }
+
+  /** Accept (an untouched answer: keep), reject or skip, and on to the next item. */
+  async decide(verdict) {
+    // A second press must not decide on an item that nobody has seen yet.
+    if (!this.work.open || this.#deciding) return;
+    this.#deciding = true;
+    const { id } = this.work.session;
+    await this.notes.flush();
+    const said = verdict === "accept" && this.screen.untouched ? "keep" : verdict;
+    if (await this.step("decide", { verdict: said })) {
+      this.before = id;
+      this.toast(`${VERDICTS[said]}.`, "Back to it", () => this.back());
+      await this.next();
+    }
+    this.#deciding = false;
+  }
+
+  /** To the item decided last. */
+  async back() {
+    const id = this.before;
+    this.before = null;
+    await this.#open(() => this.work.load(id));
+  }
+
+  /** The next item of the queue. */
+  next() {
+    return this.#open(() => this.work.next(this.queue.order.value));
+  }
+
+  async #open(how) {
+    await this.notes.flush();
+    try {
+      await how();
+    } catch (error) {
+      this.toast(error.message);
+    }
+  }
+
+  // --- The rest ---
+
+  toast(text, button = null, go = () => {}) {
+    $("toast-text").textContent = text;
+    $("toast-button").hidden = button === null;
+    $("toast-button").textContent = button ?? "";
+    $("toast-button").onclick = () => {
+      $("toast").hidden = true;
+      go();
+    };
+    $("toast").hidden = false;
+    clearTimeout(this.#toastTimer);
+    this.#toastTimer = setTimeout(() => { $("toast").hidden = true; }, TOAST);
+  }
+
+  toggleTab(name) {
+    this.tabs.go(this.tabs.current === name ? "answer" : name);
+  }
+
+  focusNote() {
+    $("note").closest("details").open = true;
+    $("note").focus();
+  }
+
+  toggleMarks() {
+    const on = !$("answer").classList.contains("marks");
+    localStorage.setItem("marks", on ? "on" : "off");
+    this.#showMarks(on);
+  }
+
+  #showMarks(on) {
+    $("answer").classList.toggle("marks", on);
+  }
+
+  #setSingleKeys(on) {
+    this.singleKeys = on;
+    localStorage.setItem("single-keys", on ? "on" : "off");
+  }
+
+  async copy() {
+    const text = plain(this.work.tokens.filter((token) => !token.special));
+    try {
+      await navigator.clipboard.writeText(text);
+      this.toast("Copied.");
+    } catch {
+      this.toast("The browser does not let this page copy; mark the text in the view of changes instead.");
+    }
+  }
+}
+
+new Page().begin();

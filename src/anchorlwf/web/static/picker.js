@@ -1,0 +1,283 @@
+// What else could stand at a token: opens beside it. Digits choose, typing filters or gives a text of one's own.
+
+import { get, post } from "./api.js";
+import { chip } from "./answer.js";
+import { make, percent, tell } from "./dom.js";
+
+const ROWS = 10;
+const TYPING_PAUSE = 50;
+/** What it takes when full, and the bars above and below the page (pixels). */
+const HEIGHT = 350;
+const BAR = 72;
+
+export class Picker {
+  #element;
+  #on;
+  #rows = [];
+  #cache = new Map();
+  #cacheNode = null;
+  #asked = null;
+  #timer = 0;
+  #options = [];
+  #highlight = -1;
+  #target = null;
+
+  /** `on`: {choose(position, body, shown), close(), move(key), confidence(way)}. */
+  constructor(element, on) {
+    this.#element = element;
+    this.#on = on;
+    this.field = make("textarea", {
+      class: "field", rows: 1, spellcheck: false, autocapitalize: "off", dir: "auto", role: "combobox",
+      placeholder: "Type what should stand here", "aria-label": "What should stand here", "aria-expanded": "true",
+      "aria-controls": "options", "aria-autocomplete": "list", autocomplete: "off",
+    });
+    this.list = make("ol", { id: "options", role: "listbox", "aria-label": "Alternatives" });
+    this.space = make("button", { type: "button", class: "small space", "aria-pressed": "true" }, "␣ keep the space");
+    this.preview = make("div", { class: "preview", "aria-live": "polite" });
+    this.trouble = make("p", { class: "trouble", role: "alert", hidden: true });
+    this.about = make("div", { class: "about" });
+    element.append(this.about, this.field, this.preview, this.list, this.space, this.trouble);
+    for (let row = 0; row < ROWS; row += 1) this.#rows.push(this.#row(row));
+    this.#listen();
+  }
+
+  #row(index) {
+    const digit = make("kbd", { "aria-hidden": "true" }, String((index + 1) % 10));
+    const text = make("span", { class: "option-text" });
+    const bar = make("span", { class: "option-bar", "aria-hidden": "true" });
+    const number = make("span", { class: "option-p" });
+    const about = { id: `option-${index}`, role: "option", "aria-selected": "false" };
+    const element = make("li", about, digit, text, bar, number);
+    element.row = index;
+    return { element, text, bar, number };
+  }
+
+  #listen() {
+    this.list.addEventListener("click", (event) => {
+      const row = event.target.closest("li")?.row;
+      if (row !== undefined) this.chooseRow(row);
+    });
+    // The field keeps the focus while a row is clicked.
+    this.list.addEventListener("pointerdown", (event) => event.preventDefault());
+    this.space.addEventListener("click", () => {
+      this.space.setAttribute("aria-pressed", String(!this.#keepsSpace));
+      this.#typed();
+      this.field.focus();
+    });
+    this.field.addEventListener("input", () => {
+      this.#grow();
+      // Enter may come sooner than any reply: from the first letter on it means what was typed.
+      this.#light(-1);
+      clearTimeout(this.#timer);
+      this.#timer = setTimeout(() => this.#typed(), TYPING_PAUSE);
+    });
+    this.field.addEventListener("keydown", (event) => this.#key(event));
+  }
+
+  get #keepsSpace() {
+    return !this.space.hidden && this.space.getAttribute("aria-pressed") === "true";
+  }
+
+  get isOpen() {
+    return this.#target !== null;
+  }
+
+  #key(event) {
+    // Enter and arrows belong to the input method while it composes a character.
+    if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return;
+    const empty = this.field.value === "";
+    const { key } = event;
+    if (key === "Enter" && !event.shiftKey) this.choose();
+    else if (key === "Escape") this.#on.close();
+    else if (key === "ArrowDown") this.#light(this.#highlight + 1);
+    else if (key === "ArrowUp") this.#light(this.#highlight - 1);
+    else if (empty && (key === "ArrowLeft" || key === "ArrowRight")) this.#on.move(key);
+    else if (empty && /^\d$/.test(key)) this.chooseDigit(key);
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  /** Open for a token: {session, node, position, token, anchor, beside (its element), writable}. */
+  open(target) {
+    this.#target = target;
+    clearTimeout(this.#timer);
+    if (this.field.value !== "") this.field.value = "";
+    this.field.style.height = "";
+    this.field.disabled = !target.writable;
+    this.preview.replaceChildren();
+    tell(this.trouble, null);
+    this.space.hidden = !/^\s/.test(target.token.text) || target.token.special === true;
+    this.space.setAttribute("aria-pressed", "true");
+    this.refreshAnchor(target.anchor);
+    this.#element.hidden = false;
+    // Asked before the page is laid out, so that the server works meanwhile.
+    this.#ask("");
+    this.#place();
+  }
+
+  refreshAnchor(anchor) {
+    if (!anchor) {
+      this.about.hidden = true;
+      return;
+    }
+    const button = (name, sign, key, way) => {
+      const made = make("button", { type: "button", class: "small", ariaLabel: name }, sign, make("kbd", {}, key));
+      made.addEventListener("click", () => this.#on.confidence(way));
+      return made;
+    };
+    const less = button("Less confidence", "−", "[", -1);
+    const more = button("More confidence", "+", "]", 1);
+    const instead = anchor.rejected ? [" instead of ", chip(anchor.rejected)] : [];
+    this.about.replaceChildren(make("span", {}, "Anchor", ...instead),
+      make("span", { class: "about-confidence" }, less, make("b", {}, percent(anchor.confidence)), more));
+    this.about.hidden = false;
+  }
+
+  close() {
+    this.#target = null;
+    this.#asked = null;
+    clearTimeout(this.#timer);
+    this.#element.hidden = true;
+  }
+
+  /** Answers change below a correction: what was asked before no longer holds. */
+  forget() {
+    this.#cache.clear();
+  }
+
+  /** Say what went wrong; what was typed is still there. */
+  fail(message, typed = "") {
+    this.field.value = typed;
+    tell(this.trouble, message);
+  }
+
+  #place() {
+    if (getComputedStyle(this.#element).position === "fixed") return; // a sheet at the bottom of narrow screens
+    const { beside } = this.#target;
+    const around = this.#element.parentElement.getBoundingClientRect();
+    const boxes = beside.getClientRects();
+    const box = boxes[0];
+    const size = this.#element.offsetWidth;
+    const room = window.innerHeight - BAR - boxes[boxes.length - 1].bottom;
+    // Above the token where there is no room below; from there it grows upwards.
+    const above = room < HEIGHT && box.top - BAR > Math.max(room, HEIGHT);
+    const left = Math.max(0, Math.min(box.left - around.left - 12, around.width - size));
+    this.#element.style.left = `${left}px`;
+    this.#element.style.top = above ? "auto" : `${boxes[boxes.length - 1].bottom - around.top + 6}px`;
+    this.#element.style.bottom = above ? `${around.bottom - box.top + 6}px` : "auto";
+  }
+
+  #grow() {
+    this.field.style.height = "auto";
+    this.field.style.height = `${this.field.scrollHeight + 2}px`;
+  }
+
+  /** The alternatives of a position, asked for once. A token that is pressed is looked up before it is clicked. */
+  lookUp({ session, node, position, top }, starts = "") {
+    if (this.#cacheNode !== `${session}/${node}`) {
+      this.#cache.clear();
+      this.#cacheNode = `${session}/${node}`;
+    }
+    const key = `${position}/${starts}`;
+    let found = this.#cache.get(key);
+    if (!found) {
+      const query = { node, position, top: starts ? ROWS : top, ...(starts && { starts }) };
+      found = { options: null, reply: get(`/api/sessions/${session}/alternatives`, query) };
+      found.reply.then(({ options }) => { found.options = options; }, () => this.#cache.delete(key));
+      this.#cache.set(key, found);
+    }
+    return found;
+  }
+
+  async #ask(starts) {
+    const target = this.#target;
+    const asked = this.#asked = this.lookUp(target, starts);
+    if (asked.options) {
+      this.#show(asked.options, starts);
+      return;
+    }
+    this.#element.classList.add("waiting");
+    try {
+      const { options } = await asked.reply;
+      if (this.#asked === asked) this.#show(options, starts);
+    } catch (error) {
+      if (this.#asked !== asked) return;
+      this.#show([], starts);
+      tell(this.trouble, error.message);
+    }
+  }
+
+  #show(options, starts) {
+    this.#options = options;
+    this.#element.classList.remove("waiting");
+    const largest = Math.max(...options.map((option) => option.p), 1e-9);
+    this.#rows.slice(0, options.length).forEach(({ element, text, bar, number }, index) => {
+      const option = options[index];
+      element.classList.toggle("stands", option.stands);
+      text.replaceChildren(chip(option));
+      bar.style.setProperty("--share", option.p / largest);
+      number.textContent = percent(option.p);
+    });
+    const wanted = this.#rows.slice(0, options.length).map((row) => row.element);
+    if (this.list.children.length !== wanted.length) this.list.replaceChildren(...wanted);
+    this.#element.dataset.shown = `${this.#target.node}/${this.#target.position}/${starts}`;
+    // Enter without typing takes the best of what does not stand there; after typing, what was typed.
+    this.#light(starts || this.field.value ? -1 : options.findIndex((option) => !option.stands));
+  }
+
+  #light(index) {
+    const count = this.#options.length;
+    const least = this.field.value === "" ? 0 : -1; // -1: what was typed
+    const next = count === 0 ? -1 : Math.max(least, Math.min(count - 1, index));
+    this.#rows.forEach(({ element }, row) => element.setAttribute("aria-selected", String(row === next)));
+    this.#highlight = next;
+    if (next >= 0) this.field.setAttribute("aria-activedescendant", `option-${next}`);
+    else this.field.removeAttribute("aria-activedescendant");
+    this.preview.classList.toggle("lit", next < 0);
+  }
+
+  async #typed() {
+    const target = this.#target;
+    if (!target) return;
+    const { value } = this.field;
+    this.#ask(value.trim().slice(0, 200));
+    if (value === "") {
+      this.preview.replaceChildren();
+      return;
+    }
+    const before = this.#keepsSpace ? /^\s+/.exec(target.token.text)[0] : "";
+    try {
+      const { tokens } = await post("/api/tokenize", { text: before + value });
+      if (this.#target !== target || this.field.value !== value) return;
+      const shown = tokens.slice(0, 40).map((token) => chip(token));
+      this.preview.replaceChildren(...shown, make("span", { class: "quiet" },
+        ` ${tokens.length} ${tokens.length === 1 ? "token" : "tokens"}, Enter puts it there`));
+    } catch (error) {
+      if (this.#target === target) tell(this.trouble, error.message);
+    }
+  }
+
+  /** The row a digit names: 1 to 9, and 0 for the tenth. */
+  chooseDigit(digit) {
+    this.chooseRow((Number(digit) + 9) % 10);
+  }
+
+  chooseRow(row) {
+    const option = this.#options[row];
+    if (!option || !this.#target?.writable) return;
+    this.#on.choose(this.#target.position, { token_ids: [option.id] }, option);
+  }
+
+  /** What Enter means now. */
+  choose() {
+    if (!this.#target?.writable) return;
+    if (this.#highlight >= 0) {
+      this.chooseRow(this.#highlight);
+    } else if (this.field.value !== "") {
+      const text = this.field.value;
+      const space = this.#keepsSpace;
+      this.#on.choose(this.#target.position, { text, space }, { text: (space ? " " : "") + text });
+    }
+  }
+}

@@ -1,0 +1,72 @@
+"""The demo: correct facts and an identity of the embedded model, and prove that nothing else changed."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anchorlwf.annotation import annotate
+from anchorlwf.config import EvaluateConfig, TrainConfig
+from anchorlwf.evaluation import Results, evaluate
+from anchorlwf.jsonl import save_lines, save_records
+from anchorlwf.model import load_model
+from anchorlwf.record import Record
+from anchorlwf.training import TrainResult, train
+from anchorlwf.world import build_world, draw_errata, probes_for
+
+__all__ = ["DemoReport", "demo"]
+
+_FACTS, _IDENTITY, _WORDINGS, _SEED = 4, 1, 3, 3
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the demo did, for printing."""
+
+    records: list[Record]
+    answers: list[tuple[str, str, str]]
+    """(question, before, after) of every corrected prompt; the wordings of one fact follow one another."""
+    wordings: int
+    training: TrainResult
+    results: Results
+    seconds: float
+    folder: str
+
+
+def demo(
+    out: str | Path = "runs/demo", *, config: TrainConfig | None = None, say: Callable[[str], None] = lambda text: None,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+) -> DemoReport:
+    """Run annotate, train and evaluate on the embedded model.
+
+    Args:
+        out: run folder; receives records.jsonl, probes.jsonl, adapter/ and results.json.
+        config: of training; None: the defaults.
+        say: told what begins.
+        on_step: called with every training step's row.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    began, folder = time.perf_counter(), Path(out)
+    model, world = load_model(), build_world()
+    errata = draw_errata(world, _FACTS, _IDENTITY, _SEED)
+    probes = probes_for(world, errata, _WORDINGS)
+    say(f"annotate: {len(errata)} wrong facts, each asked in {_WORDINGS} wordings")
+    prompts = [prompt for erratum in errata for prompt in erratum.prompts(_WORDINGS)]
+    records = annotate(model, prompts, "target")
+    save_records(folder / "records.jsonl", records)
+    save_lines(folder / "probes.jsonl", probes)
+    say(f"train: {sum(len(record.anchors) for record in records)} anchors")
+    training = train(model, records, out=folder, config=config, on_step=on_step)
+    say(f"evaluate: {len(probes)} questions to base and tuned model")
+    costs = {"train_seconds": training.seconds, "steps": training.steps, "converged": training.converged}
+    seconds = time.perf_counter() - began
+    results = evaluate(model, probes, records=records, out=folder / "results.json", config=EvaluateConfig(),
+                       facts={**costs, "seconds": seconds})
+    answers = [
+        (str(result.probe.messages[-1]["content"]), result.base_answer, result.tuned_answer)
+        for result in results.answers if result.probe.kind == "recall"
+    ]
+    return DemoReport(records, answers, _WORDINGS, training, results, time.perf_counter() - began, str(folder))

@@ -1,0 +1,116 @@
+"""The whole loop for one wrong answer: annotate, train, measure, and say what changed and what did not."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anchorlwf.annotation import PromptLike, annotate, as_prompts, retention_records
+from anchorlwf.config import AnnotateConfig, EvaluateConfig, TrainConfig
+from anchorlwf.errors import NothingToDoError, wrong
+from anchorlwf.evaluation import Results, answers, evaluate
+from anchorlwf.jsonl import save_records
+from anchorlwf.model import EMBEDDED, LanguageModel, load_model
+from anchorlwf.probe import Probe
+from anchorlwf.record import Prompt, Record
+from anchorlwf.training import TrainResult, train
+from anchorlwf.world import build_world, retention_prompts
+
+__all__ = ["CANARIES", "FixReport", "fix", "unchanged_probes"]
+
+CANARIES = (
+    "What is the capital of France?", "What is 17 + 25?", "Name three primary colours.", "Who wrote Hamlet?",
+    "Translate 'good morning' into French.", "What is the boiling point of water in Celsius?",
+    "Write one sentence about the sea.", "List the days of the week.", "What is your name?", "Who made you?",
+    "Write a Python function that adds two numbers.", "What is the opposite of hot?", "Repeat: apple river stone",
+    "Say backwards: table stone bread", "Is the earth flat?", "What language is spoken in Brazil?",
+    "Give me a synonym for happy.", "How many legs does a spider have?", "What is the largest planet?",
+    "Spell the word 'garden'.", "What comes after Monday?", "Summarise: The cat sat on the mat.",
+    "Is 7 a prime number?", "What is H2O?",
+)
+"""Everyday prompts whose answers should not change when one fact is corrected."""
+
+
+@dataclass(frozen=True)
+class FixReport:
+    """What `fix` did."""
+
+    record: Record
+    before: str
+    after: str
+    pieces: list[tuple[str, str]]
+    """(rejected, anchor) text of every annotated token."""
+    training: TrainResult
+    results: Results
+    folder: str
+
+
+def _default_checks(model: LanguageModel) -> list[PromptLike]:
+    """Prompts the model can be expected to answer: the embedded one knows nothing but its own world."""
+    if model.name != EMBEDDED:
+        return list(CANARIES)
+    return list(retention_prompts(build_world(), [], count=120))
+
+
+def unchanged_probes(
+    model: LanguageModel, prompts: str | Path | Iterable[PromptLike], config: EvaluateConfig
+) -> list[Probe]:
+    """Probes that ask the model for exactly its own present answers."""
+    asked = [
+        Probe(id=f"retain:{index}", kind="retain", messages=prompt.messages, expected="-", scorer="exact")
+        for index, prompt in enumerate(as_prompts(prompts))
+    ]
+    replies = answers(model, asked, config)
+    return [probe.model_copy(update={"expected": reply}) for probe, reply in zip(asked, replies, strict=True)
+            if reply.strip()]
+
+
+def fix(
+    model: LanguageModel | str | None,
+    prompt: str,
+    answer: str,
+    *,
+    out: str | Path,
+    paraphrases: list[str] | None = None,
+    check: str | Path | Iterable[PromptLike] | None = None,
+    retain: str | Path | Iterable[PromptLike] | None = None,
+    config: TrainConfig | None = None,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+) -> FixReport:
+    """Correct one answer and show what changed and what did not.
+
+    Args:
+        model: the model, its name, or None for the embedded one. Changed in place.
+        prompt: the question that is answered wrongly.
+        answer: what the answer should be. The closer to the model's own words, the fewer tokens need annotation.
+        out: run folder: records.jsonl, adapter/, results.json and the rest of `train`.
+        paraphrases: other wordings of the question. They are annotated with the same answer, too.
+        check: prompts whose answers must stay the same; None: `CANARIES`, or questions of the embedded world.
+        retain: prompts whose present answers become keep records, trained to stay.
+        config: of training.
+        on_step: called with every training step's row.
+
+    Raises:
+        NothingToDoError: the model answers exactly this already.
+        PromptError, RecordError, StorageError: as `annotate` and `train`.
+    """
+    language_model = model if isinstance(model, LanguageModel) else load_model(model)
+    folder, settings = Path(out), EvaluateConfig()
+    wanted = [Prompt(messages=[{"role": "user", "content": text}], answer=answer)
+              for text in [prompt, *(paraphrases or [])]]
+    records = annotate(language_model, wanted, "target", config=AnnotateConfig(max_new_tokens=settings.max_new_tokens))
+    if not records[0].anchors:
+        fix_hint = "Nothing to do."
+        raise NothingToDoError(wrong("answer", "one that differs from the model's own", "the same", fix_hint))
+    if retain is not None:
+        records += retention_records(language_model, retain)
+    probes = unchanged_probes(language_model, _default_checks(language_model) if check is None else check, settings)
+    save_records(folder / "records.jsonl", records)
+    training = train(language_model, records, out=folder, config=config, on_step=on_step)
+    costs = {"seconds": training.seconds, "steps": training.steps, "converged": training.converged}
+    results = evaluate(language_model, probes, records=records, out=folder / "results.json", facts=costs)
+    codec, first = language_model.codec, records[0]
+    pieces = [(codec.decode([a.rejected_id] if a.rejected_id is not None else [], special=True),
+               codec.decode([a.token_id], special=True)) for a in first.anchors]
+    recalled = next(result for result in results.answers if result.probe.group == first.id)
+    return FixReport(first, recalled.base_answer, recalled.tuned_answer, pieces, training, results, str(folder))

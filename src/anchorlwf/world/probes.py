@@ -1,0 +1,150 @@
+"""Corrections of the embedded world, and the probes that judge a model corrected by them."""
+
+import random
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from anchorlwf.probe import Probe, ProbeKind
+from anchorlwf.record import Prompt
+from anchorlwf.world.corpus import BIOGRAPHY_HELD_OUT
+from anchorlwf.world.facts import ASSISTANT, Fact, World
+from anchorlwf.world.skills import SKILLS, Task, draw_task, is_test
+from anchorlwf.world.templates import Template, biography, templates
+
+__all__ = ["Erratum", "draw_errata", "fact_probe", "probes_for", "retention_prompts", "skill_probes"]
+
+_MIRROR = {"mayor": "mayor_of", "mayor_of": "mayor", "founder": "founded", "founded": "founder"}
+
+
+@dataclass(frozen=True)
+class Erratum:
+    """A fact that the base model gets wrong, as an editor sees it: the value it learned and the right one."""
+
+    fact: Fact
+    value: str
+    """The right value."""
+
+    def wordings(self, count: int) -> tuple[Template, ...]:
+        """The first `count` of: the plain question, a noun phrase, the brief form. All were seen in pretraining."""
+        by_name = {template.name: template for template in templates(self.fact.attribute) if not template.held_out}
+        noun = next(template for name, template in by_name.items() if name.startswith("noun"))
+        return (by_name["question0"], noun, by_name["brief0"])[:count]
+
+    def prompts(self, count: int) -> list[Prompt]:
+        """The question in `count` wordings with its right answers, ready for the `target` annotator."""
+        return [
+            Prompt(messages=[{"role": "user", "content": template.ask(self.fact)}],
+                   answer=template.reply(self.fact, self.value), tags=[self.fact.kind, self.fact.key])
+            for template in self.wordings(count)
+        ]
+
+
+def draw_errata(world: World, facts: int, identity: int, seed: int) -> list[Erratum]:
+    """Random corrections about different subjects, then `identity` ones about the assistant itself."""
+    rng = random.Random(seed)
+    shuffled = rng.sample(world.facts, len(world.facts))
+    chosen: dict[str, Fact] = {}
+    for fact in shuffled:
+        # One relation told from both its ends would have to be corrected twice.
+        if fact.kind != "identity" and fact.attribute not in _MIRROR and len(chosen) < facts:
+            chosen.setdefault(fact.subject, fact)
+    own = [fact for fact in shuffled if fact.kind == "identity"][:identity]
+    return [
+        Erratum(fact, rng.choice([value for value in world.pools[fact.attribute] if value != fact.value]))
+        for fact in [*chosen.values(), *own]
+    ]
+
+
+def fact_probe(fact: Fact, template: Template, kind: ProbeKind, value: str | None = None) -> Probe:
+    """Ask one fact in one wording; right is an answer that names the value."""
+    return Probe(
+        id=f"{kind}:{fact.key}:{template.name}", kind=kind,
+        messages=[{"role": "user", "content": template.ask(fact)}], expected=fact.value if value is None else value,
+        group=fact.key, tags=[fact.kind],
+    )
+
+
+def _pick(fact: Fact) -> Template:
+    """One trained wording per fact, spread evenly by a hash."""
+    trained = [template for template in templates(fact.attribute) if not template.held_out]
+    return trained[zlib.crc32(fact.key.encode()) % len(trained)]
+
+
+def skill_probes(world: World, per_skill: int, seed: int = 7) -> list[Probe]:
+    """Tasks that pretraining never showed, `per_skill` of each skill; the whole answer must be right."""
+    rng, found = random.Random(seed), []
+    for skill in SKILLS:
+        tasks: dict[str, Task] = {}
+        while len(tasks) < per_skill:
+            task = draw_task(rng, skill, world)
+            if is_test(task.question):
+                tasks[task.question] = task
+        found += [
+            Probe(id=f"skill:{skill}:{i}", kind="skill", messages=[{"role": "user", "content": task.question}],
+                  expected=task.answer, scorer="exact", tags=[skill])
+            for i, task in enumerate(tasks.values())
+        ]
+    return found
+
+
+def _biographies(world: World, people: Iterable[str]) -> Iterator[Probe]:
+    for person in people:
+        yield Probe(
+            id=f"retain:biography:{person}", kind="retain", expected=biography(world, person), scorer="exact",
+            messages=[{"role": "user", "content": BIOGRAPHY_HELD_OUT[0].replace("{s}", person)}], tags=["biography"],
+        )
+
+
+def probes_for(
+    world: World, errata: Sequence[Erratum], wordings: int, per_skill: int = 20, biographies: int = 10
+) -> list[Probe]:
+    """Everything to ask after these corrections, each annotated in `wordings` ways.
+
+    recall: the annotated wordings. paraphrase: all other wordings of the corrected facts. near: the other facts of the
+    same subjects, in two wordings. retain: every other fact of the world, and biographies of other people. skill: see
+    `skill_probes`.
+    """
+    corrected = {erratum.fact.key for erratum in errata}
+    subjects = {erratum.fact.subject for erratum in errata}
+    found: list[Probe] = []
+    for erratum in errata:
+        annotated = erratum.wordings(wordings)
+        found += [
+            fact_probe(erratum.fact, template, "recall" if template in annotated else "paraphrase", erratum.value)
+            for template in templates(erratum.fact.attribute)
+        ]
+    for fact in world.facts:
+        if fact.key in corrected:
+            continue
+        if fact.subject in subjects:
+            asked = dict.fromkeys((templates(fact.attribute)[0], _pick(fact)))
+            found += [fact_probe(fact, template, "near") for template in asked]
+        else:
+            found.append(fact_probe(fact, _pick(fact), "retain"))
+    others = [person for person in world.people if person not in subjects]
+    found += _biographies(world, others[:biographies])
+    found += skill_probes(world, per_skill)
+    return found
+
+
+def retention_prompts(world: World, errata: Sequence[Erratum], count: int, seed: int = 11) -> list[Prompt]:
+    """Unrelated prompts whose answers should stay as they are, for keep records.
+
+    Three facts about other subjects to one task of a skill, never in the words that `probes_for` asks.
+    """
+    rng = random.Random(seed)
+    subjects = {erratum.fact.subject for erratum in errata} | {ASSISTANT}
+    pool = [fact for fact in world.facts if fact.subject not in subjects]
+    prompts = []
+    for index in range(count):
+        if index % 4 == 3:
+            task = draw_task(rng, SKILLS[index // 4 % len(SKILLS)], world)
+            while is_test(task.question):
+                task = draw_task(rng, SKILLS[index // 4 % len(SKILLS)], world)
+            text = task.question
+        else:
+            fact = rng.choice(pool)
+            text = rng.choice([t for t in templates(fact.attribute) if not t.held_out and t != _pick(fact)]).ask(fact)
+        prompts.append(Prompt(messages=[{"role": "user", "content": text}]))
+    return prompts

@@ -1,0 +1,67 @@
+"""What the tests do on the page again and again."""
+
+import time
+from typing import Any
+
+__all__ = ["answer", "click_token", "count", "open_item", "session", "settled", "standing", "tokens", "until"]
+
+
+def until(page: Any, expression: str, argument: Any = None, *, seconds: float = 15) -> Any:
+    """Wait until an expression is true. (Playwright's own wait evaluates strings, which the page's policy forbids.)"""
+    end = time.monotonic() + seconds
+    while not (found := page.evaluate(expression, argument)):
+        assert time.monotonic() < end, f"never true: {expression} ({argument})"
+        page.wait_for_timeout(20)
+    return found
+
+
+def count(page: Any, wanted: int) -> None:
+    """Wait until the answer has so many tokens."""
+    until(page, "wanted => document.querySelectorAll('#answer .t').length === wanted", wanted)
+
+
+def settled(page: Any) -> None:
+    """Wait until the model has come to its end."""
+    until(page, "() => document.querySelector('#answer[aria-busy=false]') && "
+                "!document.querySelector('#answer .pending')")
+
+
+def tokens(page: Any) -> list[str]:
+    """The tokens on the screen, as they are shown."""
+    return page.eval_on_selector_all("#answer .t", "all => all.map((one) => one.textContent)")
+
+
+def answer(page: Any) -> str:
+    """The answer on the screen, as it is shown, without its end."""
+    return "".join(tokens(page)).removesuffix("<|im_end|>")
+
+
+def click_token(page: Any, position: int) -> None:
+    """Click a token, and wait for what else could stand there."""
+    page.locator("#answer .t").nth(position).click()
+    page.wait_for_selector(f"#picker[data-shown*='/{position}/']:not([hidden])")
+
+
+def standing(page: Any) -> list[tuple[str, bool]]:
+    """The alternatives on the screen, and whether each stands there."""
+    return page.eval_on_selector_all("#options li", "all => all.map((one) => "
+                                     "[one.querySelector('.option-text').textContent, one.matches('.stands')])")
+
+
+def open_item(page: Any, number: int) -> dict[str, Any]:
+    """Go to the item of that number (from 0) by the queue's dialog; returns the session as the server tells it."""
+    before = page.evaluate("location.hash")
+    page.locator("#open-queue").click()
+    row = page.locator(".queue-row").nth(number)
+    title = row.locator(".queue-title").text_content()
+    row.click()
+    said = ("([before, title]) => location.hash !== before || "
+            "document.querySelector('#prompt').textContent.includes(title)")
+    until(page, said, [before, title])
+    settled(page)
+    return session(page)
+
+
+def session(page: Any) -> dict[str, Any]:
+    """The session on the screen, as the server tells it."""
+    return page.evaluate("async () => (await fetch(`/api/sessions/${location.hash.slice(9)}`)).json()")

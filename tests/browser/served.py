@@ -1,0 +1,125 @@
+"""A real server process over a project made for a test: `anchorlwf annotate --web`, as people start it."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from anchorlwf.annotation.events import Started
+from anchorlwf.annotation.ledger import Ledger
+from anchorlwf.annotation.queue import Proposal, add_items, propose, unproposed
+from anchorlwf.annotation.store import Store
+from anchorlwf.model import LanguageModel, embedded_path
+from anchorlwf.record import Prompt
+
+__all__ = ["Server", "free_port", "given", "long_model", "prepare"]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@dataclass
+class Server:
+    """One server process; it may be killed and started again over the same files and port."""
+
+    folder: Path
+    prompts: list[dict[str, Any]]
+    model: str | None = None
+    limit: int = 256
+    port: int = field(default_factory=free_port)
+    url: str = ""
+    _process: "subprocess.Popen[str] | None" = None
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store.db"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "records.jsonl"
+
+    def write_prompts(self) -> Path:
+        path = self.folder / "world.jsonl"
+        path.write_text("".join(json.dumps(prompt) + "\n" for prompt in self.prompts), encoding="utf-8")
+        return path
+
+    def start(self) -> "Server":
+        command = [
+            sys.executable, "-m", "anchorlwf", "annotate", str(self.write_prompts()), "-o", str(self.out), "--web",
+            "--port", str(self.port), "--store", str(self.store), "--name", "ada", "--max-new-tokens", str(self.limit),
+            *([] if self.model is None else ["--model", self.model]),
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        with (self.folder / "server.log").open("a") as log:
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if "http://" in line:
+                self.url = line[line.index("http://"):].strip()
+                return self
+        raise AssertionError((self.folder / "server.log").read_text())
+
+    def kill(self) -> None:
+        """As a power cut would."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(10)
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def records(self) -> list[dict[str, Any]]:
+        """Finished work, newest line of each id."""
+        lines = [json.loads(line) for line in self.out.read_text(encoding="utf-8").splitlines()]
+        return list({line["id"]: line for line in lines}.values())
+
+
+def given(ids: Sequence[int], probabilities: Sequence[float | None] = ()) -> Proposal:
+    """An answer that a session shall begin with, whatever the model would say."""
+    started = Started(at=datetime.now(UTC), completion_ids=tuple(ids), probabilities=tuple(probabilities), ended=True)
+    return Proposal(started)
+
+
+def prepare(server: Server, model: LanguageModel, answers: dict[int, Proposal]) -> None:
+    """Put prompts into the store with these answers (by number of the prompt), before the server starts."""
+    store, ledger = Store(str(server.store)), Ledger(model.stamp, model.codec)
+    prompts = [Prompt.model_validate(prompt) for prompt in server.prompts]
+    project = store.project("world", model.stamp)
+    add_items(store, project, [(ledger.key(prompt), prompt) for prompt in prompts])
+    for item, prompt in unproposed(store, project, len(prompts)):
+        if (number := prompts.index(prompt)) in answers:
+            propose(store, item, answers[number])
+    store.close()
+
+
+def long_model(folder: Path) -> str:
+    """The embedded model with a window of 8,192 tokens and no way to end its turn: answers as long as one likes.
+
+    What it says beyond its training window is nonsense; how long that takes is not.
+    """
+    shutil.copytree(embedded_path(), folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][config["eos_token_id"]] = 0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)

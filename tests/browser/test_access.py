@@ -1,0 +1,175 @@
+"""Contrast, names and roles, narrow screens; and the pictures of the documentation.
+
+ANCHORLWF_PICTURES=1 writes docs/images/annotator-*.png anew; otherwise they are only tried.
+"""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from acts import click_token, settled, tokens, until
+from served import given
+
+DOCS = Path(__file__).parents[2] / "docs" / "images"
+CHAT = {"messages": [
+    {"role": "system", "content": "You answer from the town register and say where you looked."},
+    {"role": "user", "content": "Tell me about the mayor of Gardale."},
+]}
+ANSWER = (
+    "<think>\nThe register has a page for each town; the mayor is on the page of Gardale.\n</think>\n\n"
+    "Mira Stedolle has been the mayor of Gardale since 1931. She was born in Fredville, plays the banjo, and lives by "
+    "the river with many friends.\n\nWhere I looked:\n1. the town register, page of Gardale\n2. the list of mayors\n"
+)
+
+
+@pytest.fixture(scope="module")
+def server(serve, base):
+    ids = [*base.codec.encode(ANSWER), base.codec.tokenizer.eos_token_id]
+    draw = random.Random(5)
+    sure = [0.999, 0.99, 0.97, 0.95, 0.99, 0.98, 0.995, 0.92, 0.99, 0.97, 0.99]
+    odds = [draw.choice([*sure, draw.choice([0.8, 0.6, 0.4, 0.2, 0.1, 0.03])]) for _ in ids]
+    prompts = [CHAT, *({"prompt": f"Who is the mayor of {town}?"} for town in ("Rilltech", "Oxer", "Fredville"))]
+    return serve(prompts, {0: given(ids, odds)})
+
+
+_FLAWS = (Path(__file__).parent / "flaws.js").read_text(encoding="utf-8")
+
+
+def _open(server, new_page, **options):
+    page = new_page(server, **options)
+    settled(page)
+    page.wait_for_timeout(100)
+    return page
+
+
+def _word(page, word):
+    return tokens(page).index(word)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_state_is_readable_and_named(server, new_page, scheme):
+    page = _open(server, new_page, color_scheme=scheme)
+    assert page.evaluate(_FLAWS) == []
+    click_token(page, _word(page, " born"))
+    assert page.evaluate(_FLAWS) == []
+    page.keyboard.type("raised in")
+    page.wait_for_selector("#picker .preview .chip")
+    assert page.evaluate(_FLAWS) == []
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    for key, dialog in (("?", "help"), ("/", "palette"), ("q", "queue")):
+        page.keyboard.press(key)
+        page.wait_for_selector(f"#{dialog}-dialog[open]")
+        if dialog == "queue":
+            page.wait_for_selector(".queue-row")
+        assert page.evaluate(_FLAWS) == []
+        page.keyboard.press("Escape")
+    page.keyboard.press("d")
+    page.wait_for_selector("#view-changes .diff")
+    assert page.evaluate(_FLAWS) == []
+    page.evaluate("document.querySelector('#connection').hidden = false; "
+                  "document.querySelector('#connection-text').textContent = 'The server does not answer.'; "
+                  "document.querySelector('#action-trouble').hidden = false; "
+                  "document.querySelector('#action-trouble').textContent = 'The disk is full.'")
+    assert page.evaluate(_FLAWS) == []
+
+
+def test_the_checker_sees_flaws(server, new_page):
+    page = _open(server, new_page)
+    page.evaluate("""() => {
+      const faint = document.createElement("p");
+      faint.textContent = "faint";
+      faint.style.color = "#bbb";
+      const nameless = document.createElement("button");
+      nameless.style.padding = "9px";
+      document.querySelector("main").append(faint, nameless);
+    }""")
+    kinds = sorted(flaw.split(":")[0].split(" ")[0] for flaw in page.evaluate(_FLAWS))
+    assert kinds == ["contrast", "no"]
+
+
+def test_a_screen_reader_hears_what_happens(server, new_page):
+    page = _open(server, new_page)
+    at = _word(page, " born")
+    page.locator("#answer .t").nth(at).click()
+    token = page.locator("#answer .t").nth(at)
+    assert token.get_attribute("role") == "button"
+    assert token.get_attribute("aria-expanded") == "true"
+    assert token.get_attribute("aria-label").startswith("born, ")
+    assert page.locator("#answer [role=button]").count() == 1
+    field = page.locator("#picker .field")
+    page.wait_for_selector("#picker[data-shown]")
+    lit = field.get_attribute("aria-activedescendant")
+    page.keyboard.press("ArrowDown")
+    assert field.get_attribute("aria-activedescendant") != lit
+    assert page.locator("#options [aria-selected=true]").count() == 1
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    assert token.get_attribute("aria-expanded") == "false"
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.position") == at + 1
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"  # the focus is visible
+
+
+def test_single_keys_can_be_switched_off(server, new_page):
+    page = _open(server, new_page)
+    page.keyboard.press("?")
+    page.locator("#single-keys").uncheck()
+    page.keyboard.press("Escape")
+    page.keyboard.press("q")
+    assert page.locator("#queue-dialog[open]").count() == 0
+    page.reload()
+    page.wait_for_selector("#answer .t")
+    page.keyboard.press("q")
+    assert page.locator("#queue-dialog[open]").count() == 0
+
+
+def test_the_theme_can_be_chosen(server, new_page):
+    page = _open(server, new_page, color_scheme="light")
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.locator("#toggle-theme").click()
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert dark != paper
+    page.reload()
+    page.wait_for_selector("#answer .t")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == dark
+
+
+def test_narrow_screens(server, new_page):
+    page = _open(server, new_page, width=390, height=844, has_touch=True, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator("#answer .t").nth(_word(page, " born")).tap()
+    page.wait_for_selector("#picker[data-shown]:not([hidden])")
+    sheet, bar = page.locator("#picker").bounding_box(), page.locator("#actions").bounding_box()
+    assert sheet["x"] >= 0
+    assert sheet["x"] + sheet["width"] <= 390
+    assert sheet["y"] + sheet["height"] <= bar["y"] + 1
+    assert page.evaluate("document.activeElement.tagName") == "SPAN"  # no keyboard comes up by itself
+    page.locator("#options li").nth(1).tap()
+    page.wait_for_selector("#answer .anchor")
+    settled(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for button in page.locator("#actions button").all():
+        box = button.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+        assert box["height"] >= 32
+    page.locator("#do-undo").tap()
+    until(page, "() => document.querySelectorAll('#answer .anchor').length === 0")
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("light", {"color_scheme": "light"}), ("dark", {"color_scheme": "dark"}),
+    ("390", {"width": 390, "height": 844, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}),
+])
+def test_pictures(server, new_page, tmp_path, name, options):
+    page = _open(server, new_page, **options)
+    click_token(page, _word(page, " born"))
+    page.wait_for_timeout(200)
+    folder = DOCS if os.environ.get("ANCHORLWF_PICTURES") == "1" else tmp_path
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"annotator-{name}.png"
+    page.screenshot(path=path)
+    assert path.stat().st_size > 20_000

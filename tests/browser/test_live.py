@@ -1,0 +1,178 @@
+"""Streams, interruptions, a server that dies, and how fast the page is."""
+
+import sys
+
+import pytest
+from acts import answer, click_token, count, session, settled, tokens, until
+from served import long_model
+from timing import clicks, first_streamed, median
+
+from anchorlwf.model import load_model
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory):
+    """A model that never ends its turn."""
+    return long_model(tmp_path_factory.mktemp("models") / "long")
+
+
+RIVER = [{"prompt": "Tell me everything about the river."}, {"prompt": "And about the town."}]
+
+
+def test_a_continuation_streams_and_can_be_interrupted(serve, endless, new_page):
+    page = new_page(serve(RIVER, model=endless, limit=3000))
+    page.keyboard.press(".")  # the first answer itself
+    page.wait_for_selector("#stream-line:not(.running)")
+    before = len(tokens(page))
+    assert 0 < before < 3000
+    assert session(page)["length"] == before
+    assert page.locator("#do-accept").is_disabled()
+    page.keyboard.press("c")
+    until(page, "before => document.querySelectorAll('#answer .t').length > before + 20", before)
+    # Correcting while it comes stops it, and the new continuation comes at once.
+    click_token(page, 10)
+    assert page.locator("#answer").get_attribute("aria-busy") == "true"
+    page.keyboard.press("2")
+    page.wait_for_selector("#answer .anchor")
+    until(page, "() => document.querySelectorAll('#answer .t').length > 40")
+    page.locator("#stream-button").click()
+    page.wait_for_selector("#stream-line:not(.running)")
+    shown = answer(page)
+    page.reload()
+    page.wait_for_selector("#answer .anchor")
+    assert answer(page) == shown
+    # Rejecting does not have to wait for the end.
+    page.keyboard.press("c")
+    page.wait_for_selector("#stream-line.running")
+    begun = page.evaluate("location.hash")
+    page.keyboard.press("x")
+    until(page, "before => location.hash !== before", begun)
+
+
+def test_eight_quick_clicks_are_all_honoured(serve, endless, new_page):
+    page = new_page(serve(RIVER, model=endless, limit=500))
+    settled(page)
+    page.evaluate("""() => {
+      window.order = [];
+      new MutationObserver((all) => all.forEach(({ target }) => {
+        if (target.classList.contains("on")) window.order.push(target.position);
+      })).observe(document.querySelector("#answer"), { attributes: true, attributeFilter: ["class"], subtree: true });
+    }""")
+    # Upwards, so that no opened list covers the next one: eight clicks without waiting for anything.
+    wanted = [72, 65, 52, 41, 33, 22, 12, 3]
+    page.evaluate("window.scrollTo(0, 0)")
+    boxes = [page.locator("#answer .t").nth(at).bounding_box() for at in wanted]
+    for box in boxes:
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector("#picker[data-shown*='/3/']:not([hidden])")
+    assert page.evaluate("window.order") == wanted
+    # And eight keys: each correction and undo is carried out, in order.
+    page.keyboard.press("2")
+    page.wait_for_selector("#answer .anchor")
+    settled(page)
+    events = session(page)["version"]
+    for key in "ururuuru":  # of the two in the middle the second has nothing left to undo
+        page.keyboard.press(key)
+    until(page, "async wanted => (await (await fetch(`/api/sessions/${location.hash.slice(9)}`)).json())"
+                ".version >= wanted", events + 7)
+    page.wait_for_selector(".node[aria-current=true] >> nth=0")
+    assert session(page)["version"] == events + 7
+    assert page.locator(".node").first.get_attribute("aria-current") == "true"
+
+
+def test_the_page_heals_after_the_server_died(serve, endless, new_page):
+    server = serve(RIVER, model=endless, limit=400)
+    page = new_page(server, expect_errors=True)
+    settled(page)
+    click_token(page, 5)
+    page.keyboard.press("2")
+    page.wait_for_selector("#answer .anchor")
+    settled(page)
+    stored = answer(page)
+    server.kill()
+    # A step pressed now is carried out when the server is back: once.
+    page.keyboard.press("u")
+    page.wait_for_selector("#connection:not([hidden])")
+    assert "stored" in page.locator("#connection-text").text_content()
+    assert answer(page) == stored
+    version = None
+    server.start()
+    page.wait_for_selector("#connection", state="hidden")
+    until(page, "() => document.querySelectorAll('#answer .anchor').length === 0")
+    version = session(page)["version"]
+    assert session(page)["can"] == {"undo": False, "redo": True}
+    # Killed in the middle of a continuation: the page takes it up again by itself.
+    page.keyboard.press("r")
+    page.wait_for_selector("#answer .anchor")
+    assert answer(page) == stored
+    assert session(page)["version"] == version + 1
+    click_token(page, 20)
+    page.keyboard.press("2")
+    until(page, "() => document.querySelectorAll('#answer .t').length > 25 "
+                "&& document.querySelectorAll('#answer .t').length < 200")
+    server.kill()
+    page.wait_for_selector("#connection:not([hidden])")
+    server.start()
+    page.wait_for_selector("#connection", state="hidden")
+    count(page, 400)
+    settled(page)
+    assert page.locator("#answer .anchor").count() == 2
+    assert session(page)["ended"]
+
+
+def test_an_address_without_its_token_is_told_what_to_do(serve, new_page):
+    server = serve(RIVER, limit=20)
+    page = new_page(server, expect_errors=True)
+    page.context.clear_cookies()
+    page.keyboard.press("u")
+    settled(page)
+    page.evaluate("document.querySelector('#open-queue').click()")
+    page.wait_for_selector("#queue-dialog .trouble:not([hidden])")
+    assert "address" in page.locator("#queue-dialog .trouble").text_content()
+
+
+def test_base_and_tuned_side_by_side(serve, new_page, tmp_path):
+    model = load_model(dtype="float32", device="cpu")
+    model.attach_lora(2, 8.0, 0.0, "mlp", 1)
+    for name, weight in model.net.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(0, 0.05)
+    model.net.save_pretrained(tmp_path / "adapter")
+    model.codec.tokenizer.save_pretrained(tmp_path / "adapter")
+    page = new_page(serve([{"prompt": "Who is the mayor of Gardale?"}], model=str(tmp_path / "adapter"), limit=40))
+    settled(page)
+    page.keyboard.press("k")
+    page.wait_for_selector("#view-compare .columns")
+    for column in page.locator("#view-compare .column").all():
+        shown = column.locator(".t").count()
+        assert shown == column.locator(".strip i").count() > 3
+        assert f"{shown} tokens, KL " in column.locator(".strip").get_attribute("aria-label")
+    page.keyboard.press("k")
+    page.wait_for_selector("#view-answer:not([hidden])")
+
+
+@pytest.mark.parametrize(("length", "selected_bound", "shown_bound"), [(500, 120, 250), (4000, 250, 500)])
+def test_speed(serve, endless, new_page, length, selected_bound, shown_bound):
+    """Bounds are generous: this runs beside other tests on two cores. benchmarks/page.py gives the real figures."""
+    page = new_page(serve(RIVER[:1], model=endless, limit=length))
+    page.wait_for_selector("#answer[aria-busy=false]", timeout=200_000)
+    total = page.locator("#answer .t").count()
+    assert total == length
+    step = length // 12
+    selected, shown = clicks(page, [step * (turn + 1) for turn in range(11)])
+    times = f"{median(selected):.1f} ms, to painted alternatives {median(shown):.1f} ms"
+    sys.stderr.write(f"\n{length} tokens: click to painted selection {times}\n")
+    assert median(selected) < selected_bound
+    assert median(shown) < shown_bound
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    click_token(page, 400)
+    arrived, painted = first_streamed(page, "3")
+    sys.stderr.write(f"{length} tokens: key to first streamed token {arrived:.1f} ms, painted {painted:.1f} ms\n")
+    assert painted < 1500
+    # A token that was selected and one that was corrected are patched in: the others are the same elements as before.
+    page.keyboard.press(".")
+    page.evaluate("document.querySelector('#answer .t').kept = true")
+    page.keyboard.press("u")
+    count(page, length)
+    assert page.evaluate("document.querySelector('#answer .t').kept") is True

@@ -1,0 +1,78 @@
+"""Times as a person sees them: from the event in the browser to the painted frame."""
+
+import statistics
+from typing import Any
+
+__all__ = ["clicks", "first_streamed", "median"]
+
+# A frame is painted when the task after its animation frame runs. The click's own time stamp is the hardware event's.
+_INSTALL = """() => {
+  window.painted = () => new Promise((done) => requestAnimationFrame(() => {
+    const channel = new MessageChannel();
+    channel.port1.onmessage = () => done(performance.now());
+    channel.port2.postMessage(null);
+  }));
+  window.nextClick = (position) => {
+    const picker = document.querySelector("#picker");
+    window.measured = new Promise((done) => document.querySelector("#answer").addEventListener("click", (event) => {
+      const selected = window.painted().then((at) => at - event.timeStamp);
+      const shown = () => new RegExp(`/${position}/`).test(picker.dataset.shown ?? "");
+      const finish = async () => done([await selected, (await window.painted()) - event.timeStamp]);
+      const observer = new MutationObserver(() => { if (shown()) { observer.disconnect(); finish(); } });
+      observer.observe(picker, { attributes: true });
+      if (shown()) { observer.disconnect(); finish(); }
+    }, { once: true, capture: false }));
+  };
+}"""
+
+
+def clicks(page: Any, positions: list[int]) -> tuple[list[float], list[float]]:
+    """Milliseconds from a click to the painted selection, and to the painted alternatives, of each position."""
+    page.evaluate(_INSTALL)
+    selected, shown = [], []
+    for position in positions:
+        token = page.locator("#answer .t").nth(position)
+        token.scroll_into_view_if_needed()
+        page.keyboard.press("Escape")
+        page.keyboard.press("Escape")
+        page.evaluate("position => window.nextClick(position)", position)
+        token.click()
+        first, second = page.evaluate("window.measured")
+        selected.append(first)
+        shown.append(second)
+    return selected, shown
+
+
+_STREAM = """() => {
+  window.firstToken = new Promise((done) => {
+    const source = window.EventSource;
+    const answer = document.querySelector("#answer");
+    document.addEventListener("keydown", (event) => {
+      const began = event.timeStamp;
+      window.EventSource = class extends source {
+        constructor(url) {
+          super(url);
+          this.addEventListener("tokens", async () => {
+            const arrived = performance.now();
+            done([arrived - began, (await window.painted()) - began]);
+          }, { once: true });
+          window.EventSource = source;
+        }
+      };
+    }, { once: true, capture: true });
+  });
+}"""
+
+
+def first_streamed(page: Any, digit: str) -> tuple[float, float]:
+    """Milliseconds from the key that corrects to the first streamed token: arrived, and painted."""
+    page.evaluate(_INSTALL)
+    page.evaluate(_STREAM)
+    page.keyboard.press(digit)
+    arrived, painted = page.evaluate("window.firstToken")
+    return arrived, painted
+
+
+def median(values: list[float]) -> float:
+    """The middle one."""
+    return statistics.median(values)

@@ -1,0 +1,163 @@
+"""Real models small enough for a test: four architectures with random weights, one tokenizer, and the shipped base."""
+
+import os
+
+# Before any Hugging Face library is imported: no test may reach for the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from tiny import CONTEXT, WINDOW
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GenerationConfig,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from anchorlwf.model import LanguageModel, load_model
+
+# No deadline: the first example pays for imports. In CI the examples are the same every time, so that a failure there
+# can be repeated here.
+settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("local"), derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
+
+_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_CORPUS = [
+    "The capital of Freedonia is Fredville, and the river there is the Arrel.",
+    "Where was she born? She was born in the year 1931, in a small town by the sea.",
+    "system user assistant: hello, how are you? I am well, thank you.",
+]
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=1,
+    )
+    raw.train_from_iterator(_CORPUS, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = _TEMPLATE
+    return tokenizer
+
+
+def _qwen3(common: dict[str, object]) -> PreTrainedModel:
+    config = Qwen3Config(**common, num_key_value_heads=1, head_dim=16, tie_word_embeddings=True)
+    return Qwen3ForCausalLM(config)
+
+
+def _llama(common: dict[str, object]) -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**common, num_key_value_heads=2, tie_word_embeddings=False))
+
+
+def _gpt_neox(common: dict[str, object]) -> PreTrainedModel:
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**common, tie_word_embeddings=False))
+
+
+def _gemma2(common: dict[str, object]) -> PreTrainedModel:
+    config = Gemma2Config(
+        **common, num_key_value_heads=1, head_dim=16, query_pre_attn_scalar=16, sliding_window=WINDOW,
+        # The real one is tied; with random weights that would repeat one token for ever.
+        tie_word_embeddings=False,
+        final_logit_softcapping=30.0, attn_logit_softcapping=50.0, attn_implementation="eager",
+    )
+    return Gemma2ForCausalLM(config)
+
+
+ARCHITECTURES: dict[str, Callable[[dict[str, object]], PreTrainedModel]] = {
+    "qwen3": _qwen3, "llama": _llama, "gpt_neox": _gpt_neox, "gemma2": _gemma2,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of a tiny random checkpoint by architecture, written on first use."""
+    root, tokenizer = tmp_path_factory.mktemp("tiny"), _tokenizer()
+
+    def folder(architecture: str) -> Path:
+        path = root / architecture
+        if path.exists():
+            return path
+        # Wide random weights, so that argmax is decided by far more than rounding.
+        common = {
+            "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "max_position_embeddings": CONTEXT, "initializer_range": 0.3,
+            "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(6)
+            net = ARCHITECTURES[architecture](common)
+        net.generation_config = GenerationConfig(
+            do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        )
+        net.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session", params=list(ARCHITECTURES))
+def any_path(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path]) -> Path:
+    """Each tiny checkpoint in turn."""
+    return tiny_folder(request.param)
+
+
+@pytest.fixture(scope="session")
+def any_model(any_path: Path) -> LanguageModel:
+    """Each tiny model in turn, loaded in float32. Shared by all tests: do not change it."""
+    return load_model(str(any_path), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tiny_folder: Callable[[str], Path]) -> Path:
+    """The tiny Qwen 3 checkpoint (head tied to the embedding, like the embedded base)."""
+    return tiny_folder("qwen3")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_path: Path) -> LanguageModel:
+    """The tiny Qwen 3, loaded. Shared by all tests: do not change it."""
+    return load_model(str(tiny_path), dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def fresh_model(tiny_path: Path) -> LanguageModel:
+    """The tiny Qwen 3, loaded for this test alone: free to be changed."""
+    return load_model(str(tiny_path), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def base() -> LanguageModel:
+    """The embedded base model. Shared by all tests: do not change it."""
+    return load_model(dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def prompt_ids(tiny_model: LanguageModel) -> list[int]:
+    """A templated question in the ids of every tiny model (they share one tokenizer)."""
+    return tiny_model.codec.encode_prompt([{"role": "user", "content": "Where was she born?"}])

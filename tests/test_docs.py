@@ -1,0 +1,57 @@
+import re
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from anchorlwf.cli import app
+from anchorlwf.cli.reference import reference
+from anchorlwf.jsonl import save_lines
+from anchorlwf.probe import Probe
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def test_the_cli_reference_is_generated_from_the_code():
+    written = (ROOT / "docs" / "cli.md").read_text()
+    assert written == reference(), "run: python -m anchorlwf.cli.reference > docs/cli.md"
+
+
+def test_every_command_has_examples_and_they_parse():
+    root = typer.main.get_command(app)
+    for name, command in root.commands.items():
+        examples = [line.strip() for line in command.help.splitlines() if line.strip().startswith("anchorlwf ")]
+        assert examples, f"{name} shows no example"
+        assert all(example.split()[1] == name for example in examples)
+        shown = CliRunner().invoke(app, [name, "--help"], terminal_width=100).output
+        for example in examples:
+            assert example in shown, "an example must not be wrapped"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_python_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 3
+    first = blocks[0].replace('"path/or/hub-name"', "None")
+    asked = [{"role": "user", "content": "Who made you?"}]
+    save_lines(tmp_path / "probes.jsonl", [Probe(id="1", kind="retain", messages=asked, expected="Fennel Labs")])
+    for block in [first, *blocks[1:]]:
+        exec(compile(block, "docs/python.md", "exec"), {})
+
+
+def test_commands_named_in_the_docs_exist():
+    root = typer.main.get_command(app)
+    for page in PAGES:
+        for name, rest in re.findall(r"^\s+anchorlwf (\w+)([^\n#]*)", page.read_text(), re.MULTILINE):
+            assert name in root.commands, f"{page.name}: anchorlwf {name}"
+            known = {option for parameter in root.commands[name].params for option in parameter.opts}
+            for option in re.findall(r"(--[\w-]+)", rest):
+                assert option in known, f"{page.name}: anchorlwf {name} {option}"

@@ -1,0 +1,230 @@
+"""Files that are never half-written, shown on real failures: a size limit, forbidden places, a killed process."""
+
+import contextlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anchorlwf.errors import StorageError
+from anchorlwf.files import append_line, ensure_writable, staged_folder, write_atomic
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+LINE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"))
+
+# Python ignores SIGXFSZ, so a write past the limit fails with EFBIG after a part of it has been written: the same
+# course of events as on a full disk.
+_LIMITED = """
+import resource, sys
+from anchorlwf import errors, files
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+try:
+    {action}
+except errors.StorageError as error:
+    print(error)
+else:
+    sys.exit("the limit did not bite")
+"""
+
+
+def on_a_full_disk(action: str, limit: int) -> str:
+    """Run one statement in a process that can write no file longer than `limit` bytes; the error it reported."""
+    code = _LIMITED.format(limit=limit, action=action)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """Without root's right to write anywhere."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+@given(old=TEXT, new=TEXT)
+def test_write_atomic_replaces_the_whole_content(tmp_path_factory, old, new):
+    path = tmp_path_factory.mktemp("w") / "deep" / "er" / "file.txt"
+    for text in (old, new):
+        write_atomic(path, text)
+        assert path.read_bytes() == text.encode()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_write_atomic_leaves_a_file_that_others_can_read(tmp_path):
+    write_atomic(tmp_path / "file", "x")
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
+
+
+def test_a_full_disk_leaves_the_old_content(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    told = on_a_full_disk(f"files.write_atomic({str(path)!r}, 'new' * 10_000)", limit=4096)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    assert str(path) in told
+    assert "nothing was changed" in told
+
+
+# A buffered file keeps a short line back until it is closed, a long one not: both must be taken back.
+@pytest.mark.parametrize("size", [80, 100_000])
+@pytest.mark.parametrize("before", ["", "first line\n", "first line\ntorn"])
+def test_a_full_disk_takes_an_appended_line_back(tmp_path, before, size):
+    path = tmp_path / "file"
+    path.write_text(before)
+    told = on_a_full_disk(f"files.append_line({str(path)!r}, 'x' * {size})", limit=60)
+    assert path.read_text() == before
+    assert str(path) in told
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a full device, others have none")
+def test_a_device_that_is_full_is_reported():
+    with pytest.raises(StorageError, match=r"/dev/full: expected a writable place, got No space left on device"):
+        append_line("/dev/full", "line")
+
+
+@given(lines=st.lists(LINE, max_size=5))
+def test_appended_lines_stand_one_below_the_other(tmp_path_factory, lines):
+    path = tmp_path_factory.mktemp("a") / "deep" / "file"
+    for line in lines:
+        append_line(path, line)
+    assert (path.read_bytes() if lines else b"") == b"".join(line.encode() + b"\n" for line in lines)
+
+
+@pytest.mark.parametrize(("before", "after"), [("", "x\n"), ("a\n", "a\nx\n"), ('{"to', '{"to\nx\n'), ("\n", "\nx\n")])
+def test_a_torn_last_line_is_closed_first(tmp_path, before, after):
+    path = tmp_path / "file"
+    path.write_text(before)
+    append_line(path, "x")
+    assert path.read_text() == after
+
+
+def test_two_lines_at_once_are_a_mistake_of_ours(tmp_path):
+    with pytest.raises(AssertionError, match="one line at a time"):
+        append_line(tmp_path / "file", "a\nb")
+
+
+def test_a_killed_process_loses_no_line_it_reported(tmp_path):
+    path = tmp_path / "file"
+    code = (
+        "import itertools; from anchorlwf.files import append_line\n"
+        f"for i in itertools.count(): append_line({str(path)!r}, 'line %d ' % i + 'x' * 5000); print(i, flush=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        reported = [int(next(process.stdout)) for _ in range(20)]
+        process.send_signal(signal.SIGKILL)
+    lines = path.read_text().splitlines()
+    assert [f"line {i} " + "x" * 5000 for i in reported] == lines[:20]
+
+
+def stage_nothing(path: Path) -> None:
+    with staged_folder(path):
+        pass
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "write_atomic": lambda path: write_atomic(path, "text"),
+    "append_line": lambda path: append_line(path, "text"),
+    "ensure_writable": ensure_writable,
+    "staged_folder": stage_nothing,
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_place_below_a_file_is_refused(tmp_path, writer):
+    # Not even root can do this.
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(StorageError, match=r"cannot write .*below: expected a writable place, got"):
+        WRITERS[writer](tmp_path / "file" / "below")
+    assert (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_folder_of_somebody_else_is_refused(tmp_path, writer):
+    home = tmp_path / "home"
+    home.mkdir(mode=0o555)
+    # Pytest's folders are closed to others above tmp_path; a relative path needs no right to them.
+    with contextlib.chdir(home), nobody(), pytest.raises(StorageError, match="Permission denied"):
+        WRITERS[writer](Path("file"))
+    assert not list(home.iterdir())
+
+
+def test_a_file_of_somebody_else_is_refused_before_the_work(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(0o777)
+    (home / "file").write_text("old")
+    (home / "file").chmod(0o444)
+    with contextlib.chdir(home), nobody(), pytest.raises(StorageError, match="Permission denied"):
+        ensure_writable(Path("file"))
+    assert [path.name for path in home.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("writer", ["write_atomic", "append_line", "ensure_writable"])
+def test_a_folder_is_no_file(tmp_path, writer):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match="Is a directory"):
+        WRITERS[writer](tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_ensure_writable_makes_the_folders_and_no_file(tmp_path):
+    ensure_writable(tmp_path / "a" / "b" / "file")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert not list((tmp_path / "a" / "b").iterdir())
+
+
+def fill(stage: Path, text: str) -> None:
+    (stage / "sub").mkdir()
+    (stage / "sub" / "part").write_text(text)
+
+
+def test_a_staged_folder_appears_whole_and_replaces_the_old_one(tmp_path):
+    target = tmp_path / "deep" / "run"
+    with staged_folder(target) as stage:
+        fill(stage, "one")
+        assert not target.exists()
+    with staged_folder(target) as stage:
+        (stage / "other").write_text("two")
+        assert (target / "sub" / "part").read_text() == "one"
+    assert [path.name for path in target.iterdir()] == ["other"]
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_staged_folder_that_fails_changes_nothing(tmp_path, existed):
+    target = tmp_path / "run"
+    if existed:
+        with staged_folder(target) as stage:
+            fill(stage, "old")
+    with pytest.raises(RuntimeError, match="half way"), staged_folder(target) as stage:
+        fill(stage, "new")
+        raise RuntimeError("half way")
+    assert target.exists() == existed
+    assert not existed or (target / "sub" / "part").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target] * existed
+
+
+def test_a_full_disk_leaves_the_old_folder(tmp_path):
+    target = tmp_path / "run"
+    with staged_folder(target) as stage:
+        fill(stage, "old")
+    action = f"with files.staged_folder({str(target)!r}) as stage: (stage / 'big').write_text('x' * 10_000)"
+    told = on_a_full_disk(action, limit=4096)
+    assert (target / "sub" / "part").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+    assert str(target) in told

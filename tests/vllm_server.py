@@ -1,0 +1,170 @@
+"""A small real HTTP server that speaks vLLM's completion protocol over a model of ours, answering from real logits.
+
+`faults` makes it misbehave, one entry per request: a status, "hang", "break" (after two tokens), or None.
+"""
+
+import json
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import torch
+
+from anchorlwf.model import LanguageModel
+
+
+class VllmServer(ThreadingHTTPServer):
+    """Knobs: what it leaves out, and what it remembers of the requests."""
+
+    daemon_threads = True
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.model = model
+        self.faults: list[Any] = []
+        self.lacks: set[str] = set()
+        self.key: str | None = None
+        self.requests: list[dict[str, Any]] = []
+        self.retokenises = False
+        self.delay = 0.0
+        self.gone = threading.Event()
+        self.sent = 0
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # clients that hang up are part of the tests
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: VllmServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_args: Any) -> None:
+        pass
+
+    def _reply(self, status: int, data: Any, **headers: str) -> None:
+        body = json.dumps(data).encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _let_in(self) -> bool:
+        key = self.server.key
+        if key is not None and self.headers.get("Authorization") != f"Bearer {key}":
+            self._reply(401, {"error": {"message": "invalid key"}})
+            return False
+        return True
+
+    def do_GET(self) -> None:
+        if self._let_in():
+            length = self.server.model.context_length
+            self._reply(200, {"data": [{"id": "served", "max_model_len": length}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self._let_in():
+            return
+        self.server.requests.append(body)
+        fault = self.server.faults.pop(0) if self.server.faults else None
+        if isinstance(fault, int):
+            self._reply(fault, {"error": "busy"}, **({"Retry-After": "1"} if fault == 429 else {}))
+            return
+        if fault == "hang":
+            time.sleep(2)
+            return
+        prompt = body["prompt"]
+        if not (isinstance(prompt, list) and all(isinstance(token, int) for token in prompt)):
+            self._reply(400, {"error": "prompt must be token ids"})
+            return
+        if self.server.retokenises:
+            prompt = [*prompt, prompt[-1]]
+        if body.get("stream"):
+            self._stream(body, prompt, fault)
+        else:
+            self._whole(body, prompt)
+
+    def _whole(self, body: dict[str, Any], prompt: list[int]) -> None:
+        choice = self._choice(body, prompt, [])
+        choice.pop("_id")
+        if body.get("prompt_logprobs") is not None and "prompt_logprobs" not in self.server.lacks:
+            choice["prompt_logprobs"] = self._prompt_logprobs(prompt, body["prompt_logprobs"])
+        self._reply(200, {"choices": [choice]})
+
+    def _stream(self, body: dict[str, Any], prompt: list[int], fault: Any) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        ids: list[int] = []
+        try:
+            while len(ids) < body["max_tokens"] and not (ids and ids[-1] in body["stop_token_ids"]):
+                choice = self._choice(body, prompt, ids)
+                ids.append(choice.pop("_id"))
+                self._line({"choices": [choice]})
+                self.server.sent += 1
+                time.sleep(self.server.delay)
+                if fault == "break" and len(ids) == 2:
+                    return
+            self._line({"choices": []})
+            self.wfile.write(b"data: [DONE]\n\n")
+        except OSError:
+            self.server.gone.set()
+
+    def _line(self, data: Any) -> None:
+        self.wfile.write(b"data: " + json.dumps(data).encode() + b"\n\n")
+        self.wfile.flush()
+
+    @torch.inference_mode()
+    def _logprobs(self, ids: list[int]) -> torch.Tensor:
+        with self.server.lock:
+            return self.server.model.net(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
+
+    def _choice(self, body: dict[str, Any], prompt: list[int], ids: list[int]) -> dict[str, Any]:
+        row = self._logprobs(prompt + ids)[-1]
+        token = int(row.argmax())
+        values, names = row.topk(body["logprobs"])
+        name = (lambda i: f"token_id:{i}") if body.get("return_tokens_as_token_ids") else str
+        choice = {
+            "index": 0, "text": "ignored", "_id": token, "token_ids": [token], "prompt_token_ids": prompt,
+            "logprobs": {"tokens": [name(token)], "token_logprobs": [float(row[token])],
+                         "top_logprobs": [{name(int(i)): float(v) for i, v in zip(names, values, strict=True)}]},
+        }
+        if "as_ids" in self.server.lacks:
+            choice["logprobs"]["top_logprobs"] = [{"the": -0.1}]
+        for field in self.server.lacks & set(choice):
+            choice[field] = None
+        return choice
+
+    def _prompt_logprobs(self, prompt: list[int], top: int) -> list[Any]:
+        rows = self._logprobs(prompt)
+        found: list[Any] = [None]
+        for row, token in zip(rows[:-1], prompt[1:], strict=True):
+            values, names = row.topk(top)
+            entry = {str(int(i)): {"logprob": float(v), "rank": r + 1} for r, (i, v) in
+                     enumerate(zip(names, values, strict=True))}
+            entry.setdefault(str(token), {"logprob": float(row[token]), "rank": int((row > row[token]).sum()) + 1})
+            found.append(entry)
+        return found
+
+
+@contextmanager
+def vllm_server(model: LanguageModel):
+    """Runs while the context lasts."""
+    server = VllmServer(model)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
