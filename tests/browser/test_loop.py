@@ -192,6 +192,31 @@ def test_one_correction_at_a_time_and_its_trouble_stands_beside_it(server, new_p
     assert page.locator("#action-trouble").is_hidden()
 
 
+@pytest.mark.parametrize("key", ["Enter", "2"])
+def test_a_key_that_comes_before_the_alternatives_chooses_among_them_and_not_among_others(server, new_page, key):
+    page = new_page(server)
+    settled(page)
+    click_token(page, 3)  # its alternatives are listed, and must not be taken for those of the next token
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    held = []
+    page.route("**/alternatives?*", lambda route: held.append(route))  # noqa: PLW0108 - a bound built-in has no signature to read
+    page.locator("#answer .t").nth(2).click()
+    page.keyboard.press(key)
+    until(page, "() => document.querySelector('#picker').classList.contains('waiting')")
+    assert page.locator("#answer .anchor, #answer .pending").count() == 0
+    held[0].continue_()
+    page.wait_for_selector("#answer .anchor")
+    page.unroute("**/alternatives?*")
+    settled(page)
+    shown = session(page)
+    [anchor] = shown["anchors"]
+    offered = page.evaluate("async ([id, node]) => (await fetch(`/api/sessions/${id}/alternatives?node=${node}"
+                            "&position=2&top=3`)).json()", [shown["id"], shown["node"]])["options"]
+    assert anchor["position"] == 2
+    assert anchor["token_id"] in {option["id"] for option in offered}
+
+
 def test_the_end_of_the_queue_says_so(serve, new_page):
     page = new_page(serve([{"prompt": "Who is the mayor of Gardale?"}]))
     settled(page)

@@ -21,6 +21,8 @@ export class Picker {
   #options = [];
   #highlight = -1;
   #target = null;
+  /** A key that came sooner than the alternatives it chooses among: carried out once they are here. */
+  #early = null;
 
   /** `on`: {choose(position, body, shown), close(), move(key), confidence(way)}. */
   constructor(element, on) {
@@ -66,6 +68,7 @@ export class Picker {
     });
     this.field.addEventListener("input", () => {
       this.#grow();
+      this.#early = null;
       // Enter may come sooner than any reply: from the first letter on it means what was typed.
       this.#light(-1);
       clearTimeout(this.#timer);
@@ -77,6 +80,8 @@ export class Picker {
   get #keepsSpace() {
     return !this.space.hidden && this.space.getAttribute("aria-pressed") === "true";
   }
+
+  get #isShown() { return this.#element.dataset.shown !== undefined; }
 
   get isOpen() {
     return this.#target !== null;
@@ -102,6 +107,11 @@ export class Picker {
   open(target) {
     this.#target = target;
     clearTimeout(this.#timer);
+    // What is still listed belongs to another token: no key may choose from it.
+    this.#options = [];
+    this.#early = null;
+    delete this.#element.dataset.shown;
+    this.#light(-1);
     if (this.field.value !== "") this.field.value = "";
     this.field.style.height = "";
     this.field.disabled = !target.writable;
@@ -137,6 +147,7 @@ export class Picker {
   close() {
     this.#target = null;
     this.#asked = null;
+    this.#early = null;
     clearTimeout(this.#timer);
     this.#element.hidden = true;
   }
@@ -224,6 +235,9 @@ export class Picker {
     this.#element.dataset.shown = `${this.#target.node}/${this.#target.position}/${starts}`;
     // Enter without typing takes the best of what does not stand there; after typing, what was typed.
     this.#light(starts || this.field.value ? -1 : options.findIndex((option) => !option.stands));
+    const early = this.#early;
+    this.#early = null;
+    early?.();
   }
 
   #light(index) {
@@ -260,7 +274,8 @@ export class Picker {
 
   /** The row a digit names: 1 to 9, and 0 for the tenth. */
   chooseDigit(digit) {
-    this.chooseRow((Number(digit) + 9) % 10);
+    if (this.#isShown) this.chooseRow((Number(digit) + 9) % 10);
+    else this.#early = () => this.chooseDigit(digit);
   }
 
   chooseRow(row) {
@@ -278,6 +293,8 @@ export class Picker {
       const text = this.field.value;
       const space = this.#keepsSpace;
       this.#on.choose(this.#target.position, { text, space }, { text: (space ? " " : "") + text });
+    } else if (!this.#isShown) {
+      this.#early = () => this.choose();
     }
   }
 }
