@@ -172,7 +172,8 @@ def test_without_a_head_of_its_own_the_reference_has_ours_and_does_not_move(impl
         loss = one.loss(impl)
         grads.append([loss, *torch.autograd.grad(loss.sum(), list(arguments.values()))])
     for ours, theirs in zip(*grads, strict=True):
-        assert torch.equal(ours, theirs)
+        # Not bit by bit: a head that is shared is projected through once, with twice the rows.
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("head", [False, True], ids=["frozen", "trainable"])

@@ -1,29 +1,37 @@
 """The loss without full logits: the gradient is formed chunk by chunk in the forward pass.
 
-With a frozen head a chunk costs three projections (model, reference, gradient) and nothing of width V outlives it.
-A loss that merely loops over chunks and backpropagates once would keep every chunk's logits for autograd.
+With a frozen head a chunk costs three projections (model, reference, gradient) and nothing of width V outlives it: all
+chunks share one buffer, and a chunk's logits become its gradient in place. A loss that merely loops over chunks and
+backpropagates once would keep every chunk's logits for autograd.
 
-Shape suffixes: N completion tokens, C tokens of one chunk, D hidden width, V vocabulary.
+What is fast on a CPU: many rows per matrix product (so model and reference go through a shared head in one), and few
+rows per elementwise pass (so that a block of them stays in cache through all passes).
+
+Shape suffixes: N completion tokens, C tokens of one chunk, K those of them that the reference sees, S = C + K rows of
+the buffer, B tokens of one block, D hidden width, V vocabulary, T part of the vocabulary.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from anchorlwf.loss.inputs import Direction, Head, LossInputs
+from anchorlwf.loss.rows import certain_rows, finish_logits, forward_rows, reverse_rows
 
 __all__ = ["CHUNK_BYTES", "chunk_size", "chunked_loss"]
 
-CHUNK_BYTES = 48 * 2**20
-"""Most bytes of one chunk's logits in float32; a few such buffers are alive at once."""
-
-
-class _Chunk(NamedTuple):
-    divergence_C: Tensor
-    grad_logits_CV: Tensor | None
-    """d divergence / d (hidden @ weight.T + bias): scale and soft cap are already inside."""
+CHUNK_BYTES = 56 * 2**20
+"""Most bytes of one chunk's logits; model and reference have such a buffer each, and little else is alive."""
+TILE_BYTES = 8 * 2**20
+"""Most bytes of the part of a half-precision head that is widened at a time."""
+CACHE_BYTES = 2**20
+"""Of a core's second-level cache, what the three rows of a token may take."""
+BLOCK_ROWS = 16
+"""Most rows of a block, whatever the number of threads: their spare buffers must stay small."""
 
 
 def chunk_size(vocabulary: int, itemsize: int = 4) -> int:
@@ -39,47 +47,41 @@ def chunked_loss(inputs: LossInputs) -> Tensor:
     )
 
 
-def _divergence(log_p_CV: Tensor, logits_ref_CV: Tensor, ids_C1: Tensor, conf_C1: Tensor) -> tuple[Tensor, Tensor]:
-    """Forward KL(q || p) per token and q itself, which takes the memory of `logits_ref_CV`.
-
-    The anchor's own term is kept apart from the sum over the rest, so that nothing cancels where p_ref is certain.
-    """
-    log_ref_CV = logits_ref_CV.sub_(logits_ref_CV.logsumexp(-1, keepdim=True))
-    log_r_C1, log_l_C1 = log_ref_CV.gather(-1, ids_C1), log_p_CV.gather(-1, ids_C1)
-    ratio_CV = log_ref_CV - log_p_CV
-    ref_CV = log_ref_CV.exp_().scatter_(-1, ids_C1, 0.0)
-    rest_C1, mass_C1 = ratio_CV.mul_(ref_CV).sum(-1, keepdim=True), ref_CV.sum(-1, keepdim=True)
-    share_C1 = 1 - conf_C1
-    log_m_C1 = torch.logaddexp(conf_C1.log(), share_C1.log() + log_r_C1)
-    own_C1 = log_m_C1.exp() * (log_m_C1 - log_l_C1)
-    divergence_C1 = share_C1 * rest_C1 + torch.xlogy(share_C1, share_C1) * mass_C1 + own_C1
-    return divergence_C1[:, 0], ref_CV.mul_(share_C1).scatter_(-1, ids_C1, log_m_C1.exp())
+def _tiles(weight_VD: Tensor, wide: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """The weight in `wide`: itself where it is so already, else part by part through one small buffer."""
+    if weight_VD.dtype == wide:
+        yield slice(None), weight_VD
+        return
+    count, width = weight_VD.shape
+    size = min(count, max(1, TILE_BYTES // (width * wide.itemsize)))
+    tile_TD = weight_VD.new_empty(size, width, dtype=wide)
+    for start in range(0, count, size):
+        part = weight_VD[start : start + size]
+        yield slice(start, start + size), tile_TD[: len(part)].copy_(part)
 
 
-def _forward_chunk(log_p_CV: Tensor, logits_ref_CV: Tensor, ids_C1: Tensor, conf_C1: Tensor, grad: bool) -> _Chunk:
-    divergence_C, target_CV = _divergence(log_p_CV, logits_ref_CV, ids_C1, conf_C1)
-    return _Chunk(divergence_C, log_p_CV.exp_().sub_(target_CV) if grad else None)
+def _project(hidden_CD: Tensor, weight_VD: Tensor, out_CV: Tensor) -> None:
+    for part, weight_TD in _tiles(weight_VD, out_CV.dtype):
+        torch.mm(hidden_CD, weight_TD.T, out=out_CV[:, part])
 
 
-def _anchor_chunk(log_p_CV: Tensor, ids_C1: Tensor, grad: bool) -> _Chunk:
-    """Confidence 1: plain cross-entropy, for which the reference is not even projected."""
-    divergence_C = -log_p_CV.gather(-1, ids_C1)[:, 0]
-    if not grad:
-        return _Chunk(divergence_C, None)
-    minus_one_C1 = torch.full_like(divergence_C, -1.0)[:, None]
-    return _Chunk(divergence_C, log_p_CV.exp_().scatter_add_(-1, ids_C1, minus_one_C1))
+def _project_back(grad_CV: Tensor, weight_VD: Tensor) -> Tensor:
+    grad_CD = grad_CV.new_zeros(len(grad_CV), weight_VD.shape[1])
+    for part, weight_TD in _tiles(weight_VD, grad_CV.dtype):
+        grad_CD.addmm_(grad_CV[:, part], weight_TD)
+    return grad_CD
 
 
-def _reverse_chunk(log_p_CV: Tensor, logits_ref_CV: Tensor, ids_C1: Tensor, conf_C1: Tensor, grad: bool) -> _Chunk:
-    log_q_CV = logits_ref_CV.sub_(logits_ref_CV.logsumexp(-1, keepdim=True)).add_(torch.log1p(-conf_C1))
-    log_m_C1 = torch.logaddexp(log_q_CV.gather(-1, ids_C1), conf_C1.log())
-    ratio_CV = torch.sub(log_p_CV, log_q_CV.scatter_(-1, ids_C1, log_m_C1), out=logits_ref_CV)
-    p_CV = log_p_CV.exp_()
-    divergence_C = (p_CV * ratio_CV).sum(-1)
-    return _Chunk(divergence_C, ratio_CV.sub_(divergence_C[:, None]).mul_(p_CV) if grad else None)
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same numbers in the same place."""
+    return (one.data_ptr(), one.shape, one.stride(), one.dtype) == (
+        other.data_ptr(), other.shape, other.stride(), other.dtype)
 
 
-class _Pieces(NamedTuple):
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over all tokens: its arguments, and the buffers that its chunks use in turn."""
+
     head: Head
     ref_head: Head
     hidden_ND: Tensor
@@ -87,39 +89,78 @@ class _Pieces(NamedTuple):
     token_ids_N: Tensor
     confidence_N: Tensor
     direction: Direction
+    grad: bool
 
+    @property
+    def wide(self) -> torch.dtype:
+        return torch.promote_types(self.hidden_ND.dtype, torch.float32)
 
-def _one_chunk(part: _Pieces, rows_C: Tensor, certain: bool, grad: bool) -> _Chunk:
-    hidden_CD = part.hidden_ND[rows_C]
-    logits_CV = part.head.logits(hidden_CD)
-    # The soft cap's slope is needed after the logits are gone.
-    softcap = part.head.softcap
-    slope_CV = 1 - (logits_CV / softcap).square() if softcap is not None and grad else None
-    log_p_CV = logits_CV.sub_(logits_CV.logsumexp(-1, keepdim=True))
-    ids_C1 = part.token_ids_N[rows_C][:, None]
-    if certain:
-        chunk = _anchor_chunk(log_p_CV, ids_C1, grad)
-    else:
-        logits_ref_CV = part.ref_head.logits(part.ref_hidden_ND[rows_C]).to(log_p_CV.dtype)
-        conf_C1 = part.confidence_N[rows_C][:, None].to(log_p_CV.dtype)
-        compute = _forward_chunk if part.direction == "forward" else _reverse_chunk
-        chunk = compute(log_p_CV, logits_ref_CV, ids_C1, conf_C1, grad)
-    if chunk.grad_logits_CV is not None:
-        if slope_CV is not None:
-            chunk.grad_logits_CV.mul_(slope_CV)
-        if part.head.scale != 1.0:
-            chunk.grad_logits_CV.mul_(part.head.scale)
-    return chunk
+    def chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """(tokens [C], their divergences [C], their gradient by the raw logits [C, V] or None), chunk by chunk.
 
+        Certain anchors (confidence 1) come first, in each chunk too: they are the ones the reference never sees. The
+        gradient lacks the factor `head.scale`, which is cheaper applied to what is made of it, and lies in a buffer
+        that the next chunk overwrites.
+        """
+        count, vocabulary = len(self.hidden_ND), len(self.head.weight_VD)
+        certain_N = self.confidence_N == 1
+        order_N, certain = (~certain_N).byte().argsort(stable=True), int(certain_N.sum())
+        # Chunks of the same size rather than a small last one: matrix products are as fast as they have rows.
+        number = -(-count // chunk_size(vocabulary, self.wide.itemsize))
+        size = -(-count // max(1, number))
+        logits_SV = self.hidden_ND.new_empty(size + min(size, count - certain), vocabulary, dtype=self.wide)
+        spares = [logits_SV.new_empty(self._block(size), vocabulary) for _ in range(self._spares())]
+        for start in range(0, count, size or 1):
+            rows_C = order_N[start : start + size]
+            without = min(max(certain - start, 0), len(rows_C))
+            self._logits(rows_C, without, logits_SV)
+            divergence_C = self._divergence(rows_C, without, logits_SV, spares)
+            yield rows_C, divergence_C, logits_SV[: len(rows_C)] if self.grad else None
 
-def _chunks(part: _Pieces) -> Iterator[tuple[Tensor, bool]]:
-    """Row indices of each chunk, certain anchors (confidence 1) apart from the rest."""
-    size = chunk_size(part.head.weight_VD.shape[0])
-    certain_N = part.confidence_N == 1
-    for certain, mask_N in ((True, certain_N), (False, ~certain_N)):
-        for rows_C in mask_N.nonzero()[:, 0].split(size):
-            if len(rows_C):
-                yield rows_C, certain
+    def _spares(self) -> int:
+        return 2 if self.grad and self.head.softcap is not None else 1
+
+    def _block(self, size: int) -> int:
+        """Tokens per elementwise pass: as many for each thread as its cache holds, three rows each."""
+        if self.hidden_ND.device.type != "cpu":
+            return min(size, BLOCK_ROWS)
+        each = max(1, CACHE_BYTES // (3 * len(self.head.weight_VD) * self.wide.itemsize))
+        return min(size, BLOCK_ROWS, torch.get_num_threads() * each)
+
+    def _logits(self, rows_C: Tensor, without: int, logits_SV: Tensor) -> None:
+        """Raw logits: those of the model, and below them those of the reference for all but the first tokens."""
+        hidden_CD = self.hidden_ND[rows_C].to(self.wide)
+        ref_hidden_KD = self.ref_hidden_ND[rows_C[without:]].to(self.wide)
+        count, total = len(hidden_CD), len(hidden_CD) + len(ref_hidden_KD)
+        if _same(self.head.weight_VD, self.ref_head.weight_VD):
+            _project(torch.cat([hidden_CD, ref_hidden_KD]), self.head.weight_VD, logits_SV[:total])
+        else:
+            _project(hidden_CD, self.head.weight_VD, logits_SV[:count])
+            _project(ref_hidden_KD, self.ref_head.weight_VD, logits_SV[count:total])
+
+    def _divergence(self, rows_C: Tensor, without: int, logits_SV: Tensor, spares: list[Tensor]) -> Tensor:
+        """Divergences [C]; the model's logits become their gradient."""
+        count, block = len(rows_C), len(spares[0])
+        ids_C1 = self.token_ids_N[rows_C][:, None]
+        conf_C1 = self.confidence_N[rows_C][:, None].to(self.wide)
+        found = []
+        for low, high in ((0, without), (without, count)):
+            for start in range(low, high, block):
+                part = slice(start, min(start + block, high))
+                size = part.stop - start
+                logits_BV, ids_B1 = logits_SV[part], ids_C1[part]
+                slope_BV = spares[1][:size] if len(spares) > 1 else None
+                finish_logits(logits_BV, self.head, slope_BV)
+                if start < without:
+                    found.append(certain_rows(logits_BV, ids_B1, grad=self.grad))
+                else:
+                    ref_BV = logits_SV[count - without + start :][:size]
+                    finish_logits(ref_BV, self.ref_head)
+                    rows = forward_rows if self.direction == "forward" else reverse_rows
+                    found.append(rows(logits_BV, ref_BV, spares[0][:size], ids_B1, conf_C1[part], grad=self.grad))
+                if slope_BV is not None:
+                    logits_BV.mul_(slope_BV)
+        return torch.cat(found)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -129,46 +170,48 @@ class _ChunkedLoss(torch.autograd.Function):
         shape: tuple[float, float | None], token_ids_N: Tensor, confidence_N: Tensor, direction: Direction,
     ) -> Tensor:
         head = Head(weight_VD, bias_V, *shape)
-        part = _Pieces(head, ref_head, hidden_ND, ref_hidden_ND, token_ids_N, confidence_N, direction)
-        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         head_trains = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         # The weight's gradient sums over tokens with factors that only backward knows, so it must recompute anyway.
         early = ctx.needs_input_grad[0] and not head_trains
-        divergence_N = hidden_ND.new_zeros(len(hidden_ND), dtype=wide)
-        grad_hidden_ND = torch.zeros_like(hidden_ND) if early else None
-        for rows_C, certain in _chunks(part):
-            chunk = _one_chunk(part, rows_C, certain, early)
-            divergence_N[rows_C] = chunk.divergence_C
-            if grad_hidden_ND is not None and chunk.grad_logits_CV is not None:
-                grad_hidden_ND[rows_C] = (chunk.grad_logits_CV @ weight_VD.to(wide)).to(hidden_ND.dtype)
-        ctx.part, ctx.wide = part, wide
-        ctx.save_for_backward(grad_hidden_ND, hidden_ND if head_trains else None, weight_VD if head_trains else None)
+        work = _Pass(head, ref_head, hidden_ND, ref_hidden_ND, token_ids_N, confidence_N, direction, early)
+        divergence_N = hidden_ND.new_zeros(len(hidden_ND), dtype=work.wide)
+        grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=work.wide) if early else None
+        for rows_C, divergence_C, grad_CV in work.chunks():
+            divergence_N[rows_C] = divergence_C
+            if grad_hidden_ND is not None and grad_CV is not None:
+                grad_hidden_ND[rows_C] = _project_back(grad_CV, weight_VD).mul_(head.scale)
+        ctx.dtype = hidden_ND.dtype
+        if head_trains:
+            ctx.rest = (ref_hidden_ND, ref_head, shape, token_ids_N, confidence_N, direction)
+        kept = (hidden_ND, weight_VD, bias_V) if head_trains else (None, None, None)
+        ctx.save_for_backward(grad_hidden_ND, *kept)
         return divergence_N
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_N,) = grads
-        grad_hidden_ND, hidden_ND, weight_VD = ctx.saved_tensors
+        grad_hidden_ND, hidden_ND, weight_VD, bias_V = ctx.saved_tensors
         rest: tuple[None, ...] = (None,) * 6
         if hidden_ND is None:
             if grad_hidden_ND is None:
                 return (None, None, None, *rest)
-            return ((grad_hidden_ND * grad_N[:, None]).to(grad_hidden_ND.dtype), None, None, *rest)
-        part, wide = ctx.part, ctx.wide
+            return ((grad_hidden_ND * grad_N[:, None]).to(ctx.dtype), None, None, *rest)
+        ref_hidden_ND, ref_head, shape, *others = ctx.rest
+        head = Head(weight_VD, bias_V, *shape)
+        work = _Pass(head, ref_head, hidden_ND, ref_hidden_ND, *others, grad=True)
         out_ND = torch.zeros_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        out_VD = torch.zeros_like(weight_VD, dtype=wide) if ctx.needs_input_grad[1] else None
-        out_V = torch.zeros(len(weight_VD), dtype=wide, device=weight_VD.device) if ctx.needs_input_grad[2] else None
-        for rows_C, certain in _chunks(part):
-            chunk = _one_chunk(part, rows_C, certain, grad=True)
-            assert chunk.grad_logits_CV is not None
-            grad_logits_CV = chunk.grad_logits_CV.mul_(grad_N[rows_C][:, None])
+        out_VD = torch.zeros_like(weight_VD, dtype=work.wide) if ctx.needs_input_grad[1] else None
+        out_V = weight_VD.new_zeros(len(weight_VD), dtype=work.wide) if ctx.needs_input_grad[2] else None
+        for rows_C, _, grad_CV in work.chunks():
+            assert grad_CV is not None
+            grad_CV.mul_(grad_N[rows_C][:, None] * head.scale)
             if out_ND is not None:
-                out_ND[rows_C] = (grad_logits_CV @ weight_VD.to(wide)).to(out_ND.dtype)
+                out_ND[rows_C] = _project_back(grad_CV, weight_VD).to(out_ND.dtype)
             if out_VD is not None:
-                out_VD.addmm_(grad_logits_CV.T, hidden_ND[rows_C].to(wide))
+                out_VD.addmm_(grad_CV.T, hidden_ND[rows_C].to(work.wide))
             if out_V is not None:
-                out_V += grad_logits_CV.sum(0)
-        bias_V = part.head.bias_V
+                out_V += grad_CV.sum(0)
         return (
             out_ND,
             out_VD.to(weight_VD.dtype) if out_VD is not None else None,

@@ -1,0 +1,87 @@
+"""Logits of a few tokens, turned in place into their divergences and into the gradient by the logits.
+
+Each function takes raw buffers and leaves the gradient in the model's one, so that nothing of width V is allocated and
+the few rows stay in a core's cache from the first pass to the last. Every sum is one of exp(logit - largest logit).
+
+Shape suffixes: B tokens of one block, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from anchorlwf.loss.inputs import Head
+
+__all__ = ["certain_rows", "finish_logits", "forward_rows", "reverse_rows"]
+
+
+def finish_logits(logits_BV: Tensor, head: Head, slope_BV: Tensor | None = None) -> None:
+    """Bias, scale and soft cap, in place. The cap's slope, of which the gradient will need it, goes to `slope_BV`."""
+    if head.bias_V is not None:
+        logits_BV.add_(head.bias_V)
+    if head.scale != 1.0:
+        logits_BV.mul_(head.scale)
+    if head.softcap is not None:
+        logits_BV.div_(head.softcap).tanh_()
+        if slope_BV is not None:
+            torch.mul(logits_BV, logits_BV, out=slope_BV).neg_().add_(1.0)
+        logits_BV.mul_(head.softcap)
+
+
+def _exp_of_shifted(logits_BV: Tensor, ids_B1: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(logits - largest) in place; (its sum, the token's shifted logit), [B, 1] each."""
+    own_B1 = logits_BV.sub_(logits_BV.amax(-1, keepdim=True)).gather(-1, ids_B1)
+    return logits_BV.exp_().sum(-1, keepdim=True), own_B1
+
+
+def certain_rows(logits_BV: Tensor, ids_B1: Tensor, *, grad: bool) -> Tensor:
+    """Confidence 1: plain cross-entropy, [B]. Leaves p - delta(token)."""
+    norm_B1, own_B1 = _exp_of_shifted(logits_BV, ids_B1)
+    if grad:
+        logits_BV.div_(norm_B1).scatter_add_(-1, ids_B1, torch.full_like(own_B1, -1.0))
+    return (norm_B1.log() - own_B1)[:, 0]
+
+
+def forward_rows(
+    logits_BV: Tensor, logits_ref_BV: Tensor, spare_BV: Tensor, ids_B1: Tensor, conf_B1: Tensor, *, grad: bool
+) -> Tensor:
+    """Forward KL(q || p), [B]. Leaves p - q; uses up the reference's logits and `spare_BV`.
+
+    The anchor's own term is kept apart from the sum over the rest, so that nothing cancels where p_ref is certain.
+    """
+    logits_BV.sub_(logits_BV.amax(-1, keepdim=True))
+    ref_BV = logits_ref_BV.sub_(logits_ref_BV.amax(-1, keepdim=True))
+    own_B1, own_ref_B1 = logits_BV.gather(-1, ids_B1), ref_BV.gather(-1, ids_B1)
+    gap_BV = torch.sub(ref_BV, logits_BV, out=spare_BV)
+    norm_B1 = logits_BV.exp_().sum(-1, keepdim=True)
+    others_B1 = ref_BV.exp_().scatter_(-1, ids_B1, 0.0).sum(-1, keepdim=True)
+    norm_ref_B1 = others_B1 + own_ref_B1.exp()
+    log_norm_B1, log_norm_ref_B1 = norm_B1.log(), norm_ref_B1.log()
+    mass_B1 = others_B1 / norm_ref_B1
+    rest_B1 = gap_BV.mul_(ref_BV).sum(-1, keepdim=True) / norm_ref_B1 + mass_B1 * (log_norm_B1 - log_norm_ref_B1)
+    share_B1 = 1 - conf_B1
+    log_m_B1 = torch.logaddexp(conf_B1.log(), share_B1.log() + own_ref_B1 - log_norm_ref_B1)
+    m_B1 = log_m_B1.exp()
+    if grad:
+        logits_BV.div_(norm_B1).addcmul_(ref_BV, share_B1 / norm_ref_B1, value=-1.0).scatter_add_(-1, ids_B1, -m_B1)
+    own_term_B1 = m_B1 * (log_m_B1 - own_B1 + log_norm_B1)
+    return (share_B1 * rest_B1 + torch.xlogy(share_B1, share_B1) * mass_B1 + own_term_B1)[:, 0]
+
+
+def reverse_rows(
+    logits_BV: Tensor, logits_ref_BV: Tensor, spare_BV: Tensor, ids_B1: Tensor, conf_B1: Tensor, *, grad: bool
+) -> Tensor:
+    """Reverse KL(p || q), [B], for confidences below 1. Leaves p (log p - log q - KL); uses up the other two."""
+    logits_BV.sub_(logits_BV.amax(-1, keepdim=True))
+    logits_ref_BV.sub_(logits_ref_BV.amax(-1, keepdim=True))
+    own_B1, own_ref_B1 = logits_BV.gather(-1, ids_B1), logits_ref_BV.gather(-1, ids_B1)
+    log_norm_ref_B1 = torch.exp(logits_ref_BV, out=spare_BV).sum(-1, keepdim=True).log()
+    ratio_BV = torch.sub(logits_BV, logits_ref_BV, out=logits_ref_BV)
+    norm_B1 = logits_BV.exp_().sum(-1, keepdim=True)
+    log_norm_B1, log_share_B1 = norm_B1.log(), torch.log1p(-conf_B1)
+    log_m_B1 = torch.logaddexp(own_ref_B1 - log_norm_ref_B1 + log_share_B1, conf_B1.log())
+    ratio_BV.add_(log_norm_ref_B1 - log_norm_B1 - log_share_B1)
+    ratio_BV.scatter_(-1, ids_B1, own_B1 - log_norm_B1 - log_m_B1)
+    divergence_B1 = torch.mul(logits_BV, ratio_BV, out=spare_BV).sum(-1, keepdim=True) / norm_B1
+    if grad:
+        logits_BV.mul_(ratio_BV.sub_(divergence_B1)).div_(norm_B1)
+    return divergence_B1[:, 0]
