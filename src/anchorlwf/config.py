@@ -104,7 +104,7 @@ class TrainConfig(_Config):
     """Most mean KL(reference || model) over keep tokens, in nats per token."""
     stop: bool = True
     """Stop once every anchor holds, every answer is reproduced and the drift is within its budget."""
-    impl: Literal["auto", "dense", "chunked"] = "auto"
+    impl: Literal["auto", "dense", "chunked", "triton"] = "auto"
     save_steps: Annotated[int, Field(ge=0)] = 0
     """Checkpoint every so many steps, for resuming; 0: none."""
     gradient_checkpointing: bool = False

@@ -5,6 +5,10 @@
     reverse:            D_t = KL(p_theta || q_t)      the formula as printed; undefined at c = 1
 """
 
+import logging
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -17,8 +21,9 @@ from anchorlwf.loss.inputs import Direction, Head, LossInputs
 
 __all__ = ["Direction", "Implementation", "anchor_loss"]
 
-Implementation = Literal["auto", "dense", "chunked"]
-_IMPLEMENTATIONS = {"auto": chunked_loss, "chunked": chunked_loss, "dense": dense_loss}
+Implementation = Literal["auto", "dense", "chunked", "triton"]
+_IMPLEMENTATIONS = ("auto", "dense", "chunked", "triton")
+_log = logging.getLogger(__name__)
 
 
 def anchor_loss(
@@ -51,13 +56,15 @@ def anchor_loss(
             hardly learns anchors whose probability is near zero: its gradient carries a factor p_theta.
         logit_scale: multiplies the logits (Cohere, Granite).
         softcap: soft cap of the logits (Gemma 2), applied after the scale.
-        impl: "dense" (full logits, the oracle), "chunked" (bounded memory), "auto".
+        impl: "dense" (full logits, the oracle), "chunked" (bounded memory, any device), "triton" (CUDA; chunked where
+            the head trains or the inputs are float64). "auto": triton where it can, else chunked.
 
     Returns:
         [N] in float32 (float64 for float64 inputs), whatever the dtype of the inputs. Empty for N = 0, with a graph.
 
     Raises:
-        LossError: shapes that do not fit, token ids or confidences out of range, or reverse at confidence 1.
+        LossError: shapes that do not fit, token ids or confidences out of range, reverse at confidence 1, or "triton" without
+            triton or off CUDA.
     """
     if impl not in _IMPLEMENTATIONS:
         raise LossError(wrong("impl", " or ".join(_IMPLEMENTATIONS), repr(impl), "Choose one of them."))
@@ -71,4 +78,32 @@ def anchor_loss(
     inputs.check()
     # Half precision inside an autocast region would undo the float32 of the projections.
     with torch.autocast(hidden.device.type, enabled=False):
-        return _IMPLEMENTATIONS[impl](inputs)
+        return _implementation(impl, inputs)(inputs)
+
+
+def _implementation(impl: Implementation, inputs: LossInputs) -> Callable[[LossInputs], Tensor]:
+    if impl in ("dense", "chunked") or (impl == "auto" and not inputs.hidden_ND.is_cuda):
+        return dense_loss if impl == "dense" else chunked_loss
+    if find_spec("triton") is None:
+        if impl == "triton":
+            raise LossError(wrong("impl 'triton'", "triton installed", "none", "pip install triton, or use 'auto'."))
+        return _fall_back("triton is not installed")
+    head = inputs.head
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (head.weight_VD, head.bias_V)):
+        return _fall_back("the head trains")
+    if torch.float64 in {inputs.hidden_ND.dtype, inputs.ref_hidden_ND.dtype, head.weight_VD.dtype}:
+        return _fall_back("the kernels accumulate in float32, and the inputs are float64")
+    # Late: triton takes its time, and only Linux has it.
+    from anchorlwf.loss.triton_kernels import interpreted, triton_loss
+
+    if not inputs.hidden_ND.is_cuda and not interpreted():
+        got = f"tensors on {inputs.hidden_ND.device}"
+        raise LossError(wrong("impl 'triton'", "CUDA tensors", got, "Use 'auto' or 'chunked' there."))
+    return triton_loss
+
+
+@cache
+def _fall_back(reason: str) -> Callable[[LossInputs], Tensor]:
+    """Chunked; says so once for each reason."""
+    _log.info("The loss runs chunked, not in Triton: %s.", reason)
+    return chunked_loss

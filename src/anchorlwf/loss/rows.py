@@ -3,6 +3,9 @@
 Each function takes raw buffers and leaves the gradient in the model's one, so that nothing of width V is allocated and
 the few rows stay in a core's cache from the first pass to the last. Every sum is one of exp(logit - largest logit).
 
+The last two functions finish a divergence from sums over the vocabulary, of which the token's own entry is kept out,
+so that nothing cancels where a distribution is certain. `own` is the token's logit less the largest one.
+
 Shape suffixes: B tokens of one block, V vocabulary.
 """
 
@@ -11,7 +14,7 @@ from torch import Tensor
 
 from anchorlwf.loss.inputs import Head
 
-__all__ = ["certain_rows", "finish_logits", "forward_rows", "reverse_rows"]
+__all__ = ["certain_rows", "finish_logits", "forward_rows", "forward_terms", "reverse_rows", "reverse_terms"]
 
 
 def finish_logits(logits_BV: Tensor, head: Head, slope_BV: Tensor | None = None) -> None:
@@ -44,10 +47,7 @@ def certain_rows(logits_BV: Tensor, ids_B1: Tensor, *, grad: bool) -> Tensor:
 def forward_rows(
     logits_BV: Tensor, logits_ref_BV: Tensor, spare_BV: Tensor, ids_B1: Tensor, conf_B1: Tensor, *, grad: bool
 ) -> Tensor:
-    """Forward KL(q || p), [B]. Leaves p - q; uses up the reference's logits and `spare_BV`.
-
-    The anchor's own term is kept apart from the sum over the rest, so that nothing cancels where p_ref is certain.
-    """
+    """Forward KL(q || p), [B]. Leaves p - q; uses up the reference's logits and `spare_BV`."""
     logits_BV.sub_(logits_BV.amax(-1, keepdim=True))
     ref_BV = logits_ref_BV.sub_(logits_ref_BV.amax(-1, keepdim=True))
     own_B1, own_ref_B1 = logits_BV.gather(-1, ids_B1), ref_BV.gather(-1, ids_B1)
@@ -55,16 +55,12 @@ def forward_rows(
     norm_B1 = logits_BV.exp_().sum(-1, keepdim=True)
     others_B1 = ref_BV.exp_().scatter_(-1, ids_B1, 0.0).sum(-1, keepdim=True)
     norm_ref_B1 = others_B1 + own_ref_B1.exp()
-    log_norm_B1, log_norm_ref_B1 = norm_B1.log(), norm_ref_B1.log()
-    mass_B1 = others_B1 / norm_ref_B1
-    rest_B1 = gap_BV.mul_(ref_BV).sum(-1, keepdim=True) / norm_ref_B1 + mass_B1 * (log_norm_B1 - log_norm_ref_B1)
-    share_B1 = 1 - conf_B1
-    log_m_B1 = torch.logaddexp(conf_B1.log(), share_B1.log() + own_ref_B1 - log_norm_ref_B1)
-    m_B1 = log_m_B1.exp()
+    gap_B1 = gap_BV.mul_(ref_BV).sum(-1, keepdim=True)
+    divergence_B1, m_B1 = forward_terms(gap_B1, others_B1, norm_ref_B1, norm_B1.log(), own_B1, own_ref_B1, conf_B1)
     if grad:
-        logits_BV.div_(norm_B1).addcmul_(ref_BV, share_B1 / norm_ref_B1, value=-1.0).scatter_add_(-1, ids_B1, -m_B1)
-    own_term_B1 = m_B1 * (log_m_B1 - own_B1 + log_norm_B1)
-    return (share_B1 * rest_B1 + torch.xlogy(share_B1, share_B1) * mass_B1 + own_term_B1)[:, 0]
+        share_B1 = (1 - conf_B1) / norm_ref_B1
+        logits_BV.div_(norm_B1).addcmul_(ref_BV, share_B1, value=-1.0).scatter_add_(-1, ids_B1, -m_B1)
+    return divergence_B1[:, 0]
 
 
 def reverse_rows(
@@ -75,13 +71,35 @@ def reverse_rows(
     logits_ref_BV.sub_(logits_ref_BV.amax(-1, keepdim=True))
     own_B1, own_ref_B1 = logits_BV.gather(-1, ids_B1), logits_ref_BV.gather(-1, ids_B1)
     log_norm_ref_B1 = torch.exp(logits_ref_BV, out=spare_BV).sum(-1, keepdim=True).log()
-    ratio_BV = torch.sub(logits_BV, logits_ref_BV, out=logits_ref_BV)
-    norm_B1 = logits_BV.exp_().sum(-1, keepdim=True)
-    log_norm_B1, log_share_B1 = norm_B1.log(), torch.log1p(-conf_B1)
-    log_m_B1 = torch.logaddexp(own_ref_B1 - log_norm_ref_B1 + log_share_B1, conf_B1.log())
-    ratio_BV.add_(log_norm_ref_B1 - log_norm_B1 - log_share_B1)
-    ratio_BV.scatter_(-1, ids_B1, own_B1 - log_norm_B1 - log_m_B1)
-    divergence_B1 = torch.mul(logits_BV, ratio_BV, out=spare_BV).sum(-1, keepdim=True) / norm_B1
+    gap_BV = torch.sub(logits_BV, logits_ref_BV, out=logits_ref_BV)
+    others_B1 = logits_BV.exp_().scatter_(-1, ids_B1, 0.0).sum(-1, keepdim=True)
+    norm_B1 = others_B1 + own_B1.exp()
+    gap_B1 = torch.mul(logits_BV, gap_BV, out=spare_BV).sum(-1, keepdim=True)
+    divergence_B1, log_m_B1 = reverse_terms(gap_B1, others_B1, norm_B1, log_norm_ref_B1, own_B1, own_ref_B1, conf_B1)
     if grad:
-        logits_BV.mul_(ratio_BV.sub_(divergence_B1)).div_(norm_B1)
+        log_norm_B1 = norm_B1.log()
+        gap_BV.add_(log_norm_ref_B1 - log_norm_B1 - torch.log1p(-conf_B1) - divergence_B1)
+        gap_BV.scatter_(-1, ids_B1, own_B1 - log_norm_B1 - log_m_B1 - divergence_B1)
+        logits_BV.scatter_(-1, ids_B1, own_B1.exp()).mul_(gap_BV).div_(norm_B1)
     return divergence_B1[:, 0]
+
+
+def forward_terms(
+    gap: Tensor, others: Tensor, norm_ref: Tensor, log_norm: Tensor, own: Tensor, own_ref: Tensor, conf: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Forward KL and q(token), from gap = sum exp(l_ref) (l_ref - l) and others = sum exp(l_ref)."""
+    share, log_norm_ref, mass = 1 - conf, norm_ref.log(), others / norm_ref
+    rest = gap / norm_ref + mass * (log_norm - log_norm_ref)
+    log_m = torch.logaddexp(conf.log(), share.log() + own_ref - log_norm_ref)
+    m = log_m.exp()
+    return share * rest + torch.xlogy(share, share) * mass + m * (log_m - own + log_norm), m
+
+
+def reverse_terms(
+    gap: Tensor, others: Tensor, norm: Tensor, log_norm_ref: Tensor, own: Tensor, own_ref: Tensor, conf: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Reverse KL and log q(token), from gap = sum exp(l) (l - l_ref) and others = sum exp(l)."""
+    log_share, log_norm = torch.log1p(-conf), norm.log()
+    log_m = torch.logaddexp(own_ref - log_norm_ref + log_share, conf.log())
+    rest = (gap + others * (log_norm_ref - log_norm - log_share)) / norm
+    return rest + (own - log_norm).exp() * (own - log_norm - log_m), log_m
