@@ -82,8 +82,9 @@ class TrainConfig(_Config):
     """Modules that get LoRA: mlp (the layers through which MLP blocks read), all-linear, a pattern or names. A head
     tied to the embedding is refused."""
     learning_rate: Positive = 3e-4
-    max_steps: Count = 200
-    """Optimizer steps at the most; the stop rule usually ends training long before."""
+    max_steps: Count | None = None
+    """Optimizer steps at the most; the stop rule usually ends training long before. None: 200, or 60 passes over the
+    records where that is more."""
     batch_size: Count = 16
     """Records per device and micro-batch."""
     accumulation: Count = 1
@@ -94,8 +95,8 @@ class TrainConfig(_Config):
     """token: the paper's mean over all tokens. balanced: anchors and keep tokens averaged apart."""
     alpha: Positive = 1.0
     """Weight of anchors."""
-    beta: Positive = 10.0
-    """Weight of keep tokens at the start; steered while the drift is over its budget."""
+    beta: Annotated[float, Field(ge=0)] = 10.0
+    """Weight of keep tokens at the start; steered while the drift is over its budget. 0: anchors alone train."""
     hold: Annotated[float, Field(gt=0, lt=1)] = 0.9
     """An anchor holds once it is the greedy choice with this share of its target probability."""
     hinge: bool = True

@@ -80,11 +80,12 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def step_progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+def step_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
     """For `train(on_step=...)`: step, anchors held, drift."""
     with _bars() as show:
         yield lambda row: show(
-            f"train  {row['held']}/{row['anchors']} anchors held, drift {row['keep_kl']:.4f}", row["step"], steps
+            f"train  {row['held']}/{row['anchors']} anchors held, drift {row['keep_kl']:.4f}", row["step"],
+            row["max_steps"],
         )
 
 
