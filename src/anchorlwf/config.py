@@ -9,14 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from anchorlwf.errors import ConfigError
 from anchorlwf.files import write_atomic
 
-__all__ = ["AnnotateConfig", "EvaluateConfig", "TrainConfig"]
+__all__ = ["AnnotateConfig", "Config", "EvaluateConfig", "TrainConfig"]
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Config(BaseModel):
+class Config(BaseModel):
+    """What every configuration shares: frozen, checked, from and to YAML."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
@@ -57,7 +59,7 @@ class _Config(BaseModel):
         write_atomic(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
 
-class AnnotateConfig(_Config):
+class AnnotateConfig(Config):
     """How answers are decoded and corrected."""
 
     max_new_tokens: Count = 512
@@ -70,7 +72,7 @@ class AnnotateConfig(_Config):
     """Decode and store the model's uncorrected answer too (target annotator; a person always sees it)."""
 
 
-class TrainConfig(_Config):
+class TrainConfig(Config):
     """How a model is trained on records. Defaults are for a handful of corrections with LoRA."""
 
     method: Literal["lora", "full"] = "lora"
@@ -112,7 +114,7 @@ class TrainConfig(_Config):
     seed: int = 0
 
 
-class EvaluateConfig(_Config):
+class EvaluateConfig(Config):
     """How a tuned model is measured."""
 
     max_new_tokens: Count = 128
