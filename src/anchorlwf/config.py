@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from anchorlwf.errors import ConfigError
 from anchorlwf.files import write_atomic
 
-__all__ = ["AnnotateConfig", "Config", "EvaluateConfig", "TrainConfig"]
+__all__ = ["AnnotateConfig", "Config", "EvaluateConfig", "PeerConfig", "TrainConfig"]
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -114,7 +114,37 @@ class TrainConfig(Config):
     seed: int = 0
 
 
+<<<<<<< HEAD
 class EvaluateConfig(Config):
+=======
+class PeerConfig(Config):
+    """How a peer (GRPO, DPO, self-distillation) is trained, on the adapter that `TrainConfig` gives our method."""
+
+    rank: Count = 8
+    lora_alpha: Positive = 64.0
+    targets: str | list[str] = "mlp"
+    learning_rate: Positive = 3e-4
+    """Constant; no weight decay, gradients clipped at norm 1."""
+    steps: Count = 100
+    """Optimizer steps, all of which are taken."""
+    batch_size: Count = 16
+    """Prompts (DPO: pairs) per step; fewer where there are fewer."""
+    seed: int = 0
+    num_generations: Annotated[int, Field(ge=2)] = 8
+    """Completions sampled per prompt and step (GRPO, SDFT)."""
+    temperature: Positive = 1.0
+    """Of the sampling."""
+    max_new_tokens: Count = 64
+    """Most tokens of a sampled completion."""
+    kl_coef: Annotated[float, Field(ge=0)] = 0.04
+    """GRPO: weight of KL(model || reference), TRL's `beta`."""
+    dpo_beta: Positive = 0.1
+    teacher_prompt: str = "{privileged_context} {prompt}"
+    """SDFT: how the teacher is shown the demonstration, as TRL's `teacher_prompt_template`."""
+
+
+class EvaluateConfig(Config):
+>>>>>>> peers
     """How a tuned model is measured."""
 
     max_new_tokens: Count = 128
