@@ -155,7 +155,8 @@ def front(study: Study, regime: str, view: View, *, resamples: int = 2000) -> Fr
     means: dict[str, tuple[float, float]] = {}
     by_seed: dict[str, dict[int, tuple[float, float]]] = {}
     for method in study.measured(regime):
-        pairs = {cell.seed: (cell.measures.learned, cell.measures.value(view.harm)) for cell in study.of(regime, method)}
+        cells = study.of(regime, method)
+        pairs = {cell.seed: (cell.measures.learned, cell.measures.value(view.harm)) for cell in cells}
         known = {seed: (one, two) for seed, (one, two) in pairs.items() if one is not None and two is not None}
         if known:
             by_seed[method] = known

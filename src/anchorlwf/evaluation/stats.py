@@ -20,7 +20,10 @@ def bootstrap_interval(
         return float("nan"), float("nan")
     data = np.asarray(values, dtype=np.float64)
     generator = np.random.default_rng(seed)
-    means = np.array([data[generator.integers(0, len(data), len(data))].mean() for _ in range(resamples)])
+    # Many resamples at a time (the draws are the same), but never more than a few megabytes of them.
+    at_once = max(1, 1_000_000 // len(data))
+    sizes = [min(at_once, resamples - done) for done in range(0, resamples, at_once)]
+    means = np.concatenate([data[generator.integers(0, len(data), (size, len(data)))].mean(axis=1) for size in sizes])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
