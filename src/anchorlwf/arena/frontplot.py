@@ -1,7 +1,7 @@
 """The plot of the study: what a method learned against what it forgot, and the Pareto front."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,9 +9,9 @@ import numpy as np
 
 from anchorlwf.arena.labels import Box, place
 from anchorlwf.arena.look import LIGHT, Mark, marks
-from anchorlwf.arena.plots import styled
+from anchorlwf.arena.plots import settle, styled
 from anchorlwf.arena.schema import OURS, Study
-from anchorlwf.arena.summary import Front, View, estimates
+from anchorlwf.arena.summary import Estimate, Front, View
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["pareto_plot"]
 
+Estimates = Mapping[str, Mapping[str, Estimate | None]]
+"""By method and measure."""
 INK, QUIET, EDGE, CARD = (LIGHT[name] for name in ("ink", "quiet", "edge", "card"))
 
 
@@ -39,10 +41,10 @@ class _Spot:
         return f"{self.mark.number} {self.mark.title}" if self.name == OURS else str(self.mark.number)
 
 
-def _spots(study: Study, regime: str, view: View) -> list[_Spot]:
-    found = []
-    for name, mark in marks(study).items():
-        summed = estimates(study, regime, name)
+def _spots(study: Study, by_method: Estimates, view: View) -> list[_Spot]:
+    found, looks = [], marks(study)
+    for name, summed in by_method.items():
+        mark = looks[name]
         harm, learned = summed[view.harm], summed["learned"]
         if harm is not None and learned is not None:
             seeds = [(harm.values[seed], learned.values[seed]) for seed in harm.values if seed in learned.values]
@@ -93,7 +95,7 @@ def _label(axes: "Axes", spots: list[_Spot], front: Front, halo: bool) -> None:
     places = place([(x, y) for x, y in points], sizes, (frame[0], frame[1], frame[2], frame[3]), 7 * scale, bars)
     for spot, (left, bottom, right, top), (x, y) in zip(order, places, points, strict=True):
         middle = ((left + right) / 2, (bottom + top) / 2)
-        if np.hypot(max(left - x, 0, x - right), max(bottom - y, 0, y - top)) > 13 * scale:
+        if np.hypot(max(left - x, 0, x - right), max(bottom - y, 0, y - top)) > 12 * scale:
             axes.plot(*back([(x, y), middle]).T, color=EDGE, linewidth=0.7, zorder=1.5)
         ours = spot.name == OURS
         across, up = back(middle)
@@ -138,17 +140,23 @@ def _scale(panels: Sequence["Axes"], drawn: list[list[_Spot]]) -> None:
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
 
 
-def pareto_plot(study: Study, fronts: dict[str, Front], view: View, regimes: Sequence[str], *, alone: bool) -> "Figure":
-    """Learned against harm, a panel per regime; filled: on the front. `alone`: with a legend, to stand by itself."""
+def pareto_plot(
+    study: Study, summed: Mapping[str, Estimates], fronts: Mapping[str, Front], view: View, *, alone: bool
+) -> "Figure":
+    """Learned against harm, a panel for each regime of `summed`; filled: on the front.
+
+    `alone`: with titles and a legend, to stand by itself.
+    """
     with styled():
         from matplotlib.figure import Figure
 
+        regimes = list(summed)
         across = min(3, len(regimes))
         down = -(-len(regimes) // across)
         legend_rows = -(-len(study.methods) // (across + 1)) if alone else 0
         figure = Figure(figsize=(max(3.75 * across, 6.4 if alone else 0), 3.7 * down + 0.2 * legend_rows + 0.2 * alone))
         panels = list(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
-        drawn = [_spots(study, regime, view) for regime in regimes]
+        drawn = [_spots(study, summed[regime], view) for regime in regimes]
         for index, (axes, regime, spots) in enumerate(zip(panels, regimes, drawn, strict=False)):
             for spot in spots:
                 _draw_spot(axes, spot, spot.name in fronts[regime].members)
@@ -166,7 +174,7 @@ def pareto_plot(study: Study, fronts: dict[str, Front], view: View, regimes: Seq
             axes.plot(*stairs.T, color=QUIET, linewidth=1.2, linestyle=(0, (4, 2.5)), zorder=1)
         if alone:
             _legend(figure, study, across + 1)
-        figure.draw_without_rendering()  # fixes the layout that the labels are placed in
+        settle(figure)
         for axes, regime, spots in zip(panels, regimes, drawn, strict=False):
             if spots:
                 _label(axes, spots, fronts[regime], halo=alone)

@@ -18,7 +18,7 @@ from anchorlwf.files import write_atomic
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["curves", "differences", "png", "save", "styled", "svg"]
+__all__ = ["curves", "differences", "png", "save", "settle", "styled", "svg"]
 
 INK, QUIET, LINE, EDGE, CARD = (LIGHT[name] for name in ("ink", "quiet", "line", "edge", "card"))
 _STYLE: dict[Any, Any] = {
@@ -39,6 +39,12 @@ def styled(more: dict[Any, Any] | None = None) -> Iterator[None]:
 
     with mpl.rc_context(_STYLE | (more or {})):
         yield
+
+
+def settle(figure: "Figure") -> None:
+    """Lay the figure out once and for all: what is placed by its coordinates stays right, and saving it is quick."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
 
 
 def svg(figure: "Figure", *, text: bool) -> str:
@@ -89,6 +95,7 @@ def differences(study: Study, comparisons: Sequence[Comparison], regime: str) ->
             axes.margins(x=0.08)
         grid[0].set_yticks(range(len(rows)), [f"{looks[name].number}  {looks[name].title}" for name in rows])
         grid[0].set_ylim(len(rows) - 0.4, -0.6)
+        settle(figure)
         return figure
 
 
@@ -123,4 +130,5 @@ def curves(study: Study, regime: str) -> "Figure | None":
         for axes in panels[len(names):]:
             axes.remove()
         figure.supxlabel("step", fontsize=9, color=INK)
+        settle(figure)
         return figure
