@@ -64,6 +64,22 @@ def test_write_atomic_replaces_the_whole_content(tmp_path_factory, old, new):
     assert list(path.parent.iterdir()) == [path]
 
 
+@given(content=st.binary())
+def test_write_atomic_keeps_bytes_as_they_are(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("b") / "file.png"
+    write_atomic(path, content)
+    assert path.read_bytes() == content
+
+
+def test_text_that_no_file_can_hold_leaves_the_old_content(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomic(path, "half a character: \ud800")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_write_atomic_leaves_a_file_that_others_can_read(tmp_path):
     write_atomic(tmp_path / "file", "x")
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644

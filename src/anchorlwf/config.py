@@ -114,9 +114,6 @@ class TrainConfig(Config):
     seed: int = 0
 
 
-<<<<<<< HEAD
-class EvaluateConfig(Config):
-=======
 class PeerConfig(Config):
     """How a peer (GRPO, DPO, self-distillation) is trained, on the adapter that `TrainConfig` gives our method."""
 
@@ -144,7 +141,6 @@ class PeerConfig(Config):
 
 
 class EvaluateConfig(Config):
->>>>>>> peers
     """How a tuned model is measured."""
 
     max_new_tokens: Count = 128

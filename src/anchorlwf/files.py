@@ -39,8 +39,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: str | Path, text: str) -> None:
-    """Replace the file's content in one step (temporary file, fsync, rename); folders are made.
+def write_atomic(path: str | Path, content: str | bytes) -> None:
+    """Replace the file's content in one step (temporary file, fsync, rename); folders are made. Text becomes UTF-8.
 
     Raises:
         StorageError: the place cannot be written; the old content is still there.
@@ -50,8 +50,8 @@ def write_atomic(path: str | Path, text: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content.encode() if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.chmod(name, 0o644)

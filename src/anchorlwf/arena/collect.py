@@ -50,13 +50,12 @@ def collect(plan: Plan, out: Path, command: str) -> dict[str, Any]:
 
 
 def differences(
-    plan: Plan, published: dict[str, Any], chosen: list[tuple[str, str, int]], run: Callable[[Job, dict[str, Any]], Any],
+    published: dict[str, Any], chosen: list[tuple[str, str, int]], run: Callable[[Job, dict[str, Any]], Any],
     tolerance: float,
 ) -> list[str]:
     """Run some cells again and compare their measures with the published ones.
 
     Args:
-        plan: of the study.
         published: results.json.
         chosen: (regime, method, seed) of the cells.
         run: runs one job with its options and returns the cell.

@@ -1,4 +1,4 @@
-"""The whole arena in one call: run what is missing, collect, write the report; and check a slice of what was published."""
+"""The whole arena in one call: run what is missing, collect, report; and check a slice of what was published."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ _SLICE = (("short4", "anchorlwf", 1), ("short4", "sft_human", 1))
 
 
 def load_plan(name: str) -> Plan:
-    """A plan by name (`study`, `quick`) or by the path of a YAML file. Methods it does not define are the built-in ones.
+    """A plan by name (`study`, `quick`) or by the path of a YAML file. Methods it does not define are built in.
 
     Raises:
         ConfigError: no such plan, a wrong option, or a regime that names an unknown method or regime.
@@ -113,4 +113,4 @@ def check_results(
         task = sources.task(plan, regime, job.seed)
         return run_cell(lab, plan, method, regime, task, options, job.seed)
 
-    return differences(plan, published, list(_SLICE), run, tolerance)
+    return differences(published, list(_SLICE), run, tolerance)

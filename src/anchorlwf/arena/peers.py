@@ -11,7 +11,8 @@ from anchorlwf.arena.tasks import Correction, Task
 from anchorlwf.arena.trained import Trained
 from anchorlwf.config import AnnotateConfig, PeerConfig, TrainConfig
 from anchorlwf.record import Message, Record
-from anchorlwf.training import PeerPrompt, train, train_dpo, train_grpo, train_sdft
+from anchorlwf.training import train
+from anchorlwf.training.peers import PeerPrompt, train_dpo, train_grpo, train_sdft
 
 __all__ = ["context_chats", "run_peer"]
 

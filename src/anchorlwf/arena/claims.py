@@ -1,0 +1,131 @@
+"""The two claims of the method, judged by the figures in every regime, and the sentence that sums them up."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from anchorlwf.arena.compare import Ratio, lost_ratio
+from anchorlwf.arena.schema import OURS, Study
+from anchorlwf.arena.summary import TOLERANCE, Front
+
+__all__ = ["CLAIMS", "QUARTER", "Claim", "Judged", "headline", "judge"]
+
+QUARTER = 0.25
+"""AnchorLwF is claimed to lose at most this many times what the baseline loses."""
+CLAIMS = (
+    "With default settings AnchorLwF is on the Pareto front of learning and forgetting",
+    "Against the baseline it loses at most a quarter as many facts, at equal or better recall",
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Pass or fail in one regime, and why."""
+
+    regime: str
+    holds: bool | None
+    """None: it could not be judged."""
+    text: str
+    brief: str
+    """The figures alone, for the headline."""
+    dominated_by: tuple[str, ...] = ()
+    ratio: Ratio | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Both claims in every regime, in the order of `CLAIMS`."""
+
+    on_front: list[Claim]
+    loses_less: list[Claim]
+
+
+def _names(study: Study, names: list[str]) -> str:
+    return ", ".join(study.methods[name].title for name in names)
+
+
+def _times(value: float | None) -> str:
+    return "infinity" if value is None else f"{value:.2f}"
+
+
+def _front_claim(study: Study, regime: str, front: Front) -> Claim:
+    if OURS not in front.points:
+        text = "AnchorLwF was not measured here, so nothing is said about its place."
+        return Claim(regime, None, text, "not measured")
+    learned, lost = front.points[OURS]
+    own = f"it learned {learned:.1%} and lost {lost:.1%}"
+    share = f"{front.share[OURS]:.0%} of resamples of the seeds" if OURS in front.share else ""
+    if OURS in front.members:
+        tied = [b if a == OURS else a for a, b in front.ties if OURS in (a, b)]
+        tie = f" Tied with {_names(study, tied)}." if tied else ""
+        stays = f", and stays there in {share}" if share else ""
+        return Claim(regime, True, f"On the front: {own}{stays}.{tie}", f"learned {learned:.1%}, lost {lost:.1%}")
+    by = tuple(sorted(front.dominated_by[OURS], key=lambda name: front.points[name][1]))
+    better = "; ".join(f"{study.methods[name].title} (learned {front.points[name][0]:.1%}, lost "
+                       f"{front.points[name][1]:.1%})" for name in by)
+    reached = f" AnchorLwF reaches the front in {share}." if share else ""
+    first = front.points[by[0]]
+    others = f" and {len(by) - 1} more" if len(by) > 1 else ""
+    brief = (f"{study.methods[by[0]].title}{others} dominates it: learned {first[0]:.1%} against {learned:.1%}, lost "
+             f"{first[1]:.1%} against {lost:.1%}")
+    return Claim(regime, False, f"Not on the front: {own}. Dominated by {better}.{reached}", brief, by)
+
+
+def _loss_claim(study: Study, regime: str) -> Claim:
+    baseline = study.regimes[regime].baseline
+    title = study.methods[baseline].title if baseline in study.methods else baseline
+    ratio = lost_ratio(study, regime, baseline)
+    recalls = [(ours.measures.recall, theirs.measures.recall) for ours, theirs in study.pairs(regime, OURS, baseline)]
+    known = [(ours, theirs) for ours, theirs in recalls if ours is not None and theirs is not None]
+    if ratio is None or not known:
+        text = f"AnchorLwF and {title} share no seed that measured both recall and facts lost."
+        return Claim(regime, None, text, "not measured", ratio=ratio)
+    ours, theirs = (sum(side) / len(known) for side in zip(*known, strict=True))
+    few = ratio.value is not None and ratio.value <= QUARTER + TOLERANCE
+    recalled = ours >= theirs - TOLERANCE
+    times = f"{_times(ratio.value)} times as many"
+    counts = f"{ratio.ours:.1f} facts lost against {ratio.theirs:.1f} of {title}"
+    span = f"{times}, 95% interval {_times(ratio.low)} to {_times(ratio.high)} over {ratio.over}" \
+        if ratio.ours or ratio.theirs else "neither lost any"
+    broken = [*([] if few else ["more than a quarter"]), *([] if recalled else ["less recall"])]
+    unsure = few and (ratio.high is None or ratio.high > QUARTER)
+    end = f" Fails by {' and '.join(broken)}." if broken else \
+        " The interval reaches past a quarter: other seeds may say otherwise." if unsure else ""
+    text = f"{counts} ({span}); recall {ours:.1%} against {theirs:.1%}.{end}"
+    brief = f"{times}, recall {ours:.1%} against {theirs:.1%}"
+    return Claim(regime, few and recalled, text, brief, ratio=ratio)
+
+
+def judge(study: Study, fronts: Mapping[str, Front]) -> Judged:
+    """Judge the two claims; `fronts` are those of unrelated facts lost, by regime."""
+    return Judged([_front_claim(study, regime, fronts[regime]) for regime in study.regimes],
+                  [_loss_claim(study, regime) for regime in study.regimes])
+
+
+def _tally(study: Study, claims: list[Claim]) -> tuple[str, str]:
+    """`2 of 3 regimes`, and what is said of the others."""
+    judged = [claim for claim in claims if claim.holds is not None]
+    count = f"{sum(bool(claim.holds) for claim in judged)} of {len(judged)} regimes"
+    lost = "; ".join(f"in {study.regimes[claim.regime].title}, {claim.brief}" for claim in judged if not claim.holds)
+    missing = _missing(study, [claim for claim in claims if claim.holds is None])
+    return count, f"{f' - not {lost}' if lost else ''}{missing}"
+
+
+def _missing(study: Study, claims: list[Claim]) -> str:
+    titles = ", ".join(study.regimes[claim.regime].title for claim in claims)
+    return f" ({titles}: not measured)" if titles else ""
+
+
+def headline(study: Study, judged: Judged) -> list[str]:
+    """A sentence for each claim, with its figures and every place where it fails."""
+    on, off = _tally(study, judged.on_front)
+    few, many = _tally(study, judged.loses_less)
+    ratios = [claim.ratio for claim in judged.loses_less if claim.ratio is not None]
+    values = sorted(float("inf") if ratio.value is None else ratio.value for ratio in ratios)
+    span = "" if not values else f" ({values[0]:.2f} times as many)" if len(values) == 1 else \
+        f" ({values[0]:.2f} to {values[-1]:.2f} times as many)"
+    titles = _names(study, list(dict.fromkeys(
+        regime.baseline for regime in study.regimes.values() if regime.baseline in study.methods)))
+    first = f"AnchorLwF with default settings is on the Pareto front of learning and forgetting in {on}{off}."
+    second = (f"Against {titles or 'its baseline'} it loses at most a quarter as many facts{span} at equal or better "
+              f"recall in {few}{many}.")
+    return [first, second]
