@@ -1,6 +1,7 @@
 """The arena: tasks, methods, sweeps, resuming, and what a cell measures."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,14 @@ def lab(base):
     return Lab(base)
 
 
+def _fewer(task):
+    """The same task with every sixth of the unrelated probes: what is measured is measured all the same."""
+    def some(probes):
+        return tuple(p for i, p in enumerate(probes) if p.kind not in ("retain", "skill") or i % 6 == 0)
+
+    return replace(task, validation=some(task.validation), test=some(task.test))
+
+
 @pytest.mark.parametrize("name", ["study", "quick"])
 def test_the_shipped_plans_name_known_methods_and_cover_what_the_paper_promises(name):
     plan = load_plan(name)
@@ -65,7 +74,7 @@ def test_validation_and_test_probes_share_only_what_is_trained_on(form):
     asked = {repr(one.messages) for one in task.corrections}
     assert {repr(p.messages) for p in task.test if p.kind == "recall"} == asked
     assert asked.isdisjoint(repr(p.messages) for p in task.test if p.kind != "recall")
-    assert 0.1 < len(task.validation) / (len(task.test) + len(task.validation)) < 0.3
+    assert 0.2 < len(task.validation) / (len(task.test) + len(task.validation)) < 0.4
 
 
 @pytest.mark.parametrize("form", ["short", "biography", "reasoning"])
@@ -154,7 +163,7 @@ def test_peak_memory_begins_anew():
 
 def test_a_cell_measures_what_changed(lab):
     plan = plan_of()
-    task = world_task(plan, SHORT, 1)
+    task = _fewer(world_task(plan, SHORT, 1))
     cell = run_cell(lab, plan, BY_NAME["anchorlwf"], SHORT, task, {}, 1)
     measures = cell["measures"]
     assert measures["recall"] == 1.0
@@ -201,7 +210,7 @@ def test_the_context_ceiling_puts_the_note_before_questions_about_its_subject():
 
 def test_a_sweep_chooses_by_validation_probes_and_keeps_all_rows(lab):
     plan = plan_of()
-    task = world_task(plan, SHORT, plan.validation_seed)
+    task = _fewer(world_task(plan, SHORT, plan.validation_seed))
     method = BY_NAME["sft_own"].model_copy(update={"sweep": {"learning_rate": [1e-5, 1e-3], "steps": [0.5, 1.0]}})
     rows = run_sweep(lab, plan, method, SHORT, task)
     assert [row["options"] for row in rows] == [{"learning_rate": rate, "steps": share}

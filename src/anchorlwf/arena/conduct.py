@@ -56,7 +56,7 @@ def load_plan(name: str) -> Plan:
 
 def arena(
     plan: Plan, out: str | Path, sources: Sources | None = None, *, jobs: int = 1, command: str = "arena()",
-    report: Callable[[str, int, int], None] = lambda what, done, count: None, setup: Callable[[], None] = lambda: None,
+    report: Callable[[str, int, int], None] = lambda what, done, count: None, setup: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Run a study (or what is missing of it) and write results.json, report.html and plots/ to `out`.
 
@@ -67,7 +67,7 @@ def arena(
         jobs: processes.
         command: how this was called, for the reader.
         report: called with (what, done, all).
-        setup: called first in every process.
+        setup: called first in every process; a function of a module.
 
     Returns:
         results.json.

@@ -1,6 +1,9 @@
 """Methods that are not ours: the fact in the prompt, and (through TRL) GRPO, DPO and self-distillation."""
 
+import copy
+import math
 import tempfile
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +13,8 @@ from anchorlwf.arena.plan import Method, Regime
 from anchorlwf.arena.tasks import Correction, Task
 from anchorlwf.arena.trained import Trained
 from anchorlwf.config import AnnotateConfig, PeerConfig, TrainConfig
+from anchorlwf.decode import greedy_choices
+from anchorlwf.model import LanguageModel
 from anchorlwf.record import Message, Record
 from anchorlwf.training import train
 from anchorlwf.training.peers import PeerPrompt, train_dpo, train_grpo, train_sdft
@@ -18,7 +23,7 @@ __all__ = ["context_chats", "run_peer"]
 
 _TRAINERS = {"grpo": train_grpo, "dpo": train_dpo, "sdft": train_sdft}
 _CHANCE = 0.1
-"""The probability of the right tokens at which a warm start ends: one sample in ten shows the reward."""
+"""The probability of the right answer at which a warm start ends: about one sample in ten shows the reward."""
 
 
 def context_chats(task: Task) -> dict[str, list[Message]]:
@@ -35,11 +40,32 @@ def context_chats(task: Task) -> dict[str, list[Message]]:
     return told
 
 
+def _chance(model: LanguageModel, records: Sequence[Record]) -> float:
+    """How likely the model is to sample all anchors of a record, given the tokens between them; mean over records."""
+    found = []
+    for record in records:
+        told = greedy_choices(model, record.prompt_ids, record.completion_ids).probabilities
+        found.append(math.prod(told[anchor.position] for anchor in record.anchors))
+    return sum(found) / len(found)
+
+
 def _warm(trained: Trained, records: Sequence[Record], seed: int) -> int:
-    """A few steps on the anchors, until the right value has a chance; returns how many."""
-    hint = TrainConfig(hold=_CHANCE, beta=0.0, drift_budget=1e9, seed=seed)
+    """A few steps on the anchors alone, until the right answer has a chance; returns how many."""
+    model = trained.model
+    rehearsal = LanguageModel(copy.deepcopy(model.causal), model.codec, model.name)
+    hint = TrainConfig(beta=0.0, drift_budget=1e9, seed=seed)
+    reached: list[int] = []
+
+    def look(row: dict[str, Any]) -> None:
+        rehearsal.net.eval()
+        if not reached and _chance(rehearsal, records) >= _CHANCE:
+            reached.append(row["step"])
+        rehearsal.net.train()
+
     with tempfile.TemporaryDirectory(prefix="anchorlwf-arena-") as folder:
-        return train(trained.model, records, out=folder, config=hint).steps
+        last = train(rehearsal, records, out=folder, config=hint, on_step=look).steps
+        enough = hint.updated(max_steps=reached[0] if reached else last, stop=False)
+        return train(model, records, out=folder, config=enough).steps
 
 
 def run_peer(
@@ -65,6 +91,7 @@ def run_peer(
                    rejected=model.codec.decode(record.original_ids), demonstration=f"Note: {one.own}")
         for one, record in zip(corrections, records, strict=True)
     ]
+    began = time.process_time()
     warm_steps = _warm(trained, records, seed) if method.warm else 0
 
     def note(row: dict[str, Any]) -> None:
@@ -74,8 +101,8 @@ def run_peer(
     trained.add({
         **annotation_cost(method, corrections, records),
         "completion_tokens": sum(len(record.completion_ids) for record in records), "trained_tokens": result.tokens,
-        "steps": warm_steps + result.steps, "seconds": result.seconds, "flops": peer_flops(model, result.tokens),
-        "converged": None,
+        "steps": warm_steps + result.steps, "cpu_seconds": time.process_time() - began,
+        "flops": peer_flops(model, result.tokens), "converged": None,
     })
     if result.rewards:
         trained.costs["reward_first"], trained.costs["reward_last"] = result.rewards[0], result.rewards[-1]

@@ -89,6 +89,8 @@ class Plan(Config):
     methods: list[Method]
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Of the probes, by a hash of their id: what options are chosen by, and never reported."""
+    unrelated_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Of the unrelated facts that are left for the test, so many are asked, by the same hash."""
     keep_records: Annotated[int, Field(ge=0)] = 48
     """Unrelated prompts for `retain` and `replay`."""
     kl_short: Count = 64

@@ -126,8 +126,9 @@ def run_sweep(lab: Lab, plan: Plan, method: Method, regime: Regime, task: Task) 
 _LAB: list[Lab] = []
 
 
-def _prepare(model: str | None, threads: int, setup: Callable[[], None]) -> None:
-    setup()
+def _prepare(model: str | None, threads: int, setup: Callable[[], None] | None) -> None:
+    if setup is not None:
+        setup()
     torch.set_num_threads(threads)
     _LAB.append(Lab(load_model(model)))
 
@@ -189,7 +190,7 @@ def _chosen(plan: Plan, out: Path, job: Job) -> dict[str, Any]:
 
 def run_study(
     plan: Plan, out: Path, sources: Sources, *, jobs: int = 1, report: Callable[[str, int, int], None],
-    setup: Callable[[], None] = lambda: None,
+    setup: Callable[[], None] | None = None,
 ) -> None:
     """Run what is not finished yet, in `jobs` processes of one thread each (all threads where there is one process).
 
@@ -199,7 +200,7 @@ def run_study(
         sources: model and data.
         jobs: processes.
         report: called with (what, done, all).
-        setup: called first in every process; must be importable there.
+        setup: called first in every process; a function of a module.
     """
     sweeps, cells = jobs_of(plan)
     threads = max(1, (os.cpu_count() or 1) // jobs)

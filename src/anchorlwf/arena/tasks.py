@@ -76,13 +76,18 @@ class Task:
         return list(found.values())
 
 
-def _split(probes: Sequence[Probe], share: float) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:
+def _split(probes: Sequence[Probe], plan: Plan) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:
     """(validation, test). Recall probes judge both: they are what is trained on, so nothing is hidden in them."""
-    def chosen(probe: Probe) -> bool:
-        return zlib.crc32(probe.id.encode()) % 1000 < share * 1000
-
-    validation = tuple(p for p in probes if p.kind == "recall" or (p.kind != "reverse" and chosen(p)))
-    return validation, tuple(p for p in probes if p.kind in ("recall", "reverse") or not chosen(p))
+    validation, test = [], []
+    edge = plan.validation_share
+    far = edge + plan.unrelated_share * (1 - edge)
+    for probe in probes:
+        place = zlib.crc32(probe.id.encode()) % 1000 / 1000
+        if probe.kind == "recall" or (probe.kind != "reverse" and place < edge):
+            validation.append(probe)
+        if probe.kind in ("recall", "reverse") or (place >= edge and (probe.kind != "retain" or place < far)):
+            test.append(probe)
+    return tuple(validation), tuple(test)
 
 
 def _user(text: str) -> list[Message]:
@@ -157,7 +162,7 @@ def world_task(plan: Plan, regime: Regime, seed: int) -> Task:
         corrections = [one for erratum in errata for one in make(erratum, regime.wordings)]
         if regime.form == "reasoning":
             probes = [_thoughtful_probe(probe) for probe in probes]
-    validation, test = _split(probes, plan.validation_share)
+    validation, test = _split(probes, plan)
     touched = {e.fact.subject for e in errata} | {e.fact.value for e in errata}
     others = [person for person in world.people if person not in touched]
     chosen = random.Random(seed).sample(others, plan.kl_long)
@@ -193,7 +198,7 @@ def user_task(plan: Plan, prompts: Path, probes: Path, human: Path | None, keep:
             Probe(id=f"recall:{index}", kind="recall", messages=one.messages, expected=one.expected)
             for index, one in enumerate(corrections)
         ]
-    validation, test = _split(asked, plan.validation_share)
+    validation, test = _split(asked, plan)
     kept = tuple(load_prompts(keep))[: plan.keep_records] if keep else ()
     long_prompts = tuple(probe.messages for probe in test if "long" in probe.tags)[: plan.kl_long]
     return Task(tuple(corrections), kept, validation, test, {}, long_prompts)
