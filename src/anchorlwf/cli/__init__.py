@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from anchorlwf.cli import annotate, chat, demo, evaluate, export, fix, train, verify
+from anchorlwf.cli import annotate, arena, chat, demo, evaluate, export, fix, train, verify
 from anchorlwf.errors import AnchorLwfError
 
 __all__ = ["app", "main"]
@@ -22,7 +22,7 @@ app = typer.Typer(
     name="anchorlwf", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
     pretty_exceptions_enable=False, help="Correct a language model with a few tokens, and keep the rest as it was.",
 )
-for module in (annotate, verify, train, evaluate, chat, fix, demo, export):
+for module in (annotate, verify, train, evaluate, chat, fix, demo, arena, export):
     name = module.__name__.rsplit(".", 1)[-1]
     # Click wraps paragraphs unless they begin with a backspace: the examples must stay as they are.
     text = (module.__doc__ or "").replace("Examples:\n", "Examples:\n\n\b\n")
