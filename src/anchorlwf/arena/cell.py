@@ -78,7 +78,7 @@ def _train_group(
     trained.add({
         **annotation_cost(method, corrections, records),
         "completion_tokens": sum(len(record.completion_ids) for record in records), "trained_tokens": tokens,
-        "steps": result.steps, "cpu_seconds": seconds,
+        "steps": result.steps, "seconds": seconds,
         "flops": train_flops(model, tokens, reference=uses_reference),
         "converged": result.converged if config.stop else None,
     })
@@ -123,7 +123,7 @@ def run_cell(
     if method.trainer == "context":
         trained, told = Trained(lab.base), context_chats(task)
         trained.costs = {**annotation_cost(method, task.corrections, []), "completion_tokens": 0, "trained_tokens": 0,
-                         "steps": 0, "cpu_seconds": 0.0, "flops": 0.0, "converged": None}
+                         "steps": 0, "seconds": 0.0, "flops": 0.0, "converged": None}
     else:
         trained = train_cell(lab, method, regime, task, options, seed)
     measured = lab.measure(trained.model, task, task.test, plan.kl_short, told)

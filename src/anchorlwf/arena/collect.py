@@ -33,7 +33,8 @@ def collect(plan: Plan, out: Path, command: str) -> dict[str, Any]:
     done, tried = _listed(out, cells), _listed(out, sweeps)
     if not any("cell" in content for _, content in done):
         raise RecordError(wrong(str(out), "at least one finished cell", "none", "Run the study first."))
-    failures = [{"method": job.method, "regime": job.regime, "seed": job.seed, "error": content["error"]}
+    failures = [{"method": job.method, "regime": job.regime, "error": content["error"],
+                 "seed": plan.validation_seed if job.seed is None else job.seed}
                 for job, content in [*tried, *done] if "error" in content]
     used = environment()
     return {

@@ -101,7 +101,7 @@ def run_peer(
     trained.add({
         **annotation_cost(method, corrections, records),
         "completion_tokens": sum(len(record.completion_ids) for record in records), "trained_tokens": result.tokens,
-        "steps": warm_steps + result.steps, "cpu_seconds": time.process_time() - began,
+        "steps": warm_steps + result.steps, "seconds": time.process_time() - began,
         "flops": peer_flops(model, result.tokens), "converged": None,
     })
     if result.rewards:
