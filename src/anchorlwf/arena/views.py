@@ -72,8 +72,8 @@ class Table:
 
 
 def _interval(found: Estimate, unit: str) -> str:
-    low, high = written(found.low, unit), written(found.high, unit)
-    return "" if len(found.values) < 2 else f"{low.removesuffix('%').removesuffix(' MiB')} to {high}"
+    low, high = (written(end, unit).removesuffix("%").removesuffix(" MiB") for end in (found.low, found.high))
+    return "" if len(found.values) < 2 else f"{low}\u2013{high}"
 
 
 def table(summed: Mapping[str, Mapping[str, Estimate | None]], measures: Sequence[Measure],
