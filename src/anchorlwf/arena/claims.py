@@ -53,24 +53,24 @@ def _front_claim(study: Study, regime: str, front: Front) -> Claim:
     if OURS not in front.points:
         text = "AnchorLwF was not measured here, so nothing is said about its place."
         return Claim(regime, None, text, "not measured")
-    learned, lost = front.points[OURS]
-    own = f"it learned {learned:.1%} and lost {lost:.1%}"
+    learned, lost = point = front.points[OURS]
     share = f"{front.share[OURS]:.0%} of resamples of the seeds" if OURS in front.share else ""
     if OURS in front.members:
         tied = [b if a == OURS else a for a, b in front.ties if OURS in (a, b)]
         tie = f" Tied with {_names(study, tied)}." if tied else ""
         stays = f", and stays there in {share}" if share else ""
-        return Claim(regime, True, f"On the front: {own}{stays}.{tie}", f"learned {learned:.1%}, lost {lost:.1%}",
-                     (learned, lost))
+        text = f"On the front: it learned {learned:.1%} and lost {lost:.1%}{stays}.{tie}"
+        return Claim(regime, True, text, f"learned {learned:.1%}, lost {lost:.1%}", point)
+    # Two decimals: what dominates may do so by little.
     by = tuple(sorted(front.dominated_by[OURS], key=lambda name: front.points[name][1]))
-    better = "; ".join(f"{study.methods[name].title} (learned {front.points[name][0]:.1%}, lost "
-                       f"{front.points[name][1]:.1%})" for name in by)
+    better = "; ".join(f"{study.methods[name].title} (learned {front.points[name][0]:.2%}, lost "
+                       f"{front.points[name][1]:.2%})" for name in by)
     reached = f" AnchorLwF reaches the front in {share}." if share else ""
-    first = front.points[by[0]]
-    others = f" and {len(by) - 1} more" if len(by) > 1 else ""
-    brief = (f"{study.methods[by[0]].title}{others} dominates it: learned {first[0]:.1%} against {learned:.1%}, lost "
-             f"{first[1]:.1%} against {lost:.1%}")
-    return Claim(regime, False, f"Not on the front: {own}. Dominated by {better}.{reached}", brief, (learned, lost), by)
+    text = f"Not on the front: it learned {learned:.2%} and lost {lost:.2%}. Dominated by {better}.{reached}"
+    more, lost_more = front.points[by[0]]
+    who = study.methods[by[0]].title + (f" and {len(by) - 1} more dominate it" if len(by) > 1 else " dominates it")
+    brief = f"{who}: learned {more:.2%} against {learned:.2%}, lost {lost_more:.2%} against {lost:.2%}"
+    return Claim(regime, False, text, brief, point, by)
 
 
 def _loss_claim(study: Study, regime: str) -> Claim:
