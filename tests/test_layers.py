@@ -30,7 +30,7 @@ COMPOSITIONS = {
 EDGES = {"cli", "web", "__main__", ""}
 LAYERS = [VALUES, TENSORS, STAGES, set(COMPOSITIONS), EDGES]
 
-LAZY = {"trl", "lm_eval", "openai", "vllm"}
+LAZY = {"trl", "lm_eval", "openai", "vllm", "matplotlib", "jinja2", "markupsafe"}
 """Optional, slow or talkative at import."""
 VALUE_LIBRARIES = {"pydantic", "numpy", "httpx", "yaml"}
 """All that the bottom layer may use besides the standard library."""

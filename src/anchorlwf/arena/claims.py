@@ -27,6 +27,8 @@ class Claim:
     text: str
     brief: str
     """The figures alone, for the headline."""
+    point: tuple[float, float] | None = None
+    """(learned, lost) of AnchorLwF."""
     dominated_by: tuple[str, ...] = ()
     ratio: Ratio | None = None
 
@@ -51,23 +53,24 @@ def _front_claim(study: Study, regime: str, front: Front) -> Claim:
     if OURS not in front.points:
         text = "AnchorLwF was not measured here, so nothing is said about its place."
         return Claim(regime, None, text, "not measured")
-    learned, lost = front.points[OURS]
-    own = f"it learned {learned:.1%} and lost {lost:.1%}"
+    learned, lost = point = front.points[OURS]
     share = f"{front.share[OURS]:.0%} of resamples of the seeds" if OURS in front.share else ""
     if OURS in front.members:
         tied = [b if a == OURS else a for a, b in front.ties if OURS in (a, b)]
         tie = f" Tied with {_names(study, tied)}." if tied else ""
         stays = f", and stays there in {share}" if share else ""
-        return Claim(regime, True, f"On the front: {own}{stays}.{tie}", f"learned {learned:.1%}, lost {lost:.1%}")
+        text = f"On the front: it learned {learned:.1%} and lost {lost:.1%}{stays}.{tie}"
+        return Claim(regime, True, text, f"learned {learned:.1%}, lost {lost:.1%}", point)
+    # Two decimals: what dominates may do so by little.
     by = tuple(sorted(front.dominated_by[OURS], key=lambda name: front.points[name][1]))
-    better = "; ".join(f"{study.methods[name].title} (learned {front.points[name][0]:.1%}, lost "
-                       f"{front.points[name][1]:.1%})" for name in by)
+    better = "; ".join(f"{study.methods[name].title} (learned {front.points[name][0]:.2%}, lost "
+                       f"{front.points[name][1]:.2%})" for name in by)
     reached = f" AnchorLwF reaches the front in {share}." if share else ""
-    first = front.points[by[0]]
-    others = f" and {len(by) - 1} more" if len(by) > 1 else ""
-    brief = (f"{study.methods[by[0]].title}{others} dominates it: learned {first[0]:.1%} against {learned:.1%}, lost "
-             f"{first[1]:.1%} against {lost:.1%}")
-    return Claim(regime, False, f"Not on the front: {own}. Dominated by {better}.{reached}", brief, by)
+    text = f"Not on the front: it learned {learned:.2%} and lost {lost:.2%}. Dominated by {better}.{reached}"
+    more, lost_more = front.points[by[0]]
+    who = study.methods[by[0]].title + (f" and {len(by) - 1} more dominate it" if len(by) > 1 else " dominates it")
+    brief = f"{who}: learned {more:.2%} against {learned:.2%}, lost {lost_more:.2%} against {lost:.2%}"
+    return Claim(regime, False, text, brief, point, by)
 
 
 def _loss_claim(study: Study, regime: str) -> Claim:
@@ -107,12 +110,17 @@ def _tally(study: Study, claims: list[Claim]) -> tuple[str, str]:
     count = f"{sum(bool(claim.holds) for claim in judged)} of {len(judged)} regimes"
     lost = "; ".join(f"in {study.regimes[claim.regime].title}, {claim.brief}" for claim in judged if not claim.holds)
     missing = _missing(study, [claim for claim in claims if claim.holds is None])
-    return count, f"{f' - not {lost}' if lost else ''}{missing}"
+    return count, f"{f'; not {lost}' if lost else ''}{missing}"
 
 
 def _missing(study: Study, claims: list[Claim]) -> str:
     titles = ", ".join(study.regimes[claim.regime].title for claim in claims)
     return f" ({titles}: not measured)" if titles else ""
+
+
+def _span(values: list[float]) -> str:
+    low, high = f"{min(values):.1%}", f"{max(values):.1%}"
+    return low if low == high else f"{low.removesuffix('%')} to {high}"
 
 
 def headline(study: Study, judged: Judged) -> list[str]:
@@ -125,7 +133,10 @@ def headline(study: Study, judged: Judged) -> list[str]:
         f" ({values[0]:.2f} to {values[-1]:.2f} times as many)"
     titles = _names(study, list(dict.fromkeys(
         regime.baseline for regime in study.regimes.values() if regime.baseline in study.methods)))
-    first = f"AnchorLwF with default settings is on the Pareto front of learning and forgetting in {on}{off}."
+    points = [claim.point for claim in judged.on_front if claim.point is not None]
+    own = f": it learned {_span([one for one, _ in points])} and lost {_span([lost for _, lost in points])}" \
+        if points else ""
+    first = f"AnchorLwF with default settings is on the Pareto front of learning and forgetting in {on}{own}{off}."
     second = (f"Against {titles or 'its baseline'} it loses at most a quarter as many facts{span} at equal or better "
               f"recall in {few}{many}.")
     return [first, second]

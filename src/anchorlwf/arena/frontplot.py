@@ -112,20 +112,20 @@ def _square(x: np.ndarray) -> np.ndarray:
     return np.sign(x) * np.square(x)
 
 
-def _ticks(end: float) -> list[float]:
+def _ticks(end: float, apart: float) -> list[float]:
     """Round shares of 0..end that stand clearly apart on a square-root scale."""
     found = [0.0]
     for tick in (0.0001, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0):
-        if tick <= end and np.sqrt(tick / end) - np.sqrt(found[-1] / end) > 0.09:
+        if tick <= end and np.sqrt(tick / end) - np.sqrt(found[-1] / end) > apart:
             found.append(tick)
     return found
 
 
-def _scale(panels: Sequence["Axes"], drawn: list[list[_Spot]]) -> None:
+def _scale(panels: Sequence["Axes"], spots: list[_Spot]) -> None:
     """One scale for all panels: the square root of what is lacking. It keeps 0 and still tells 0.1 % from 1 %."""
     from matplotlib.ticker import FixedLocator, FuncFormatter
 
-    seeds = [seed for spots in drawn for spot in spots for seed in spot.seeds]
+    seeds = [seed for spot in spots for seed in spot.seeds]
     right = max(1.12 * max((harm for harm, _ in seeds), default=0), 0.005)
     bottom = min(max(1.12 * (1 - min((learned for _, learned in seeds), default=1)), 0.02), 1.0)
     for axes in panels:
@@ -134,29 +134,30 @@ def _scale(panels: Sequence["Axes"], drawn: list[list[_Spot]]) -> None:
         # A little beyond 0 % and 100 %, so that a marker there is seen whole.
         axes.set_xlim(-0.0012 * right, right)
         axes.set_ylim(1 - bottom, 1 + 0.008 * bottom)
-        axes.xaxis.set_major_locator(FixedLocator(_ticks(right)))
-        axes.yaxis.set_major_locator(FixedLocator([1 - tick for tick in _ticks(bottom)]))
+        axes.xaxis.set_major_locator(FixedLocator(_ticks(right, 0.13)))
+        axes.yaxis.set_major_locator(FixedLocator([1 - tick for tick in _ticks(bottom, 0.08)]))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
 
 
 def pareto_plot(
-    study: Study, summed: Mapping[str, Estimates], fronts: Mapping[str, Front], view: View, *, alone: bool
+    study: Study, summed: Mapping[str, Estimates], fronts: Mapping[str, Front], view: View, regimes: Sequence[str], *,
+    alone: bool,
 ) -> "Figure":
-    """Learned against harm, a panel for each regime of `summed`; filled: on the front.
+    """Learned against harm, a panel for each of `regimes`, all on the scale of all of `summed`; filled: on the front.
 
     `alone`: with titles and a legend, to stand by itself.
     """
     with styled():
         from matplotlib.figure import Figure
 
-        regimes = list(summed)
         across = min(3, len(regimes))
         down = -(-len(regimes) // across)
         legend_rows = -(-len(study.methods) // (across + 1)) if alone else 0
         figure = Figure(figsize=(max(3.75 * across, 6.4 if alone else 0), 3.7 * down + 0.2 * legend_rows + 0.2 * alone))
         panels = list(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
-        drawn = [_spots(study, summed[regime], view) for regime in regimes]
+        spots_of = {regime: _spots(study, found, view) for regime, found in summed.items()}
+        drawn = [spots_of[regime] for regime in regimes]
         for index, (axes, regime, spots) in enumerate(zip(panels, regimes, drawn, strict=False)):
             for spot in spots:
                 _draw_spot(axes, spot, spot.name in fronts[regime].members)
@@ -168,7 +169,7 @@ def pareto_plot(
                 axes.set_ylabel("learned")
         for axes in panels[len(regimes):]:
             axes.remove()
-        _scale(panels[:len(regimes)], drawn)
+        _scale(panels[:len(regimes)], [spot for spots in spots_of.values() for spot in spots])
         for axes, regime in zip(panels, regimes, strict=False):
             stairs = np.array(_stairs(fronts[regime])).reshape(-1, 2)
             axes.plot(*stairs.T, color=QUIET, linewidth=1.2, linestyle=(0, (4, 2.5)), zorder=1)

@@ -77,7 +77,7 @@ def differences(study: Study, comparisons: Sequence[Comparison], regime: str) ->
 
         looks = marks(study)
         rows = [name for name in study.measured(regime) if name != OURS]
-        figure = Figure(figsize=(8.2, 0.31 * len(rows) + 1.05))
+        figure = Figure(figsize=(9.6, 0.3 * len(rows) + 1.05))
         grid = figure.subplots(1, 2, sharey=True)
         for axes, measure in zip(grid, ("recall", "kept"), strict=True):
             axes.axvline(0, color=LIGHT["anchorlwf"], linewidth=1.4, zorder=1)
@@ -101,7 +101,7 @@ def differences(study: Study, comparisons: Sequence[Comparison], regime: str) ->
 
 def curves(study: Study, regime: str) -> "Figure | None":
     """A panel per method: each seed's loss, and the keep tokens' KL dashed. None where no cell recorded any."""
-    with styled({"font.size": 8, "axes.titlesize": 9}):
+    with styled({"font.size": 8.5, "axes.titlesize": 9}):
         from matplotlib.figure import Figure
         from matplotlib.ticker import NullLocator
 
@@ -111,7 +111,7 @@ def curves(study: Study, regime: str) -> "Figure | None":
             return None
         across = min(4, len(names))
         down = -(-len(names) // across)
-        figure = Figure(figsize=(2.3 * across, 1.6 * down + 0.3))
+        figure = Figure(figsize=(max(2.4 * across, 5), 1.6 * down + 0.3))
         panels = list(figure.subplots(down, across, squeeze=False).flat)
         looks = marks(study)
         for axes, name in zip(panels, names, strict=False):

@@ -78,9 +78,8 @@ class _Drawn:
     alt: str
 
 
-def _panel(summary: Summary, view: View, regime: str) -> "Figure":
-    one = {regime: summary.estimates[regime]}
-    return pareto_plot(summary.study, one, summary.fronts[view.name], view, alone=False)
+def _front(summary: Summary, view: View, regimes: list[str], *, alone: bool) -> "Figure":
+    return pareto_plot(summary.study, summary.estimates, summary.fronts[view.name], view, regimes, alone=alone)
 
 
 def _draw(summary: Summary) -> dict[tuple[str, str], _Drawn]:
@@ -92,7 +91,7 @@ def _draw(summary: Summary) -> dict[tuple[str, str], _Drawn]:
             if members := summary.fronts[view.name][regime].members:
                 titles = ", ".join(study.methods[method].title for method in members)
                 alt = f"Learned against {view.title}, {about.title}. On the front: {titles}"
-                drawn[view.name, regime] = _Drawn(_panel(summary, view, regime), alt)
+                drawn[view.name, regime] = _Drawn(_front(summary, view, [regime], alone=False), alt)
         if any(one.regime == regime for one in summary.comparisons):
             alt = f"Differences to AnchorLwF, {about.title}; the table below holds the figures"
             drawn["differences", regime] = _Drawn(differences(study, summary.comparisons, regime), alt)
@@ -107,9 +106,8 @@ def _save(summary: Summary, drawn: dict[tuple[str, str], _Drawn], folder: Path) 
     names = {view.name for view in VIEWS}
     figures = {f"{kind}_{regime}": one.figure for (kind, regime), one in drawn.items() if kind not in names}
     for view in VIEWS:
-        summed = {regime: found for regime, found in summary.estimates.items() if (view.name, regime) in drawn}
-        if summed:
-            figures[view.name] = pareto_plot(summary.study, summed, summary.fronts[view.name], view, alone=True)
+        if regimes := [regime for regime in summary.study.regimes if (view.name, regime) in drawn]:
+            figures[view.name] = _front(summary, view, regimes, alone=True)
     for name, figure in figures.items():
         save(figure, folder, name)
     return [folder / f"{name}.{kind}" for name in figures for kind in ("svg", "png")]

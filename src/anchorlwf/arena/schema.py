@@ -25,6 +25,8 @@ def _finite(value: Any) -> Any:
 Number = Annotated[float | None, BeforeValidator(_finite)]
 Fraction = Annotated[Annotated[float, Field(ge=0, le=1)] | None, BeforeValidator(_finite)]
 Divergence = Annotated[Annotated[float, Field(ge=-1e-4)] | None, BeforeValidator(_finite)]
+# Names become parts of file names.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -183,8 +185,8 @@ class Study(_Part):
     command: str
     date: str
     environment: dict[str, Any] = {}
-    methods: dict[str, Method]
-    regimes: dict[str, Regime]
+    methods: dict[Name, Method]
+    regimes: dict[Name, Regime]
     cells: list[Cell]
     sweep: list[Trial] = []
     failures: list[Failure] = []

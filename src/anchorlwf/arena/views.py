@@ -32,7 +32,7 @@ def visible(text: str) -> str:
 
 _WRITTEN: dict[str, Callable[[float], str]] = {
     "fraction": lambda value: f"{100 * value:.1f}%",
-    "nats": lambda value: f"{value:.2g}" if value == 0 or abs(value) >= 1e-4 else f"{value:.0e}".replace("e-0", "e-"),
+    "nats": lambda value: f"{value:#.2g}".rstrip(".") if abs(value) >= 1e-4 else f"{value:.0e}".replace("e-0", "e-"),
     "bytes": lambda value: f"{value / 2**20:,.0f} MiB",
     "flops": lambda value: f"{value:.2g}".replace("e+", "e"),
     "seconds": lambda value: f"{value:.1f}",
@@ -42,7 +42,9 @@ _WRITTEN: dict[str, Callable[[float], str]] = {
 
 def written(value: float | None, unit: str) -> str:
     """A figure as people write it; a hyphen where there is none."""
-    return "-" if value is None else _WRITTEN[unit](value)
+    if value is None:
+        return "-"
+    return "0" if value == 0 and unit != "fraction" else _WRITTEN[unit](value)
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Table:
 
 
 def _interval(found: Estimate, unit: str) -> str:
-    low, high = written(found.low, unit), written(found.high, unit)
-    return "" if len(found.values) < 2 else f"{low.removesuffix('%').removesuffix(' MiB')} to {high}"
+    low, high = (written(end, unit).removesuffix("%").removesuffix(" MiB") for end in (found.low, found.high))
+    return "" if len(found.values) < 2 else f"{low}\u2013{high}"
 
 
 def table(summed: Mapping[str, Mapping[str, Estimate | None]], measures: Sequence[Measure],
@@ -98,6 +100,9 @@ def table(summed: Mapping[str, Mapping[str, Estimate | None]], measures: Sequenc
 
 
 def _merged(words: Sequence[str], changed: Sequence[bool]) -> list[tuple[bool, str]]:
+    """Runs of what changed and what did not; white space between two changed words belongs to them."""
+    inner = [not word.isspace() or not 0 < i < len(words) - 1 for i, word in enumerate(words)]
+    changed = [new or (not inner[i] and changed[i - 1] and changed[i + 1]) for i, new in enumerate(changed)]
     runs: list[tuple[bool, str]] = []
     for word, new in zip(words, changed, strict=True):
         if runs and runs[-1][0] == new:
