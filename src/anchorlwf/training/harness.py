@@ -6,9 +6,11 @@ patches or realigns on it is put back, and nothing but the adapter's weights has
 
 import contextlib
 import copy
+import logging
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +40,7 @@ Build = Callable[[PeftModel, PreTrainedTokenizerBase, dict[str, Any]], Trainer]
 """The adapted network, a tokenizer that may be changed, and the common options -> a TRL trainer."""
 
 _PATCHED = ("forward", "_original_forward", "generation_config", "model_tags")
-_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+_REALIGNED = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def run(
     """
     _prepare_adapter(model, config)
     net, rows = model.net, _Rows(measures, on_step)
-    with tempfile.TemporaryDirectory() as folder, _as_found(model), _counting(model.backbone) as counted:
+    with tempfile.TemporaryDirectory() as folder, _as_found(model), _quiet(), _counting(model.backbone) as counted:
         options = {"output_dir": folder, **_common_options(model, config)}
         if TrainingArguments(output_dir=folder, use_cpu=options["use_cpu"]).n_gpu > 1:
             raise ConfigError(wrong("devices", "one GPU", "several", "Show one GPU (CUDA_VISIBLE_DEVICES=0)."))
@@ -163,7 +165,7 @@ def _as_found(model: LanguageModel) -> Iterator[None]:
     modules = (model.net, model.causal)
     patched = [{name: vars(module)[name] for name in _PATCHED if name in vars(module)} for module in modules]
     settings = (model.causal.config.get_text_config(), model.causal.generation_config)
-    special = [{name: getattr(setting, name, None) for name in _SPECIAL} for setting in settings]
+    values = [{name: getattr(setting, name) for name in _REALIGNED if hasattr(setting, name)} for setting in settings]
     try:
         yield
     finally:
@@ -171,9 +173,23 @@ def _as_found(model: LanguageModel) -> Iterator[None]:
             for name in _PATCHED:
                 vars(module).pop(name, None)
             vars(module).update(found)
-        for setting, values in zip(settings, special, strict=True):
-            for name, value in values.items():
+        for setting, own in zip(settings, values, strict=True):
+            for name, value in own.items():
                 setattr(setting, name, value)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TRL and transformers warn of one another's deprecated options, and of adapters that are here on purpose."""
+    logger = logging.getLogger("trl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -181,7 +197,7 @@ def _counting(backbone: nn.Module) -> Iterator[list[int]]:
     """Count token positions that pass the network below the head, in the one entry of the list."""
     counted = [0]
 
-    def count(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def count(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         counted[0] += (options["input_ids"] if "input_ids" in options else arguments[0]).numel()
 
     hook = backbone.register_forward_pre_hook(count, with_kwargs=True)

@@ -47,15 +47,14 @@ def train_grpo(
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    codec, probes = model.codec, [_probe(prompt) for prompt in prompts]
+    codec, probes, sampling = model.codec, [_probe(prompt) for prompt in prompts], _sampling(model, prompts, config)
 
-    def reward(completion_ids: list[list[int]], index: list[int], **kwargs: Any) -> list[float]:
+    def reward(completion_ids: list[list[int]], index: list[int], **_: Any) -> list[float]:
         return [float(score(probes[i], codec.decode(ids))) for ids, i in zip(completion_ids, index, strict=True)]
 
     def build(net: PeftModel, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> Trainer:
         arguments = GRPOConfig(
-            **options, **_sampling(model, prompts, config), beta=config.kl_coef, loss_type="dapo",
-            scale_rewards="group", num_iterations=1,
+            **options, **sampling, beta=config.kl_coef, loss_type="dapo", scale_rewards="group", num_iterations=1,
         )
         rows = [{"prompt": _prompt(model, prompt), "index": i} for i, prompt in enumerate(prompts)]
         return GRPOTrainer(net, reward, arguments, Dataset.from_list(rows), processing_class=tokenizer)
@@ -111,7 +110,9 @@ def train_sdft(
     """Self-distillation fine-tuning: the reference, shown a demonstration, teaches the model, which is not.
 
     The model samples answers; at each of their tokens KL(teacher || model) over the whole vocabulary is minimized,
-    averaged over an answer's tokens, then over answers.
+    averaged over an answer's tokens, then over answers. In this direction the gradient is p - p_teacher; in the other
+    one, and in TRL's default half-way, it carries a factor p and hardly learns a token that the model rules out. What
+    the teacher does not read from a demonstration, the model cannot learn.
 
     Args:
         model: changed in place; the adapter it may have is trained on.
@@ -131,12 +132,13 @@ def train_sdft(
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
     shown = [_shown(prompt, config) for prompt in prompts]
+    sampling = _sampling(model, shown, config)
     _check_teacher(model, shown, config)
 
     def build(net: PeftModel, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> Trainer:
         arguments = SDFTConfig(
-            **options, **_sampling(model, shown, config), max_prompt_length=None,
-            teacher_model_kind="base", teacher_prompt_template=config.teacher_prompt,
+            **options, **sampling, max_prompt_length=None, teacher_model_kind="base",
+            teacher_prompt_template=config.teacher_prompt,
             distillation_mode="full_logits", distillation_alpha=0.0, num_iterations=1,
         )
         rows = [{"prompt": _prompt(model, prompt), "privileged_context": prompt.demonstration} for prompt in prompts]
