@@ -23,7 +23,7 @@ __all__ = ["curves", "differences", "png", "save", "settle", "styled", "svg"]
 INK, QUIET, LINE, EDGE, CARD = (LIGHT[name] for name in ("ink", "quiet", "line", "edge", "card"))
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 10, "svg.hashsalt": "anchorlwf",
-    "figure.facecolor": CARD, "axes.facecolor": CARD, "figure.dpi": 160,
+    "figure.facecolor": CARD, "axes.facecolor": CARD,
     "text.color": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "axes.edgecolor": EDGE,
     "xtick.color": EDGE, "ytick.color": EDGE, "xtick.labelcolor": QUIET, "ytick.labelcolor": QUIET,
     "axes.grid": True, "grid.color": LINE, "grid.linewidth": 0.8, "axes.axisbelow": True,
@@ -64,6 +64,7 @@ def png(figure: "Figure") -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     stream = io.BytesIO()
+    figure.dpi = 160  # SVG leaves it at its own 72
     with styled():
         FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})
     return stream.getvalue()
