@@ -104,39 +104,35 @@ def judge(study: Study, fronts: Mapping[str, Front]) -> Judged:
                   [_loss_claim(study, regime) for regime in study.regimes])
 
 
-def _tally(study: Study, claims: list[Claim]) -> tuple[str, str]:
-    """`2 of 3 regimes`, and what is said of the others."""
+def _tally(study: Study, claims: list[Claim]) -> str:
+    """In how many regimes it holds, and what is to be said of the others."""
     judged = [claim for claim in claims if claim.holds is not None]
     count = f"{sum(bool(claim.holds) for claim in judged)} of {len(judged)} regimes"
-    lost = "; ".join(f"in {study.regimes[claim.regime].title}, {claim.brief}" for claim in judged if not claim.holds)
-    missing = _missing(study, [claim for claim in claims if claim.holds is None])
-    return count, f"{f'; not {lost}' if lost else ''}{missing}"
+    fails = "; ".join(f"{study.regimes[claim.regime].title} ({claim.brief})" for claim in judged if not claim.holds)
+    missing = ", ".join(study.regimes[claim.regime].title for claim in claims if claim.holds is None)
+    return count + (f", not in {fails}" if fails else "") + (f"; not measured in {missing}" if missing else "")
 
 
-def _missing(study: Study, claims: list[Claim]) -> str:
-    titles = ", ".join(study.regimes[claim.regime].title for claim in claims)
-    return f" ({titles}: not measured)" if titles else ""
-
-
-def _span(values: list[float]) -> str:
-    low, high = f"{min(values):.1%}", f"{max(values):.1%}"
+def _span(values: list[float], form: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
     return low if low == high else f"{low.removesuffix('%')} to {high}"
 
 
 def headline(study: Study, judged: Judged) -> list[str]:
-    """A sentence for each claim, with its figures and every place where it fails."""
-    on, off = _tally(study, judged.on_front)
-    few, many = _tally(study, judged.loses_less)
-    ratios = [claim.ratio for claim in judged.loses_less if claim.ratio is not None]
-    values = sorted(float("inf") if ratio.value is None else ratio.value for ratio in ratios)
-    span = "" if not values else f" ({values[0]:.2f} times as many)" if len(values) == 1 else \
-        f" ({values[0]:.2f} to {values[-1]:.2f} times as many)"
-    titles = _names(study, list(dict.fromkeys(
-        regime.baseline for regime in study.regimes.values() if regime.baseline in study.methods)))
+    """What was measured, then a sentence for each claim with every place where it fails."""
     points = [claim.point for claim in judged.on_front if claim.point is not None]
-    own = f": it learned {_span([one for one, _ in points])} and lost {_span([lost for _, lost in points])}" \
-        if points else ""
-    first = f"AnchorLwF with default settings is on the Pareto front of learning and forgetting in {on}{own}{off}."
-    second = (f"Against {titles or 'its baseline'} it loses at most a quarter as many facts{span} at equal or better "
-              f"recall in {few}{many}.")
-    return [first, second]
+    ratios = [claim.ratio for claim in judged.loses_less if claim.ratio is not None]
+    titles = _names(study, list(dict.fromkeys(
+        regime.baseline for regime in study.regimes.values() if regime.baseline in study.methods))) or "its baseline"
+    said = []
+    if points:
+        said.append(f"AnchorLwF with default settings learned {_span([one for one, _ in points], '.1%')} of what it "
+                    f"was taught and lost {_span([lost for _, lost in points], '.1%')} of what the model knew.")
+    who = "It" if points else "AnchorLwF with default settings"
+    what = "the two" if points else "learning and forgetting"
+    said.append(f"{who} is on the Pareto front of {what} in {_tally(study, judged.on_front)}.")
+    finite = [ratio.value for ratio in ratios if ratio.value is not None]
+    times = f"loses {_span(finite, '.2f')} times as many facts as {titles}: " if len(finite) == len(ratios) > 0 else ""
+    quarter = "at most a quarter" if times else f"loses at most a quarter of the facts that {titles} does"
+    said.append(f"It {times}{quarter}, at equal or better recall, in {_tally(study, judged.loses_less)}.")
+    return said

@@ -23,7 +23,7 @@ __all__ = ["curves", "differences", "png", "save", "settle", "styled", "svg"]
 INK, QUIET, LINE, EDGE, CARD = (LIGHT[name] for name in ("ink", "quiet", "line", "edge", "card"))
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 10, "svg.hashsalt": "anchorlwf",
-    "figure.facecolor": CARD, "axes.facecolor": CARD, "savefig.facecolor": CARD,
+    "figure.facecolor": CARD, "axes.facecolor": CARD,
     "text.color": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "axes.edgecolor": EDGE,
     "xtick.color": EDGE, "ytick.color": EDGE, "xtick.labelcolor": QUIET, "ytick.labelcolor": QUIET,
     "axes.grid": True, "grid.color": LINE, "grid.linewidth": 0.8, "axes.axisbelow": True,
@@ -49,18 +49,24 @@ def settle(figure: "Figure") -> None:
 
 def svg(figure: "Figure", *, text: bool) -> str:
     """The same SVG for the same figure. `text`: letters stay letters, for a page; else outlines, alike everywhere."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     stream = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with styled({"svg.fonttype": "none" if text else "path"}):
-        figure.savefig(stream, format="svg", metadata=nothing)
+        # Not savefig: it draws everything twice, the first time for a layout that is settled already.
+        FigureCanvasSVG(figure).print_svg(stream, metadata=nothing)
     return re.sub(r"[ \t]+$", "", stream.getvalue(), flags=re.MULTILINE)
 
 
 def png(figure: "Figure") -> bytes:
     """At 160 dots per inch, opaque."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     stream = io.BytesIO()
+    figure.dpi = 160  # SVG leaves it at its own 72
     with styled():
-        figure.savefig(stream, format="png", dpi=160, metadata={"Software": None})
+        FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})
     return stream.getvalue()
 
 
