@@ -208,6 +208,12 @@ def test_an_adapter_from_a_folder_is_trained_on(corrected, tmp_path):
     assert not same(weights(model), weights(again))
 
 
+@pytest.mark.parametrize("template", ["{prompt}", "{privileged_context}", "{prompt} {privileged_context} {x}", "{}{"])
+def test_a_teacher_prompt_needs_both_places(template):
+    with pytest.raises(ConfigError, match=r"teacher_prompt: .*expected text with"):
+        PeerConfig.of(teacher_prompt=template)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_without_trl_one_error_says_how_to_get_it(corrected, base, method, monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from anchorlwf.errors import ConfigError
 from anchorlwf.files import write_atomic
@@ -138,6 +138,18 @@ class PeerConfig(Config):
     dpo_beta: Positive = 0.1
     teacher_prompt: str = "{privileged_context} {prompt}"
     """SDFT: how the teacher is shown the demonstration, as TRL's `teacher_prompt_template`."""
+
+    @field_validator("teacher_prompt")
+    @classmethod
+    def _both_places(cls, template: str) -> str:
+        """Both places named, and nothing else in braces."""
+        try:
+            filled = template.format(prompt="\0", privileged_context="\1")
+        except (LookupError, ValueError):
+            filled = ""
+        if not {"\0", "\1"} <= set(filled):
+            raise ValueError("expected text with {prompt} and {privileged_context}")
+        return template
 
 
 class EvaluateConfig(Config):
