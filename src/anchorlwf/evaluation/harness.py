@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import set_seed
+
 from anchorlwf.config import EvaluateConfig
 from anchorlwf.errors import ConfigError, wrong
 from anchorlwf.evaluation.stats import paired_interval
@@ -88,7 +90,8 @@ def harness(
         fix = "Install it: pip install 'anchorlwf[evalharness]'."
         raise ConfigError(wrong("tasks", "lm-evaluation-harness", "none installed", fix))
     with _quiet():
-        loaded = _load(config)
+        manager = _manager(config)
+        loaded = {name: _load(manager, name) for name in config.tasks}
     with contextlib.ExitStack() as stack:
         reference = base if base is not None else stack.enter_context(tuned.as_reference())
         before = _run(reference, loaded, config, progress, "tasks-base")
@@ -109,31 +112,42 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _load(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
-    """Every task with its data, before any of them runs: {name: what `TaskManager.load` gives}."""
+def _manager(config: EvaluateConfig) -> Any:
+    """lm_eval's index of tasks."""
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=config.tasks_path, include_defaults=False) if config.tasks_path else None
-    # Indexing the built-in tasks takes seconds, so it is left out where all tasks are the user's own.
-    if manager is None or not set(config.tasks) <= set(manager.all_subtasks):
-        manager = TaskManager(include_path=config.tasks_path)
-    loaded = {}
-    for name in config.tasks:
-        if name not in manager.all_tasks:
-            close = ", ".join(difflib.get_close_matches(name, manager.all_tasks)) or "none like it"
-            fix = f"Known: {close}. Own tasks: give their folder (tasks_path)."
-            raise ConfigError(wrong("tasks", "a task of lm_eval or of the tasks path", repr(name), fix))
-        try:
-            loaded[name] = manager.load([name])
-        # A missing set, a hub that cannot be reached, a YAML that does not fit: each library has errors of its own.
-        except Exception as error:  # noqa: BLE001 - the libraries share no base class
-            fix = "Its data must be on disk or within reach (HF_HUB_OFFLINE forbids fetching)."
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(wrong(f"task {name}", "a task that loads", first, fix)) from error
-        unsafe = [task for task, made in loaded[name]["tasks"].items() if getattr(made, "UNSAFE_CODE", False)]
-        if unsafe:
-            fix = "Run it with lm_eval itself, in a sandbox."
-            raise ConfigError(wrong(f"task {name}", "a task that runs no generated code", ", ".join(unsafe), fix))
+    if config.tasks_path is not None:
+        own = TaskManager(include_path=config.tasks_path, include_defaults=False)
+        # Indexing the built-in tasks takes seconds: only where one of them is asked for, by itself or by a group.
+        if all(_within(own.task_index, name) for name in config.tasks):
+            return own
+    return TaskManager(include_path=config.tasks_path)
+
+
+def _within(index: dict[str, Any], name: str) -> bool:
+    """Whether a task, or a group with all that it names, is in the index."""
+    members = (index[name].cfg or {}).get("task") if name in index else None
+    named = [member for member in members if isinstance(member, str)] if isinstance(members, list) else []
+    return name in index and all(_within(index, member) for member in named)
+
+
+def _load(manager: Any, name: str) -> dict[str, Any]:
+    """One task with its data: what `TaskManager.load` gives."""
+    if name not in manager.all_tasks:
+        close = ", ".join(difflib.get_close_matches(name, manager.all_tasks)) or "none like it"
+        fix = f"Known: {close}. Own tasks: give their folder (tasks_path)."
+        raise ConfigError(wrong("tasks", "a task of lm_eval or of the tasks path", repr(name), fix))
+    try:
+        loaded: dict[str, Any] = manager.load([name])
+    # A missing set, a hub that cannot be reached, a YAML that does not fit: each library has errors of its own.
+    except Exception as error:
+        fix = "Its data must be on disk or within reach (HF_HUB_OFFLINE forbids fetching)."
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(wrong(f"task {name}", "a task that loads", first, fix)) from error
+    unsafe = [task for task, made in loaded["tasks"].items() if getattr(made, "UNSAFE_CODE", False)]
+    if unsafe:
+        fix = "Run it with lm_eval itself, in a sandbox."
+        raise ConfigError(wrong(f"task {name}", "a task that runs no generated code", ", ".join(unsafe), fix))
     return loaded
 
 
@@ -142,20 +156,22 @@ def _run(
     phase: str,
 ) -> dict[str, _Run]:
     """Run every task on one model."""
-    from lm_eval.evaluator import simple_evaluate
+    # Not `simple_evaluate`, which does the same and then asks pip, the compiler and the CPU who they are: a second.
+    from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
     runs: dict[str, _Run] = {}
-    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), config.seed)
     with _quiet():
         # HFLM gives the tokenizer a padding token where it has none; ours must stay as it is.
         lm = HFLM(pretrained=model.net, tokenizer=copy.deepcopy(model.codec.tokenizer), batch_size=config.batch_size)
     for done, (name, tasks) in enumerate(loaded.items(), 1):
-        group = tasks.get("groups", {}).get(name)
+        set_seed(config.seed)
+        for task in tasks["tasks"].values():
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=config.seed)
         with _quiet():
-            found = simple_evaluate(lm, tasks=[group] if group is not None else list(tasks["tasks"].values()),
-                                    limit=config.task_limit, bootstrap_iters=0, **seeds)
-        runs |= _collect(found)
+            runs |= _collect(evaluate(lm=lm, task_dict=tasks, limit=config.task_limit, bootstrap_iters=0))
         if progress is not None:
             progress(phase, done, len(loaded))
     return runs
