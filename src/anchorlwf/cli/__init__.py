@@ -1,6 +1,6 @@
 """The command line: one file per command; each parses, calls one function, and prints.
 
-Exit codes: 0 done, 1 our failure, 2 the user's mistake, 130 interrupted.
+Exit codes: 0 done, 1 our failure, 2 the user's mistake, 3 a release gate that was not passed, 130 interrupted.
 """
 
 import sys
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from anchorlwf.cli import annotate, chat, demo, evaluate, export, fix, train, verify
+from anchorlwf.cli import annotate, certificate, chat, demo, evaluate, export, fix, train, verify
 from anchorlwf.errors import AnchorLwfError
 
 __all__ = ["app", "main"]
@@ -22,7 +22,7 @@ app = typer.Typer(
     name="anchorlwf", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
     pretty_exceptions_enable=False, help="Correct a language model with a few tokens, and keep the rest as it was.",
 )
-for module in (annotate, verify, train, evaluate, chat, fix, demo, export):
+for module in (annotate, verify, train, evaluate, certificate, chat, fix, demo, export):
     name = module.__name__.rsplit(".", 1)[-1]
     # Click wraps paragraphs unless they begin with a backspace: the examples must stay as they are.
     text = (module.__doc__ or "").replace("Examples:\n", "Examples:\n\n\b\n")

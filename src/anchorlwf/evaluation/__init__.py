@@ -1,13 +1,17 @@
 """Stage three: what was learned, what was kept (paper section 4)."""
 
+from anchorlwf.evaluation.certificate import Check, GateReport, certify, check_certificate
 from anchorlwf.evaluation.harness import MetricChange, TaskChange, harness
 from anchorlwf.evaluation.measure import Drift, ProbeResult, answers, compare, drift, recall_probes
 from anchorlwf.evaluation.results import Group, Results, summarize
 from anchorlwf.evaluation.stage import evaluate
 from anchorlwf.evaluation.stats import bootstrap_interval, paired_interval
+from anchorlwf.evaluation.weights import model_hashes, named_hashes
 
 __all__ = [
+    "Check",
     "Drift",
+    "GateReport",
     "Group",
     "MetricChange",
     "ProbeResult",
@@ -15,10 +19,14 @@ __all__ = [
     "TaskChange",
     "answers",
     "bootstrap_interval",
+    "certify",
+    "check_certificate",
     "compare",
     "drift",
     "evaluate",
     "harness",
+    "model_hashes",
+    "named_hashes",
     "paired_interval",
     "recall_probes",
     "summarize",

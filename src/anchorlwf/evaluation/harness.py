@@ -164,7 +164,7 @@ def _run(
     with _quiet():
         # HFLM gives the tokenizer a padding token where it has none; ours must stay as it is.
         lm = HFLM(pretrained=model.net, tokenizer=copy.deepcopy(model.codec.tokenizer), batch_size=config.batch_size)
-    for done, (name, tasks) in enumerate(loaded.items(), 1):
+    for done, tasks in enumerate(loaded.values(), 1):
         set_seed(config.seed)
         for task in tasks["tasks"].values():
             if task.get_config("num_fewshot") is None:
