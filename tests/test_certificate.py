@@ -46,6 +46,12 @@ def test_a_gate_is_read_from_yaml(tmp_path):
     assert gate == GateConfig(recall=1.0, flips=0, kl=0.01, tasks={"mmlu": 0.02, "arc:acc_norm": 0.0})
 
 
+def test_the_gate_in_the_docs_is_one(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "certificate.md").read_text()
+    (tmp_path / "gate.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    assert GateConfig.load(tmp_path / "gate.yaml").model_fields_set == set(GateConfig.model_fields)
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("", "expected at least one threshold"), ("recall: 90", "recall: .*less than or equal to 1, got 90"),
     ("flips: 0.5", "flips: .*integer"), ("kl: -1", "kl: "), ("tasks: {mmlu: -0.1}", "tasks.mmlu: "),
