@@ -14,11 +14,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.tasks import TaskManager
+from test_cli import run
 
 from anchorlwf.config import EvaluateConfig
 from anchorlwf.decode import decode_batch
 from anchorlwf.errors import ConfigError
 from anchorlwf.evaluation import bootstrap_interval, evaluate, harness, paired_interval
+from anchorlwf.jsonl import save_lines
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.probe import Probe
 
@@ -202,3 +204,31 @@ def test_an_unknown_task_is_named_with_those_that_look_like_it(tiny_model, tasks
     monkeypatch.setattr(TaskManager, "__init__", functools.partialmethod(TaskManager.__init__, include_defaults=False))
     with pytest.raises(ConfigError, match=r"a task of lm_eval or of the tasks path, got 'choise'\. Known: choice"):
         harness(tiny_model, None, config(tasks_path, "choise"))
+
+
+# --- the command ---
+
+
+def test_the_command_runs_tasks_and_gates_on_them(tiny_path, tasks_path, tmp_path):
+    tuned = disturbed(tiny_path, 0.3)
+    tuned.net.save_pretrained(tmp_path / "adapter")
+    save_lines(tmp_path / "probes.jsonl", [
+        Probe(id="1", kind="retain", messages=[{"role": "user", "content": "Who?"}], expected="x")])
+    (tmp_path / "evaluate.yaml").write_text("evaluate: {max_new_tokens: 5, tasks: [other], resamples: 50}\n")
+    (tmp_path / "gate.yaml").write_text("tasks: {'choice:acc': 0.0, other: 1.0}\n")
+    done = run("evaluate", "--model", tiny_path, "--adapter", tmp_path / "adapter", "--probes",
+               tmp_path / "probes.jsonl", "--config", tmp_path / "evaluate.yaml", "--tasks", "choice, other",
+               "--tasks-path", tasks_path, "--task-limit", 6, "--certificate", tmp_path / "gate.yaml", "--out",
+               tmp_path / "results.json")
+    data = json.loads((tmp_path / "results.json").read_text())["tasks"]
+    certificate = json.loads((tmp_path / "certificate.json").read_text())
+    assert {name: task["documents"] for name, task in data.items()} == {"choice": 6, "other": 6}
+    assert set(certificate["task_versions"]) == {"choice", "other"}
+    choice, other = certificate["checks"]
+    assert choice["value"] == pytest.approx(data["choice"]["metrics"]["acc"]["base"]
+                                            - data["choice"]["metrics"]["acc"]["tuned"])
+    assert other["passed"]
+    assert done.code == (0 if choice["passed"] else 3)
+    assert "tasks-tuned 2/2" in done.err
+    assert certificate["evaluate"]["tasks"] == ["choice", "other"]
+    assert certificate["evaluate"]["resamples"] == 50
