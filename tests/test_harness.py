@@ -13,13 +13,15 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from lm_eval import evaluator
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from test_cli import run
 
 from anchorlwf.config import EvaluateConfig
 from anchorlwf.decode import decode_batch
 from anchorlwf.errors import ConfigError
-from anchorlwf.evaluation import bootstrap_interval, evaluate, harness, paired_interval
+from anchorlwf.evaluation import bootstrap_interval, evaluate, paired_interval, run_tasks
 from anchorlwf.jsonl import save_lines
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.probe import Probe
@@ -73,6 +75,7 @@ def tasks_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = {
         "choice": {**choice, "task": "choice", "metric_list": [metric("acc"), metric("acc_norm")]},
         "other": {**choice, "task": "other", "metric_list": [metric("acc")]},
+        "shots": {**choice, "task": "shots", "num_fewshot": 2, "fewshot_split": "test", "metric_list": [metric("acc")]},
         "both": {"group": "both", "task": ["choice", "other"],
                  "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}]},
         "said": {**common, "task": "said", "output_type": "generate_until", "doc_to_target": "{{choices[gold]}}",
@@ -121,7 +124,7 @@ def chosen(model: LanguageModel, question: str, choices: list[str]) -> int:
 
 def test_each_document_is_scored_with_the_adapter_off_and_on(tiny_path, tiny_model, tasks_path):
     tuned = disturbed(tiny_path, 0.3)
-    found = harness(tuned, None, config(tasks_path, "choice"))
+    found = run_tasks(tuned, None, config(tasks_path, "choice"))
     acc = found["choice"].metrics["acc"]
     documents = [json.loads(line) for line in (tasks_path / "documents.jsonl").read_text().splitlines()]
     sides = []
@@ -139,10 +142,24 @@ def test_each_document_is_scored_with_the_adapter_off_and_on(tiny_path, tiny_mod
 
 def test_a_base_of_its_own_is_the_adapter_switched_off(tiny_path, tiny_model, tasks_path):
     tuned = disturbed(tiny_path, 0.3)
-    assert harness(tuned, None, config(tasks_path, "choice")) == harness(tuned, tiny_model,
+    assert run_tasks(tuned, None, config(tasks_path, "choice")) == run_tasks(tuned, tiny_model,
                                                                          config(tasks_path, "choice"))
-    same = harness(tiny_model, None, config(tasks_path, "choice"))["choice"].metrics["acc"]
+    same = run_tasks(tiny_model, None, config(tasks_path, "choice"))["choice"].metrics["acc"]
     assert (same.drop, same.interval, same.right_to_wrong, same.wrong_to_right) == (0, (0, 0), [], [])
+
+
+def test_the_figures_are_those_of_lm_eval_itself(tiny_model, tasks_path, monkeypatch):
+    monkeypatch.setattr(evaluator, "add_env_info", lambda _results: None)  # asks pip and the compiler for a second
+    settings = config(tasks_path, "shots", "said", "choice", seed=7)
+    found = run_tasks(tiny_model, None, settings)
+    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 7)
+    manager = TaskManager(include_path=str(tasks_path), include_defaults=False)
+    model = HFLM(pretrained=tiny_model.net, tokenizer=tiny_model.codec.tokenizer, batch_size=settings.batch_size)
+    theirs = evaluator.simple_evaluate(model, tasks=settings.tasks, task_manager=manager, bootstrap_iters=0, **seeds)
+    assert {(task, metric): change.base for task, one in found.items() for metric, change in one.metrics.items()} == {
+        (task, name.removesuffix(",none")): value for task, row in theirs["results"].items()
+        for name, value in row.items() if name.endswith(",none") and "stderr" not in name
+    }
 
 
 def test_the_model_is_left_as_it_was(tiny_path, tasks_path):
@@ -150,14 +167,14 @@ def test_the_model_is_left_as_it_was(tiny_path, tasks_path):
     prompt, sha = tuned.codec.encode_prompt([{"role": "user", "content": "Who?"}]), tuned.codec.tokenizer_sha
     tuned.codec.tokenizer.pad_token = None
     [[(_, before)]] = decode_batch(tuned, [prompt], 10)
-    harness(tuned, None, config(tasks_path, "choice"))
+    run_tasks(tuned, None, config(tasks_path, "choice"))
     [[(_, after)]] = decode_batch(tuned, [prompt], 10)
     assert after == before
     assert (tuned.codec.tokenizer.pad_token, tuned.codec.tokenizer_sha) == (None, sha)
 
 
 def test_groups_pool_the_documents_of_their_tasks(tiny_path, tasks_path):
-    found = harness(disturbed(tiny_path, 0.3), None, config(tasks_path, "both", task_limit=5))
+    found = run_tasks(disturbed(tiny_path, 0.3), None, config(tasks_path, "both", task_limit=5))
     assert set(found) == {"both", "choice", "other"}
     assert [found[name].documents for name in ("both", "choice", "other")] == [10, 5, 5]
     both, choice, other = (found[name].metrics["acc"] for name in ("both", "choice", "other"))
@@ -181,21 +198,21 @@ def test_results_json_holds_the_tasks_in_plain_numbers(tiny_path, tmp_path, task
     assert acc["base"] == found.tasks["choice"].metrics["acc"].base
     assert isinstance(acc["right_to_wrong"], list)
     assert phases[:4] == [("tasks-base", 1, 2), ("tasks-base", 2, 2), ("tasks-tuned", 1, 2), ("tasks-tuned", 2, 2)]
-    assert "choice acc" in [str(cell) for cell in found.table().columns[0].cells]
+    assert "choice acc" in [str(cell) for cell in found.task_table().columns[0].cells]
 
 
 def test_without_tasks_nothing_is_imported_or_run(tiny_model, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    assert harness(tiny_model, None, EvaluateConfig()) == {}
+    assert run_tasks(tiny_model, None, EvaluateConfig()) == {}
     with pytest.raises(ConfigError, match=re.escape("tasks: expected lm-evaluation-harness, got none installed. "
                                                     "Install it: pip install 'anchorlwf[evalharness]'.")):
-        harness(tiny_model, None, EvaluateConfig(tasks=["mmlu"]))
+        run_tasks(tiny_model, None, EvaluateConfig(tasks=["mmlu"]))
 
 
 def test_data_that_cannot_be_had_is_told_before_anything_runs(tiny_model, tasks_path):
     asked = []
     with pytest.raises(ConfigError, match=r"task lost: expected a task that loads, got .*none\.jsonl"):
-        harness(tiny_model, None, config(tasks_path, "choice", "lost"), lambda *phase: asked.append(phase))
+        run_tasks(tiny_model, None, config(tasks_path, "choice", "lost"), lambda *phase: asked.append(phase))
     assert asked == []
 
 
@@ -203,7 +220,7 @@ def test_an_unknown_task_is_named_with_those_that_look_like_it(tiny_model, tasks
     # Without the built-in tasks, which take seconds to index.
     monkeypatch.setattr(TaskManager, "__init__", functools.partialmethod(TaskManager.__init__, include_defaults=False))
     with pytest.raises(ConfigError, match=r"a task of lm_eval or of the tasks path, got 'choise'\. Known: choice"):
-        harness(tiny_model, None, config(tasks_path, "choise"))
+        run_tasks(tiny_model, None, config(tasks_path, "choise"))
 
 
 # --- the command ---

@@ -95,6 +95,8 @@ def _print(results: Any, as_json: bool) -> None:
         print_json(results.as_dict())
     else:
         out.print(results.table())
+        if results.tasks:
+            out.print(results.task_table())
 
 
 def _print_verdict(report: Any, place: Path, as_json: bool) -> None:

@@ -1,7 +1,7 @@
 """Stage three: what was learned, what was kept (paper section 4)."""
 
 from anchorlwf.evaluation.certificate import Check, GateReport, certify, check_certificate
-from anchorlwf.evaluation.harness import MetricChange, TaskChange, harness
+from anchorlwf.evaluation.harness import MetricChange, TaskChange, run_tasks
 from anchorlwf.evaluation.measure import Drift, ProbeResult, answers, compare, drift, recall_probes
 from anchorlwf.evaluation.results import Group, Results, summarize
 from anchorlwf.evaluation.stage import evaluate
@@ -24,10 +24,10 @@ __all__ = [
     "compare",
     "drift",
     "evaluate",
-    "harness",
     "model_hashes",
     "named_hashes",
     "paired_interval",
     "recall_probes",
+    "run_tasks",
     "summarize",
 ]

@@ -157,7 +157,7 @@ def _task_checks(results: Results, gate: GateConfig) -> Iterator[Check]:
         for metric, change in metrics.items():
             spread = change.interval
             if spread is not None and change.higher_is_better:
-                spread = (-spread[1], -spread[0])
+                spread = (0.0 - spread[1], 0.0 - spread[0])  # a drop of -0 would read oddly
             yield _check(f"tasks.{name}:{metric}", "at most", threshold, change.drop, spread,
                          change.right_to_wrong or ())
 
@@ -240,8 +240,8 @@ def check_certificate(path: str | Path, weights: Hashes | None = None) -> tuple[
         problems.append(f"content: expected SHA-256 {report.sha256[:12]}, got {_digest(content)[:12]}: it was changed")
     for check in report.checks:
         if check.passed != check.holds:
-            problems.append(f"{check.name}: recorded as {'passed' if check.passed else 'failed'}, but the value does "
-                            f"{'' if check.holds else 'not '}hold")
+            recorded, value = ("passed", "does not hold") if check.passed else ("failed", "holds")
+            problems.append(f"{check.name}: recorded as {recorded}, but the value {value}")
     if weights is not None:
         problems += _other_weights(report.weights, weights)
     if not report.passed or not all(check.passed for check in report.checks):

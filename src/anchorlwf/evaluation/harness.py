@@ -21,7 +21,7 @@ from anchorlwf.errors import ConfigError, wrong
 from anchorlwf.evaluation.stats import paired_interval
 from anchorlwf.model import LanguageModel
 
-__all__ = ["MetricChange", "TaskChange", "harness"]
+__all__ = ["MetricChange", "TaskChange", "run_tasks"]
 
 Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class _Run:
     version: str
 
 
-def harness(
+def run_tasks(
     tuned: LanguageModel, base: LanguageModel | None, config: EvaluateConfig, progress: Progress | None = None
 ) -> dict[str, TaskChange]:
     """Run `config.tasks` on base and tuned model.

@@ -77,13 +77,19 @@ class Results:
         low, high = self.kl_interval
         interval = "-" if math.isnan(low) else f"{low:.1e} - {high:.1e}"
         table.add_row("kl (nats)", f"{self.kl:.1e}", interval, "", f"{self.kl_tokens} tokens", "")
+        return table
+
+    def task_table(self) -> Table:
+        """A rich table of the harness: one row per task and metric."""
+        names = ("base", "tuned", "change", "interval", "flips")
+        table = Table(Column("task", overflow="fold"), *(Column(name, no_wrap=True) for name in names))
         for name, task in self.tasks.items():
             for metric, change in task.metrics.items():
-                spread = change.interval
                 table.add_row(
-                    f"{name} {metric}", f"{change.tuned - change.base:+.4f}",
-                    "-" if spread is None else f"{spread[0]:+.4f} - {spread[1]:+.4f}", f"{change.base:.4f}",
-                    f"{change.tuned:.4f}", "" if change.right_to_wrong is None else str(len(change.right_to_wrong)),
+                    f"{name} {metric}", f"{change.base:.4f}", f"{change.tuned:.4f}",
+                    f"{change.tuned - change.base:+.4f}",
+                    "-" if change.interval is None else f"{change.interval[0]:+.4f} - {change.interval[1]:+.4f}",
+                    "-" if change.right_to_wrong is None else str(len(change.right_to_wrong)),
                 )
         return table
 

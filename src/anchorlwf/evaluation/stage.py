@@ -8,7 +8,7 @@ from typing import Any
 
 from anchorlwf.config import EvaluateConfig
 from anchorlwf.errors import RecordError, StampError, wrong
-from anchorlwf.evaluation.harness import harness
+from anchorlwf.evaluation.harness import run_tasks
 from anchorlwf.evaluation.measure import Progress, compare, drift, recall_probes
 from anchorlwf.evaluation.results import Results, summarize
 from anchorlwf.files import ensure_writable, write_atomic
@@ -65,7 +65,7 @@ def evaluate(
     if not asked:
         raise RecordError(wrong("probes", "at least one probe or corrected record", "none", "Give some."))
     began = time.perf_counter()
-    tasks = harness(model, base, config, progress)
+    tasks = run_tasks(model, base, config, progress)
     results = compare(model, base, asked, config, progress)
     costs = {
         "annotated_tokens": sum(len(record.anchors) for record in trained),
