@@ -10,7 +10,7 @@ import importlib.util
 import io
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,13 @@ from transformers import set_seed
 
 from anchorlwf.config import EvaluateConfig
 from anchorlwf.errors import ConfigError, wrong
+from anchorlwf.evaluation.measure import Progress
 from anchorlwf.evaluation.stats import paired_interval
 from anchorlwf.model import LanguageModel
 
 __all__ = ["MetricChange", "TaskChange", "run_tasks"]
 
-Progress = Callable[[str, int, int], None]
+
 @dataclass(frozen=True)
 class MetricChange:
     """One metric of one task, before and after training."""
