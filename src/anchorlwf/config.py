@@ -1,15 +1,15 @@
 """Options of every stage: frozen, checked, and readable from and to YAML."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from anchorlwf.errors import ConfigError
 from anchorlwf.files import write_atomic
 
-__all__ = ["AnnotateConfig", "Config", "EvaluateConfig", "PeerConfig", "TrainConfig"]
+__all__ = ["AnnotateConfig", "Config", "EvaluateConfig", "GateConfig", "PeerConfig", "TrainConfig"]
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -20,6 +20,8 @@ class Config(BaseModel):
     """What every configuration shares: frozen, checked, from and to YAML."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    section: ClassVar[str]
+    """Where these options stand in a file that holds those of several stages (`recipes/gpu`)."""
 
     @classmethod
     def of(cls, **options: Any) -> Self:
@@ -45,14 +47,21 @@ class Config(BaseModel):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a YAML file. Raises `ConfigError` where it is missing, no mapping, or holds a wrong option."""
+        """Read a YAML file: the options themselves, or a recipe, of which this stage's section is read.
+
+        Raises:
+            ConfigError: the file is missing, no mapping, or holds a wrong option.
+        """
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: expected a YAML file, got {error}. Check the path and the syntax.") from error
         if data is not None and not isinstance(data, dict):
             raise ConfigError(f"{path}: expected `option: value` lines, got {type(data).__name__}. Mend the file.")
-        return cls.of(**(data or {}))
+        options = data or {}
+        if isinstance(options.get(cls.section), dict) and cls.section not in cls.model_fields:
+            options = options[cls.section]
+        return cls.of(**options)
 
     def save(self, path: str | Path) -> None:
         """Write a YAML file that `load` reads back to an equal configuration."""
@@ -61,6 +70,8 @@ class Config(BaseModel):
 
 class AnnotateConfig(Config):
     """How answers are decoded and corrected."""
+
+    section: ClassVar[str] = "annotate"
 
     max_new_tokens: Count = 512
     """Most completion tokens; an answer that reaches it is recorded as truncated."""
@@ -74,6 +85,8 @@ class AnnotateConfig(Config):
 
 class TrainConfig(Config):
     """How a model is trained on records. Defaults are for a handful of corrections with LoRA."""
+
+    section: ClassVar[str] = "train"
 
     method: Literal["lora", "full"] = "lora"
     """lora: the reference is the model with its adapter off. full: the reference is a frozen copy."""
@@ -117,6 +130,8 @@ class TrainConfig(Config):
 class PeerConfig(Config):
     """How a peer (GRPO, DPO, self-distillation) is trained, on the adapter that `TrainConfig` gives our method."""
 
+    section: ClassVar[str] = "peer"
+
     rank: Count = 8
     lora_alpha: Positive = 64.0
     targets: str | list[str] = "mlp"
@@ -155,6 +170,8 @@ class PeerConfig(Config):
 class EvaluateConfig(Config):
     """How a tuned model is measured."""
 
+    section: ClassVar[str] = "evaluate"
+
     max_new_tokens: Count = 128
     batch_size: Count = 128
     confidence_level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
@@ -162,4 +179,39 @@ class EvaluateConfig(Config):
     resamples: Count = 2000
     kl_prompts: Annotated[int, Field(ge=0)] = 64
     """Held-out prompts whose reference continuations measure the KL."""
+    tasks: list[str] = []
+    """Tasks of lm-evaluation-harness, run on base and tuned model."""
+    tasks_path: str | None = None
+    """Folder with task YAML files of your own."""
+    task_limit: Count | None = None
+    """Most documents per task; None: all."""
     seed: int = 0
+
+
+class GateConfig(Config):
+    """What a tuned model must reach before it may ship. What is left out is not asked for."""
+
+    section: ClassVar[str] = "gate"
+
+    recall: Fraction | None = None
+    """Least share of corrected prompts answered right."""
+    paraphrase: Fraction | None = None
+    """Least share of paraphrases answered right."""
+    near: Fraction | None = None
+    """Least share kept of the near facts that the base had right."""
+    kept: Fraction | None = None
+    """Least share kept of the unrelated facts that the base had right."""
+    skills: Fraction | None = None
+    """Least share kept of the skills that the base had right."""
+    flips: Annotated[int, Field(ge=0)] | None = None
+    """Most answers, of all probes, that were right before and are wrong now."""
+    kl: Annotated[float, Field(ge=0)] | None = None
+    """Most mean KL(reference || model) on held-out continuations, nats per token."""
+    tasks: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Largest drop allowed in every metric of a harness task (`name`), or in one of them (`name:metric`)."""
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Self:
+        if not self.model_dump(exclude_defaults=True):
+            raise ValueError("expected at least one threshold")
+        return self

@@ -22,6 +22,7 @@ __all__ = [
     "load_probes",
     "load_prompts",
     "load_records",
+    "problem_of",
     "read_lines",
     "save_lines",
     "save_records",
@@ -50,7 +51,8 @@ class BadLine:
         return f"{self.source}, line {self.line}: {self.problem}"
 
 
-def _problem(error: ValidationError) -> str:
+def problem_of(error: ValidationError) -> str:
+    """What pydantic found: field, expected and got, in our words."""
     found = []
     for item in error.errors(include_url=False):
         field = ".".join(str(part) for part in item["loc"])
@@ -124,7 +126,7 @@ def read_lines(source: Source, kind: type[Row]) -> tuple[list[Row], list[BadLine
         try:
             good.append(kind.model_validate(row))
         except ValidationError as error:
-            bad.append(BadLine(name, number, _problem(error)))
+            bad.append(BadLine(name, number, problem_of(error)))
     if not good and not bad:
         what = f"at least one {kind.__name__.lower()}"
         raise RecordError(wrong(name, what, "an empty file", "Write one JSON object per line."))

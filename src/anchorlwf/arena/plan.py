@@ -1,6 +1,6 @@
 """What a study runs: its regimes, methods, seeds and sweeps, as one YAML file. No torch."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -79,6 +79,8 @@ class Method(_Frozen):
 
 class Plan(Config):
     """A whole study."""
+
+    section: ClassVar[str] = "arena"
 
     name: str = "study"
     seeds: Count = 5

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Paired", "bootstrap_interval", "holm", "paired_bootstrap", "paired_ratio", "sign_flip"]
+__all__ = ["Paired", "bootstrap_interval", "holm", "paired_bootstrap", "paired_interval", "paired_ratio", "sign_flip"]
 
 
 def bootstrap_interval(
@@ -128,3 +128,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted
+
+
+def paired_interval(
+    before: Sequence[float], after: Sequence[float], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of mean(after) - mean(before), where both measured the same items in this order.
+
+    Items are resampled, not measurements: what makes an item hard for both cancels out, so the interval is as wide as
+    the changes are, not as wide as the items differ.
+    """
+    assert len(before) == len(after), "paired: one measurement of each item before and after"
+    changes = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    return bootstrap_interval(changes.tolist(), level=level, resamples=resamples, seed=seed)
