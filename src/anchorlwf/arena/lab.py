@@ -96,8 +96,7 @@ class Lab:
         asked = [probe.model_copy(update={"messages": told[probe.id]}) if told and probe.id in told else probe
                  for probe in probes]
         judged = self._judge(probes, answers(tuned, asked, self.config))
-        lost = [row for row in judged.rows if row[0].kind in ("near", "retain") and row[3] and not row[4]]
-        known = sum(row[0].kind in ("near", "retain") and row[3] for row in judged.rows)
+        known = [row for row in judged.rows if row[0].kind == "retain" and row[3]]
         flips = sum(row[3] and not row[4] for row in judged.rows if row[0].kind not in _LEARNED)
         chats = [probe.messages for probe in probes
                  if probe.kind in ("retain", "skill") and "biography" not in probe.tags][:: 7][:kl_short]
@@ -106,7 +105,7 @@ class Lab:
         worst = sorted([*strips, *long_strips], key=lambda strip: -max(strip["kl"], default=0.0))[:_STRIPS]
         return Measured(
             {**judged.fractions, "kl_short": kl_short_mean, "kl_long": kl_long_mean, "flips": flips,
-             "facts_lost": len(lost), "facts_known": known},
+             "facts_lost": sum(not row[4] for row in known), "facts_known": len(known)},
             {row[0].id: int(row[4]) for row in judged.rows if row[0].kind in _LEARNED or row[3]},
             judged.examples(), worst,
         )
