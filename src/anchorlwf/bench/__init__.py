@@ -1,1 +1,1 @@
-"""Measuring functions: plain figures, medians of interleaved runs. What was measured stands in `docs/performance.md`."""
+"""Measuring functions: plain figures, medians of interleaved runs. See `docs/performance.md` for what they gave."""

@@ -133,7 +133,8 @@ def measure_drafts(*, tokens: int = 512, position: int = 10, repeats: int = 5, s
         `measure_correction` by name of the draft.
     """
     model, rng = steady_model(seed=seed), random.Random(seed)
-    case = correction_of(model, model.codec.encode_prompt([{"role": "user", "content": _PROMPT}]), position, tokens, seed)
+    prompt_ids = model.codec.encode_prompt([{"role": "user", "content": _PROMPT}])
+    case = correction_of(model, prompt_ids, position, tokens, seed)
     words = [token for token in range(model.vocabulary) if token not in set(case.new_ids)]
     drafts = {
         "old": case.rest_ids,
