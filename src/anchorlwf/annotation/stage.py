@@ -187,7 +187,8 @@ def retention_records(
         assert answer is not None
         kept.append(Record(
             id=prompt.record_id(model.name, ids), model=stamp, messages=prompt.messages, tools=prompt.tools,
-            prompt_ids=ids, original_ids=answer.ids, completion_ids=answer.ids, completion=model.codec.decode(answer.ids),
+            prompt_ids=ids, original_ids=answer.ids, completion_ids=answer.ids,
+            completion=model.codec.decode(answer.ids),
             truncated=answer.truncated, tags=[*prompt.tags, "retain"],
         ))
     return kept
