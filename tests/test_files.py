@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anchorlwf.errors import StorageError
-from anchorlwf.files import append_line, ensure_writable, staged_folder, write_atomic
+from anchorlwf.files import append_line, append_lines, ensure_writable, staged_folder, write_atomic
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 LINE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"))
@@ -126,6 +126,16 @@ def test_a_torn_last_line_is_closed_first(tmp_path, before, after):
     path.write_text(before)
     append_line(path, "x")
     assert path.read_text() == after
+
+
+def test_lines_appended_together_stand_or_fall_together(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("torn")
+    append_lines(path, ["a", "b"])
+    append_lines(path, [])
+    assert path.read_text() == "torn\na\nb\n"
+    on_a_full_disk(f"files.append_lines({str(path)!r}, ['x' * 20] * 5)", limit=60)
+    assert path.read_text() == "torn\na\nb\n"
 
 
 def test_two_lines_at_once_are_a_mistake_of_ours(tmp_path):

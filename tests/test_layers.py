@@ -19,11 +19,12 @@ import anchorlwf
 ROOT = Path(anchorlwf.__file__).parent
 
 VALUES = {"errors", "files", "record", "probe", "jsonl", "edit_data", "config", "run"}
-TENSORS = {"text", "model", "decode", "batch", "loss", "head", "reference", "divergence"}
+TENSORS = {"text", "model", "draft", "replay", "decode", "batch", "loss", "head", "reference", "divergence"}
 STAGES = {"annotation", "training", "evaluation", "ship", "world"}
 # Each puts several stages to work, which is why no stage need know another.
 COMPOSITIONS = {
     "workflow": "fix, chat and demo: annotate, train and evaluate in one go",
+    "bench": "measuring functions: how fast, how much memory, against what",
     "arena": "the paper's experiments: methods x seeds over all stages, on one world",
 }
 # `""` is the package itself: the public names, loaded when first used.

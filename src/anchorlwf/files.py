@@ -4,12 +4,12 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from anchorlwf.errors import StorageError, wrong
 
-__all__ = ["append_line", "ensure_writable", "staged_folder", "storage_errors", "write_atomic"]
+__all__ = ["append_line", "append_lines", "ensure_writable", "staged_folder", "storage_errors", "write_atomic"]
 
 # What safetensors and tokenizers say of a full disk, and torch, which does not say why.
 _BROKEN_OFF = re.compile(r"No space left on device|File too large|Disk quota exceeded|inline_container|PytorchStream")
@@ -63,14 +63,19 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
 
 
 def append_line(path: str | Path, line: str) -> None:
-    """Append one line and fsync it. A line that cannot be written whole is taken back.
+    """Append one line and fsync it. See `append_lines`."""
+    append_lines(path, [line])
+
+
+def append_lines(path: str | Path, lines: Sequence[str]) -> None:
+    """Append lines and fsync them once. Lines that cannot be written whole are taken back, all of them.
 
     A torn last line (the process died while writing) is closed first, so that it spoils no other line.
 
     Raises:
-        StorageError: the line could not be stored; the file is as it was.
+        StorageError: the lines could not be stored; the file is as it was.
     """
-    assert "\n" not in line, "one line at a time"
+    assert not any("\n" in line for line in lines), "one line at a time"
     target = Path(path)
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +87,7 @@ def append_line(path: str | Path, line: str) -> None:
                 stream.seek(size - 1)
                 torn = stream.read(1) != b"\n"
             try:
-                rest = memoryview((b"\n" if torn else b"") + line.encode() + b"\n")
+                rest = memoryview((b"\n" if torn else b"") + b"".join(line.encode() + b"\n" for line in lines))
                 while rest:
                     rest = rest[stream.write(rest) :]
                 os.fsync(stream.fileno())

@@ -79,9 +79,12 @@ class LanguageModel:
             template_sha=self.codec.template_sha,
         )
 
-    def check_stamp(self, record: Record) -> None:
-        """Raise `StampError` if the record's ids belong to another tokenizer, chat template or vocabulary."""
-        ours, theirs = self.stamp, record.model
+    def check_stamp(self, record: Record, ours: ModelStamp | None = None) -> None:
+        """Raise `StampError` if the record's ids belong to another tokenizer, chat template or vocabulary.
+
+        `ours`: this model's stamp, where many records are checked; with a large vocabulary it takes its time.
+        """
+        ours, theirs = ours or self.stamp, record.model
         for field, what in (("tokenizer_sha", "tokenizer"), ("template_sha", "chat template")):
             made_with, have = getattr(theirs, field), getattr(ours, field)
             if made_with != have:

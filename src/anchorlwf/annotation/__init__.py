@@ -2,7 +2,7 @@
 
 from anchorlwf.annotation.annotators import Accept, Annotator, Correct, Quit, Reject, Undo, Verdict, View
 from anchorlwf.annotation.session import Session, drive
-from anchorlwf.annotation.stage import PromptLike, annotate, as_prompts, retention_records
+from anchorlwf.annotation.stage import PromptLike, annotate, annotate_stream, as_prompts, retention_records
 from anchorlwf.annotation.target import TargetAnnotator, target_record
 from anchorlwf.annotation.terminal import TerminalAnnotator
 from anchorlwf.annotation.verify import Finding, verify_records
@@ -22,6 +22,7 @@ __all__ = [
     "Verdict",
     "View",
     "annotate",
+    "annotate_stream",
     "as_prompts",
     "drive",
     "retention_records",

@@ -11,6 +11,7 @@ Examples:
   anchorlwf annotate prompts.jsonl --out records.jsonl --web --annotators team.yaml --store postgresql:///team
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,7 +38,7 @@ def annotate(
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
-    from anchorlwf.annotation import TerminalAnnotator, annotate
+    from anchorlwf.annotation import TerminalAnnotator, annotate_stream
     from anchorlwf.config import AnnotateConfig
     from anchorlwf.model import load_model
     from anchorlwf.web.start import PageOptions, serve_page
@@ -52,26 +53,34 @@ def annotate(
     loaded = load_model(model, trust_remote_code=trust_remote_code)
     if annotator == "target":
         with count_progress("annotate") as progress:
-            records = annotate(loaded, prompts, "target", out=to, config=config, on_record=progress)
+            counts = _counted(annotate_stream(loaded, prompts, "target", out=to, config=config, on_record=progress))
     else:  # no bar: it would wipe out what is being typed
-        records = annotate(loaded, prompts, person, out=to, config=config)
-    _print(records, to, as_json)
+        counts = _counted(annotate_stream(loaded, prompts, person, out=to, config=config))
+    _print(counts, to, as_json)
 
 
 def _announce(line: str) -> None:
     print(line, flush=True)  # whoever started it may read it from a pipe
 
 
-def _print(records: list[Any], to: Path, as_json: bool) -> None:
-    anchors, tokens = sum(len(r.anchors) for r in records), sum(len(r.completion_ids) for r in records)
-    right = sum(r.status == "complete" and not r.anchors for r in records)
-    drafts = sum(r.status == "draft" for r in records)
+def _counted(records: Iterable[Any]) -> dict[str, int]:
+    counts = {"records": 0, "anchors": 0, "completion_tokens": 0, "already_right": 0, "drafts": 0}
+    for record in records:
+        counts["records"] += 1
+        counts["anchors"] += len(record.anchors)
+        counts["completion_tokens"] += len(record.completion_ids)
+        counts["already_right"] += record.status == "complete" and not record.anchors
+        counts["drafts"] += record.status == "draft"
+    return counts
+
+
+def _print(counts: dict[str, int], to: Path, as_json: bool) -> None:
     if as_json:
-        print_json({"records": len(records), "anchors": anchors, "completion_tokens": tokens, "already_right": right,
-                    "drafts": drafts, "out": str(to)})
+        print_json({**counts, "out": str(to)})
         return
-    out.print(f"{len(records)} records, {anchors} anchors among {tokens} completion tokens, in {to}")
-    if right:
-        out.print(f"{right} answers were right already: nothing to correct, kept as keep records")
-    if drafts:
+    tokens = counts["completion_tokens"]
+    out.print(f"{counts['records']} records, {counts['anchors']} anchors among {tokens} completion tokens, in {to}")
+    if counts["already_right"]:
+        out.print(f"{counts['already_right']} answers were right already: nothing to correct, kept as keep records")
+    if counts["drafts"]:
         out.print("1 draft: the same command takes it up again")
