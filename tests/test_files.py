@@ -128,14 +128,17 @@ def test_a_torn_last_line_is_closed_first(tmp_path, before, after):
     assert path.read_text() == after
 
 
-def test_lines_appended_together_stand_or_fall_together(tmp_path):
+def test_of_lines_appended_together_those_stay_that_were_written_whole(tmp_path):
     path = tmp_path / "file"
     path.write_text("torn")
     append_lines(path, ["a", "b"])
     append_lines(path, [])
     assert path.read_text() == "torn\na\nb\n"
     on_a_full_disk(f"files.append_lines({str(path)!r}, ['x' * 20] * 5)", limit=60)
-    assert path.read_text() == "torn\na\nb\n"
+    assert path.read_text() == "torn\na\nb\n" + ("x" * 20 + "\n") * 2
+    path.write_text("torn")
+    on_a_full_disk(f"files.append_lines({str(path)!r}, ['x' * 20] * 5)", limit=12)
+    assert path.read_text() == "torn"
 
 
 def test_two_lines_at_once_are_a_mistake_of_ours(tmp_path):

@@ -68,12 +68,12 @@ def append_line(path: str | Path, line: str) -> None:
 
 
 def append_lines(path: str | Path, lines: Sequence[str]) -> None:
-    """Append lines and fsync them once. Lines that cannot be written whole are taken back, all of them.
+    """Append lines and fsync them once. A line that cannot be written whole is taken back; those before it stay.
 
     A torn last line (the process died while writing) is closed first, so that it spoils no other line.
 
     Raises:
-        StorageError: the lines could not be stored; the file is as it was.
+        StorageError: not all lines could be stored; the file ends with the last whole one, or is as it was.
     """
     assert not any("\n" in line for line in lines), "one line at a time"
     target = Path(path)
@@ -86,14 +86,19 @@ def append_lines(path: str | Path, lines: Sequence[str]) -> None:
             if size:
                 stream.seek(size - 1)
                 torn = stream.read(1) != b"\n"
+            content = (b"\n" if torn else b"") + b"".join(line.encode() + b"\n" for line in lines)
+            written = 0
             try:
-                rest = memoryview((b"\n" if torn else b"") + b"".join(line.encode() + b"\n" for line in lines))
-                while rest:
-                    rest = rest[stream.write(rest) :]
+                while written < len(content):
+                    written += stream.write(memoryview(content)[written:])
                 os.fsync(stream.fileno())
             except BaseException:
+                # A broken fsync leaves nothing certain, a broken write the whole lines before it.
+                end = content.rfind(b"\n", 0, written) + 1 if written < len(content) else 0
                 with contextlib.suppress(OSError):
-                    os.ftruncate(stream.fileno(), size)
+                    # The line break that closes a torn line ends none of ours.
+                    os.ftruncate(stream.fileno(), size + (end if end > torn else 0))
+                    os.fsync(stream.fileno())
                 raise
 
 
