@@ -8,7 +8,7 @@ from pathlib import Path
 from anchorlwf.annotation.store import SessionRow
 from anchorlwf.annotation.tree import Tree
 from anchorlwf.errors import StorageError
-from anchorlwf.jsonl import append_record, load_records, read_lines, save_records
+from anchorlwf.jsonl import append_record, load_records, read_lines
 from anchorlwf.record import ModelStamp, Prompt, Record, new_id
 from anchorlwf.text import Codec
 
@@ -71,6 +71,6 @@ class Ledger:
     def reconcile(self, stored: Sequence[Record]) -> None:
         """Bring `out` up to the store, which may have gone further when a process died between the two."""
         known = self.known()
-        behind = [record for record in stored if known.get(record.id) != record]
-        if self._out is not None and behind:
-            save_records(self._out, {**known, **{record.id: record for record in behind}}.values())
+        for record in stored:
+            if self._out is not None and known.get(record.id) != record:
+                append_record(self._out, record)

@@ -83,7 +83,7 @@ class Terminal:
     def _ends(self, command: Command) -> bool:
         """Asked to quit, or asked for more where there is none."""
         if self._live is None and command == Act("show"):
-            self._next()
+            self._open(self._desk.next(self._name))
             return self._live is None
         return command == Act("quit")
 
