@@ -4,7 +4,6 @@ from anchorlwf.annotation.annotators import Accept, Annotator, Correct, Quit, Re
 from anchorlwf.annotation.session import Session, drive
 from anchorlwf.annotation.stage import PromptLike, annotate, annotate_stream, as_prompts, retention_records
 from anchorlwf.annotation.target import TargetAnnotator, target_record
-from anchorlwf.annotation.terminal import TerminalAnnotator
 from anchorlwf.annotation.verify import Finding, verify_records
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "Reject",
     "Session",
     "TargetAnnotator",
-    "TerminalAnnotator",
     "Undo",
     "Verdict",
     "View",

@@ -89,6 +89,10 @@ class Desk:
     def _begun(self, row: SessionRow) -> Live:
         with self._lock:
             live = self._live.get(row.id)
+        if live is not None and live.tree.version < row.version:
+            # Another page or terminal went on with it meanwhile.
+            self._forget(live)
+            live = None
         live = live or self._loaded(row)
         with live.lock:
             live.row = row

@@ -1,8 +1,9 @@
 """Turn prompts into records: correct a model's answers token by token.
 
 With --annotator target every prompt holds its right answer and one forward pass finds the anchors; with terminal a
-person corrects; with --web one or several people correct on a page, whose address is printed. Finished prompts are
-skipped, so the same command goes on after an interruption.
+person corrects; with --web one or several people correct on a page, whose address is printed. Terminal and page work
+on the same store, so what was begun in one goes on in the other. Finished prompts are skipped, so the same command goes
+on after an interruption.
 
 Examples:
   anchorlwf annotate prompts.jsonl --out records.jsonl
@@ -13,11 +14,14 @@ Examples:
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from anchorlwf.cli.shared import AsJson, Model, Tokens, TrustCode, count_progress, err, out, print_json, quiet_libraries
+
+if TYPE_CHECKING:
+    from anchorlwf.annotation.opening import Work
 
 
 def annotate(
@@ -25,7 +29,7 @@ def annotate(
     to: Annotated[Path, typer.Option("--out", "-o", help="Records are appended here.")],
     model: Model = None,
     annotator: Annotated[Literal["target", "terminal"], typer.Option(help="Who judges.")] = "target",
-    name: Annotated[str, typer.Option(help="Your name, for the anchors' source.")] = "anonymous",
+    name: Annotated[str, typer.Option(help="Your name: whose sessions, and the anchors' source.")] = "anonymous",
     confidence: Annotated[float, typer.Option(help="c_t of new anchors, above 0, at most 1.")] = 1.0,
     max_new_tokens: Tokens = 512,
     web: Annotated[bool, typer.Option("--web", help="Serve the annotator's page (needs anchorlwf[web]).")] = False,
@@ -33,30 +37,41 @@ def annotate(
     host: Annotated[str, typer.Option(help="Address the page is served on.")] = "127.0.0.1",
     store: Annotated[str | None, typer.Option(help="SQLite file or PostgreSQL URL (beside --out).")] = None,
     annotators: Annotated[Path | None, typer.Option(help="YAML of `name: token`, where several people work.")] = None,
-    per_item: Annotated[int, typer.Option(min=1, help="How many people do each prompt on the page.")] = 1,
+    per_item: Annotated[int, typer.Option(min=1, help="How many people do each prompt.")] = 1,
     remote: Annotated[str | None, typer.Option(help="Decode on an OpenAI-compatible server, http://.../v1.")] = None,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
-    from anchorlwf.annotation import TerminalAnnotator, annotate_stream
+    from anchorlwf.annotation import annotate_stream
+    from anchorlwf.annotation.opening import Work
     from anchorlwf.config import AnnotateConfig
     from anchorlwf.model import load_model
     from anchorlwf.web.start import PageOptions, serve_page
 
     quiet_libraries()
     config = AnnotateConfig.of(max_new_tokens=max_new_tokens, confidence=confidence)
+    work = Work(prompts, to, model, config, store, per_item, remote, trust_remote_code)
     if web:
-        options = PageOptions(host, port, store, annotators, name, per_item, remote)
-        serve_page(prompts, to, model, config, options, announce=_announce, trust_remote_code=trust_remote_code)
+        serve_page(work, PageOptions(host, port, annotators, name), announce=_announce)
         return
-    person = TerminalAnnotator(f"human:{name}", err, confidence=confidence)
-    loaded = load_model(model, trust_remote_code=trust_remote_code)
-    if annotator == "target":
+    if annotator == "terminal":  # no bar: it would wipe out what is being typed
+        counts = _counted(_at_terminal(work, name, annotators))
+    else:
+        loaded = load_model(model, trust_remote_code=trust_remote_code)
         with count_progress("annotate") as progress:
             counts = _counted(annotate_stream(loaded, prompts, "target", out=to, config=config, on_record=progress))
-    else:  # no bar: it would wipe out what is being typed
-        counts = _counted(annotate_stream(loaded, prompts, person, out=to, config=config))
     _print(counts, to, as_json)
+
+
+def _at_terminal(work: "Work", name: str, annotators: Path | None) -> list[Any]:
+    from anchorlwf.annotation.terminal import Terminal
+    from anchorlwf.errors import ConfigError, wrong
+    from anchorlwf.web.settings import load_annotators
+
+    if annotators is not None and name not in (people := load_annotators(annotators)):
+        raise ConfigError(wrong("--name", f"one of {', '.join(people)}", name, f"They are those of {annotators}."))
+    with work.open() as exchange:
+        return Terminal(exchange.desk, name, err).run()
 
 
 def _announce(line: str) -> None:
