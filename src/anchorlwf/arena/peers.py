@@ -89,7 +89,8 @@ def run_peer(
     asked = [
         PeerPrompt(messages=one.messages, expected=one.expected, chosen=one.own,
                    rejected=model.codec.decode(record.original_ids), demonstration=f"Note: {one.own}")
-        for one, record in zip(corrections, records, strict=True)
+        # Where the base is right by chance there is nothing to prefer.
+        for one, record in zip(corrections, records, strict=True) if record.anchors
     ]
     began = time.process_time()
     warm_steps = _warm(trained, records, seed) if method.warm else 0
