@@ -1,4 +1,4 @@
-# make install | demo | check | test | clean
+# make install | demo | check | test | results-check | clean
 # PYTHON picks the interpreter that makes .venv (3.11 or newer); CI=true keeps the output of pip to its errors.
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(filter true,$(CI)),--quiet --no-input)
 
-.PHONY: install demo check test clean
+.PHONY: install demo check test results-check clean
 
 install: $(STAMP)
 
@@ -27,6 +27,10 @@ check: install
 # One thread per worker: two workers with two threads each on two cores take several times as long.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Runs a slice of the published study again and compares.
+results-check: install
+	$(BIN)/anchorlwf arena --check docs/results/arena/results.json
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

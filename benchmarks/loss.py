@@ -6,7 +6,7 @@
 import argparse
 import json
 
-from anchorlwf.bench import LossSetup, compare_losses, loss_table
+from anchorlwf.bench.loss import LossSetup, compare_losses, loss_table
 from anchorlwf.files import write_atomic
 
 

@@ -461,7 +461,8 @@ def test_an_interrupted_person_goes_on_without_doing_anything_twice(tiny_model, 
     assert annotate(tiny_model, QUESTIONS, Scripted(), out=out, config=CONFIG) == []
 
 
-def test_an_interrupted_run_over_targets_goes_on_where_it_was(tiny_model, tmp_path):
+def test_an_interrupted_run_over_targets_goes_on_where_it_was(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("anchorlwf.annotation.stage._WINDOW", 2)
     prompts = [ask(text, "in a small town") for text in QUESTIONS]
 
     def stop(_record: Record, done: int, _count: int) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anchorlwf.errors import StorageError
-from anchorlwf.files import append_line, ensure_writable, staged_folder, write_atomic
+from anchorlwf.files import append_line, append_lines, ensure_writable, staged_folder, write_atomic
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 LINE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"))
@@ -64,6 +64,22 @@ def test_write_atomic_replaces_the_whole_content(tmp_path_factory, old, new):
     assert list(path.parent.iterdir()) == [path]
 
 
+@given(content=st.binary())
+def test_write_atomic_keeps_bytes_as_they_are(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("b") / "file.png"
+    write_atomic(path, content)
+    assert path.read_bytes() == content
+
+
+def test_text_that_no_file_can_hold_leaves_the_old_content(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomic(path, "half a character: \ud800")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_write_atomic_leaves_a_file_that_others_can_read(tmp_path):
     write_atomic(tmp_path / "file", "x")
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
@@ -110,6 +126,19 @@ def test_a_torn_last_line_is_closed_first(tmp_path, before, after):
     path.write_text(before)
     append_line(path, "x")
     assert path.read_text() == after
+
+
+def test_of_lines_appended_together_those_stay_that_were_written_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("torn")
+    append_lines(path, ["a", "b"])
+    append_lines(path, [])
+    assert path.read_text() == "torn\na\nb\n"
+    on_a_full_disk(f"files.append_lines({str(path)!r}, ['x' * 20] * 5)", limit=60)
+    assert path.read_text() == "torn\na\nb\n" + ("x" * 20 + "\n") * 2
+    path.write_text("torn")
+    on_a_full_disk(f"files.append_lines({str(path)!r}, ['x' * 20] * 5)", limit=12)
+    assert path.read_text() == "torn"
 
 
 def test_two_lines_at_once_are_a_mistake_of_ours(tmp_path):

@@ -18,19 +18,20 @@ import anchorlwf
 
 ROOT = Path(anchorlwf.__file__).parent
 
-VALUES = {"errors", "files", "record", "probe", "jsonl", "config", "run"}
-TENSORS = {"text", "model", "decode", "batch", "loss", "head", "reference", "divergence"}
+VALUES = {"errors", "files", "record", "probe", "jsonl", "edit_data", "config", "run"}
+TENSORS = {"text", "model", "draft", "replay", "decode", "batch", "loss", "head", "reference", "divergence"}
 STAGES = {"annotation", "training", "evaluation", "ship", "world"}
 # Each puts several stages to work, which is why no stage need know another.
 COMPOSITIONS = {
     "workflow": "fix, chat and demo: annotate, train and evaluate in one go",
+    "bench": "measuring functions: how fast, how much memory, against what",
     "arena": "the paper's experiments: methods x seeds over all stages, on one world",
 }
 # `""` is the package itself: the public names, loaded when first used.
 EDGES = {"cli", "web", "__main__", ""}
 LAYERS = [VALUES, TENSORS, STAGES, set(COMPOSITIONS), EDGES]
 
-LAZY = {"trl", "lm_eval", "openai", "vllm"}
+LAZY = {"trl", "lm_eval", "openai", "vllm", "matplotlib", "jinja2", "markupsafe"}
 """Optional, slow or talkative at import."""
 VALUE_LIBRARIES = {"pydantic", "numpy", "httpx", "yaml"}
 """All that the bottom layer may use besides the standard library."""

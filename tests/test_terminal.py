@@ -1,257 +1,654 @@
-"""The terminal annotator: every form a line may take, then a person at a real terminal (a pty, and processes)."""
+"""The terminal annotator: what lines mean, what is shown, the store it shares with the page, people at a real pty."""
 
+import contextlib
 import copy
 import fcntl
 import io
+import json
 import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from test_web_api import Person, whole
+from vllm_server import vllm_server
 
-from anchorlwf.annotation import (
-    Accept,
-    Correct,
-    Quit,
-    Reject,
-    Session,
-    TerminalAnnotator,
-    Undo,
-    View,
-    annotate,
-    verify_records,
-)
-from anchorlwf.annotation.terminal import HELP, Ask, parse_line, visible
+from anchorlwf.annotation import Correct, Quit, Session, annotate, terminal, verify_records
+from anchorlwf.annotation.decoders import LocalDecoder
+from anchorlwf.annotation.drawing import Painter, draw_prompt, readable, visible
+from anchorlwf.annotation.exchange import Exchange
+from anchorlwf.annotation.opening import Work
+from anchorlwf.annotation.queue import progress
+from anchorlwf.annotation.store import LEASE, Store
+from anchorlwf.annotation.terminal import Terminal
+from anchorlwf.annotation.tokens import TokenTable, TokenText
+from anchorlwf.annotation.tree import Tree, replay
+from anchorlwf.annotation.typed import HELP, Act, Go, Look, Note, Put, Tag, Weigh, parse
+from anchorlwf.cli import main
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.decode import GreedyDecoder
-from anchorlwf.errors import RecordError
+from anchorlwf.errors import RecordError, StorageError
 from anchorlwf.jsonl import load_records, save_lines
 from anchorlwf.model import LanguageModel
-from anchorlwf.record import Prompt
+from anchorlwf.record import Prompt, Record
 from anchorlwf.text import Codec
 
 # --- what a line means ---
 
 
-def view_of(model: LanguageModel, ids: list[int]) -> View:
-    prompt = Prompt(messages=[{"role": "user", "content": "Where was she born?"}])
-    prompt_ids = model.codec.encode_prompt(prompt.messages)
-    return View(prompt, model.codec, ids, [], False, lambda: GreedyDecoder(model, 4).alternatives(prompt_ids, ids))
-
-
-@pytest.fixture(scope="module")
-def view(tiny_model: LanguageModel) -> View:
-    """Token 0 is a whole word without white space before it, token 3 has some; twelve tokens and no more."""
-    found = view_of(tiny_model, tiny_model.codec.encode("She was born in a small town by the sea"))
-    pieces = found.codec.pieces(found.completion_ids)
-    assert not pieces[0].startswith(" ")
-    assert pieces[3].startswith(" ")
-    assert 10 < len(pieces) < 40
-    return found
+@pytest.mark.parametrize(
+    ("line", "meaning"),
+    [
+        ("a", Act("accept")), ("accept", Act("accept")), ("x", Act("reject")), ("s", Act("skip")), ("k", Act("keep")),
+        ("u", Act("undo")), ("r", Act("redo")), ("h", Act("history")), ("c", Act("continue")), ("b", Act("back")),
+        ("q", Act("quit")), ("Quit", Act("quit")), ("?", Act("help")), ("help", Act("help")), ("", Act("show")),
+        ("  a \t", Act("accept")), ("3", Look(3)), (" 3 ", Look(3)), ("03", Look(3)), ("3 @0.8", Weigh(3, 0.8)),
+        ("g 2", Go(2)), ("go 2", Go(2)), ("n", Note(None)), ("n  not sure ", Note("not sure")), ('n ""', Note("")),
+        ('note "a\\nb"', Note("a\nb")), ("t", Tag(None)), ('t a "b c"', Tag(("a", "b c"))), ('t ""', Tag(())),
+    ],
+)
+def test_a_command_or_a_number_alone(line, meaning):
+    assert parse(line) == meaning
 
 
 @pytest.mark.parametrize(
     ("line", "meaning"),
     [
-        ("a", Accept()), ("x", Reject()), ("u", Undo()), ("q", Quit()), ("?", Ask(None)), ("", Ask(None)),
-        ("  a \t", Accept()), ("3", Ask(3)), (" 3 ", Ask(3)), ("03", Ask(3)), ("3 @0.8", Ask(3)),
+        # White space before the text will be that of the token it replaces ...
+        ("3 hello", Put(3, "hello")),
+        ("3   hello  there ", Put(3, "hello  there")),
+        ("3 hello @0.25", Put(3, "hello", confidence=0.25)),
+        ("3 1931 @0.5", Put(3, "1931", confidence=0.5)),
+        ("3 me@home.org", Put(3, "me@home.org")),
+        ("3 a", Put(3, "a")),
+        # ... and in quotes the text is exactly what will stand there.
+        ('3 "hello"', Put(3, "hello", exact=True)),
+        ('0 " two  spaces"', Put(0, " two  spaces", exact=True)),
+        ('3 "a\\n\\u00e9\\""', Put(3, 'a\né"', exact=True)),
+        ('3 "me @0.25" @.5', Put(3, "me @0.25", exact=True, confidence=0.5)),
+        ('3 "#2"', Put(3, "#2", exact=True)),
+        ("3 #1", Put(3, option=1)),
+        ("0 #2 @0.8", Put(0, option=2, confidence=0.8)),
     ],
 )
-def test_a_command_or_a_number_alone(view, line, meaning):
-    assert parse_line(line, view, 1.0) == meaning
-
-
-@pytest.mark.parametrize(
-    ("line", "position", "text", "confidence"),
-    [
-        # White space before the text is that of the token it replaces ...
-        ("3 hello", 3, " hello", 0.9),
-        ("0 Hello", 0, "Hello", 0.9),
-        ("3   hello  there ", 3, " hello  there", 0.9),
-        ("3 hello @0.25", 3, " hello", 0.25),
-        ("3 hello there @1", 3, " hello there", 1.0),
-        ("3 1931 @0.5", 3, " 1931", 0.5),
-        ("3 me@home.org", 3, " me@home.org", 0.9),
-        ("3 a", 3, " a", 0.9),
-        # ... and in quotes the text is exactly what stands there.
-        ('3 "hello"', 3, "hello", 0.9),
-        ('0 " two  spaces"', 0, " two  spaces", 0.9),
-        ('3 "a\\n\\u00e9\\""', 3, 'a\né"', 0.9),
-        ('3 "hello" @0.25', 3, "hello", 0.25),
-        ('3 "me @0.25"', 3, "me @0.25", 0.9),
-        ('3 "#2" @.5', 3, "#2", 0.5),
-    ],
-)
-def test_a_number_and_a_text(view, line, position, text, confidence):
-    assert parse_line(line, view, 0.9) == Correct(position, view.codec.encode(text), confidence)
-
-
-@pytest.mark.parametrize(("line", "rank", "confidence"), [("3 #1", 1, 1.0), ("3 #4", 4, 1.0), ("0 #2 @0.8", 2, 0.8)])
-def test_a_number_and_an_alternative(view, line, rank, confidence):
-    position = int(line[0])
-    token = view.steps()[position].alternatives[rank - 1][0]
-    assert parse_line(line, view, 1.0) == Correct(position, [token], confidence)
+def test_a_number_and_what_shall_stand_there(line, meaning):
+    assert parse(line) == meaning
 
 
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("b", r"line: expected a token number or a command, got 'b'"),
-        ("accept", r"line: expected a token number or a command, got 'accept'"),
+        ("f", r"line: expected a token number or a command, got 'f'"),
         ("-1 hello", r"line: expected a token number or a command, got '-1 hello'"),
         ("3hello", r"line: expected a token number or a command"),
-        ("99", r"token: expected 0 to \d+, got 99"),
-        ("99 hello", r"token: expected 0 to \d+, got 99"),
-        ("9" * 5000, r"line: expected a token number or a command"),
-        ("3 #0", r"alternative: expected #1 to #4, got #0"),
-        ("3 #5", r"alternative: expected #1 to #4, got #5"),
-        ("3 #", r"alternative: expected #1 to #4, got #\."),
-        ("3 #two", r"alternative: expected #1 to #4, got #two"),
-        ("3 #²", r"alternative: expected #1 to #4, got #²"),
-        ("3 #" + "9" * 5000, r"alternative: expected #1 to #4"),
+        ("9" * 5000, r"line: expected a token number or a command, got '9{40}\.\.\.'"),
+        ("3 #", r"alternative: expected # and its number, got #\."),
+        ("3 #two", r"alternative: expected # and its number, got #two"),
+        ("3 #²", r"alternative: expected # and its number, got #²"),
+        ("3 #" + "9" * 5000, r"alternative: expected # and its number"),
         ('3 "hello', r"quoted text: expected one JSON string, got Unterminated string"),
         ('3 "hello" there', r"quoted text: expected one JSON string, got Extra data"),
         ('3 "\\ud800"', r"text: expected whole characters, got surrogates not allowed"),
         ("3 \udcff", r"text: expected whole characters, got surrogates not allowed"),
+        ("n \udcff", r"text: expected whole characters, got surrogates not allowed"),
+        ('n "\\ud800"', r"text: expected whole characters, got surrogates not allowed"),
         ("3 hello @0", r"confidence: expected more than 0, at most 1, got 0"),
-        ("3 hello @1.5", r"confidence: expected more than 0, at most 1, got 1\.5"),
+        ("3 @1.5", r"confidence: expected more than 0, at most 1, got 1\.5"),
         ("3 hello @nan", r"confidence: expected more than 0, at most 1, got nan"),
         ("3 hello @sure", r"confidence: expected more than 0, at most 1, got sure"),
+        ("g", r"answer: expected its number, got none"),
+        ("g two", r"answer: expected its number, got two"),
+        ("t don't", r"tags: expected words, or words in quotes, got No closing quotation"),
     ],
 )
-def test_a_line_that_means_nothing_says_why(view, line, problem):
+def test_a_line_that_means_nothing_says_why(line, problem):
     with pytest.raises(RecordError, match=problem):
-        parse_line(line, view, 1.0)
+        parse(line)
 
 
 PARTS = st.lists(
-    st.sampled_from(["3", " ", "#", "#2", '"', "\\", "@", "@0.5", "hello", "²", "٣", "\ud800", "\n", "u", "[b]"]),
+    st.sampled_from(["3", " ", "#", "#2", '"', "\\", "@", "@0.5", "hello", "²", "٣", "\ud800", "\n", "u", "n",
+                     "t", "g"]),
     max_size=8,
 ).map("".join)
 
 
 @settings(max_examples=300)
 @given(line=st.text(max_size=12) | PARTS | PARTS.map(lambda rest: f"3 {rest}"))
-def test_any_line_is_a_verdict_a_question_or_a_named_mistake(view, line):
-    verdict, screen = shown_by(view, line)
-    if isinstance(verdict, Correct):
-        assert 0 <= verdict.position < len(view.completion_ids)
-        assert 0 < verdict.confidence <= 1
-    else:
-        # Asked again after a question or a mistake, the annotator finds the input at its end and quits.
-        commands = {"a": Accept(), "x": Reject(), "u": Undo()}
-        assert verdict == commands.get(line.strip(), Quit())
-        answered = re.search(r": expected .*, got |alternatives of token N|token \d", screen, re.DOTALL)
-        assert answered or line.strip() in {*commands, "q"}
+def test_any_line_is_a_command_or_a_named_mistake(line):
+    try:
+        found: object = parse(line)
+    except RecordError as error:
+        found = str(error)
+    assert not isinstance(found, str) or re.search(r": expected .*, got ", found, re.DOTALL)
+    if isinstance(found, Put):
+        assert (found.text is None) != (found.option is None)
+        assert found.confidence is None or 0 < found.confidence <= 1
 
 
 @settings(max_examples=100)
 @given(text=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1), confidence=st.floats(0.01, 1))
-def test_quoted_text_is_taken_to_the_letter(view, text, confidence):
+def test_quoted_text_is_taken_to_the_letter(text, confidence):
     quoted = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    assert parse_line(f"3 {quoted}", view, 0.5) == Correct(3, view.codec.encode(text), 0.5)
-    assert parse_line(f"3 {quoted} @{confidence}", view, 0.5) == Correct(3, view.codec.encode(text), confidence)
+    assert parse(f"3 {quoted}") == Put(3, text, exact=True)
+    assert parse(f"3 {quoted} @{confidence}") == Put(3, text, exact=True, confidence=confidence)
+    assert parse(f"n {quoted}") == Note(text)
 
 
-def test_every_form_that_the_help_shows_is_understood(view):
+def test_every_form_that_the_help_shows_is_understood():
     forms = re.findall(r"^  (N.*?)  ", HELP, re.MULTILINE)
-    assert forms == ["N", "N text", 'N "text"', "N #2"]
-    for form in forms:
-        for line in (form.replace("N", "3"), form.replace("N", "3") + " @0.8"):
-            assert isinstance(parse_line(line, view, 1.0), Correct if form != "N" else Ask)
-    commands = re.findall(r"(?:^|  )(\S) \w+", HELP.splitlines()[-1])
-    assert {type(parse_line(command, view, 1.0)) for command in commands} == {Undo, Accept, Reject, Quit, Ask}
+    assert forms == ["N", "N text", 'N "text"', "N #2", "N @0.8"]
+    kinds = [type(parse(form.replace("N", "3"))) for form in forms]
+    assert kinds == [Look, Put, Put, Put, Weigh]
+    commands = re.findall(r"(?:^| {2,})([a-z?]) (?:[a-z]+)", HELP.partition("\n\n")[2], re.MULTILINE)
+    assert {parse(letter).name for letter in commands} == {
+        "accept", "reject", "skip", "keep", "undo", "redo", "history", "back", "quit",
+    }
+    assert max(map(len, HELP.splitlines())) <= 80
 
 
 # --- what is shown ---
 
 
 @pytest.mark.parametrize(
-    ("piece", "shown"),
-    [(" the", "·the"), ("\n", "⏎"), ("\t x", "⇥·x"), ("é漢", "é漢"), ("\x00", "\\x00"), ("", "∅"), ("[b]", "[b]")],
+    ("text", "shown"),
+    [(" the", "·the"), ("\n", "⏎"), ("\t x", "⇥·x"), ("é漢", "é漢"), ("\x00", "␀"), ("\x1b[31m", "␛[31m"),
+     ("\u202e", "‹U+202E›"), ("", "‹7›"), ("[b]", "[b]")],
 )
-def test_white_space_and_control_characters_are_made_visible(piece, shown):
-    assert visible(piece) == shown
+def test_white_space_and_control_characters_are_made_visible(text, shown):
+    assert visible(TokenText(7, text, None, special=False)) == shown
 
 
-def lines(*given: str) -> Callable[[], str]:
-    rest = list(given)
-
-    def read() -> str:
-        if not rest:
-            raise EOFError
-        return rest.pop(0)
-
-    return read
+def test_bytes_that_are_no_character_are_shown_as_bytes():
+    assert visible(TokenText(7, "\ufffd", "e4bd", special=False)) == "‹E4 BD›"
 
 
-def shown_by(view: View, *given: str) -> tuple[object, str]:
-    screen = io.StringIO()
-    verdict = TerminalAnnotator("human:ada", Console(file=screen, width=100_000), lines(*given)).review(view)
-    return verdict, screen.getvalue()
+def screen_of(width: int = 100_000) -> tuple[Console, io.StringIO]:
+    file = io.StringIO()
+    return Console(file=file, width=width), file
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_nothing_in_a_text_commands_the_terminal_or_hides(text):
+    console, screen = screen_of()
+    draw_prompt(console, Prompt(messages=[{"role": "user", "content": text}]))
+    assert all(char == "\n" or char.isprintable() for char in screen.getvalue())
+    assert [line for line in readable(text).split("\n") if line.strip()] == [
+        line for line in screen.getvalue().removeprefix("user: ").split("\n") if line.strip()
+    ]
 
 
 def test_every_token_is_shown_with_its_number_whatever_it_holds(tiny_model):
     # Square brackets and backslashes would be markup to the console, colons an emoji.
     codec = Codec(copy.deepcopy(tiny_model.codec.tokenizer))
     codec.tokenizer.add_tokens(["[bold]x[/bold]", "\\\\", "\\\\\\", "[/]", "\\[red]", "[link=a]", ":smile:"])
-    ids = list(range(len(codec.tokenizer)))
-    prompt = Prompt(messages=[{"role": "user", "content": "[red]Why[/red]? :smile: \\"}])
-    verdict, screen = shown_by(View(prompt, codec, ids, [], False, list), "q")
-    assert verdict == Quit()
-    pieces = [visible(piece) for piece in codec.pieces(ids)]
-    assert pieces[-1] == ":smile:"
-    assert "  ".join(f"{index} {piece}" for index, piece in enumerate(pieces)) in screen
-    assert "user: [red]Why[/red]? :smile: \\\n" in screen
+    table, ids = TokenTable(codec), list(range(len(codec.tokenizer)))
+    console, screen = screen_of(60)
+    painter = Painter(console, table)
+    for index, token in enumerate(ids):
+        painter.token(index, token, 0.5, anchor=index == 3)
+    painter.rest()
+    shown = screen.getvalue()
+    for index, token in enumerate(ids):
+        number = "3*" if index == 3 else str(index)
+        assert re.search(rf"(^|  ){re.escape(f'{number} {visible(table.token(token))}')}(=|  |\n)", shown, re.MULTILINE)
+    # A line is full, and no longer than the screen, before the next begins; a line break ends it, too.
+    for line, after in pairwise(shown.splitlines()):
+        first = re.split(r"  (?=\d)", after)[0]
+        assert len(line) <= 60
+        assert "⏎" in line or len(line) + 2 + len(first) > 60
 
 
-def test_bad_lines_are_answered_and_asked_again(view):
-    verdict, screen = shown_by(view, "hello", "99", "3 #9", "3", "?", "", "u")
-    assert verdict == Undo()
-    for told in ("got 'hello'", "got 99", "expected #1 to #4, got #9", "token 3"):
+def test_a_character_of_several_tokens_is_shown_behind_the_last(tiny_model):
+    ids = tiny_model.codec.encode("漢🙂")
+    console, screen = screen_of()
+    painter = Painter(console, TokenTable(tiny_model.codec))
+    for index, token in enumerate(ids):
+        painter.token(index, token, None, anchor=False)
+    assert len(ids) == 7
+    assert screen.getvalue() == "0 ‹E6›  1 ‹BC›  2 ‹A2›=漢  3 ‹F0›  4 ‹9F›  5 ‹99›  6 ‹82›=🙂"
+
+
+# --- over the store ---
+
+CONFIG = AnnotateConfig(max_new_tokens=24, alternatives=5)
+QUESTIONS = ["Where was she born?", "hello", "How are you?"]
+
+
+def work_of(folder: Path, model: Path | None, questions: list[str] = QUESTIONS, **options) -> Work:
+    save_lines(folder / "p.jsonl", [{"prompt": question} for question in questions])
+    return Work(folder / "p.jsonl", folder / "r.jsonl", None if model is None else str(model), CONFIG,
+                **options)
+
+
+@pytest.fixture
+def work(tmp_path, tiny_path) -> Work:
+    return work_of(tmp_path, tiny_path)
+
+
+def sit(exchange: Exchange, *lines: str | Callable[[], object], name: str = "ada") -> tuple[list, str]:
+    """A person types these lines (what can be called is called when its turn comes): new records, and the screen."""
+    console, screen = screen_of()
+    rest = list(lines)
+
+    def read(_console: Console, prompt: str) -> str:
+        while rest and not isinstance(rest[0], str):
+            rest.pop(0)()
+        console.print(prompt + rest[0] if rest else prompt, markup=False)
+        if not rest:
+            raise EOFError
+        return rest.pop(0)
+
+    return Terminal(exchange.desk, name, console, read).run(), screen.getvalue()
+
+
+def answer_of(exchange: Exchange, name: str = "ada") -> list[int]:
+    """The ids that stand in the store for what this person has on the screen."""
+    store, project = exchange.desk.store, exchange.desk.project
+    return list(replay(store.events(store.next(project, name).id)).node.completion_ids)
+
+
+def shown(table: TokenTable, ids: list[int], stars: tuple[int, ...] = ()) -> str:
+    console, screen = screen_of()
+    painter = Painter(console, table)
+    for index, token in enumerate(ids):
+        painter.token(index, token, None, anchor=index in stars)
+    return screen.getvalue()
+
+
+def test_every_step_is_in_the_store_when_the_prompt_comes_back(work):
+    seen = []
+    with work.open() as exchange:
+        store, project = exchange.desk.store, exchange.desk.project
+
+        def look() -> None:
+            tree = replay(Store(work.url).events(store.next(project, "ada").id))
+            seen.append((list(tree.node.completion_ids), [a.position for a in tree.anchors()], tree.note, tree.tags,
+                         [a.confidence for a in tree.anchors()], tree.node.ended))
+
+        lines = ["3 hello @0.5", "u", "r", "3 @0.25", "n sure?", 't x "y z"', "g 0", "0 #2", "g 1"]
+        records, _ = sit(exchange, look, *(part for line in lines for part in (line, look)), "a")
+        record = load_records(work.out)[0]
+    first, put, undone, redone, weighed, noted, tagged, gone, elsewhere, back = seen
+    assert (put[1][0], set(put[4]), put[5]) == (3, {0.5}, True)
+    assert (undone, redone) == (first, put)
+    assert weighed[4] == [0.25, *put[4][1:]]
+    assert (noted[2], tagged[3]) == ("sure?", ("x", "y z"))
+    assert gone[0] == first[0]
+    assert elsewhere[1][:1] == [0]
+    assert back[0] == put[0]
+    assert record == records[0]
+    assert (record.completion_ids, record.original_ids, record.tags) == (put[0], first[0], ["x", "y z"])
+    assert {anchor.source for anchor in record.anchors} == {"human:ada"}
+
+
+def test_what_the_screen_says_is_what_is_there(work):
+    with work.open() as exchange:
+        table, desk = exchange.desk.decoder.table, exchange.desk
+        ids = []
+        _, screen = sit(exchange, lambda: ids.append(answer_of(exchange)), "3", "3 #2",
+                        lambda: ids.append(answer_of(exchange)), "h", "n why", "t", "")
+        live = desk.next("ada")
+        options = desk.decoder.options("t", live.prompt_ids, ids[0][:3], 5)
+        assert f"user: {QUESTIONS[0]}" in screen
+        assert shown(table, ids[0]) in screen
+        for number, (token, probability) in enumerate(options, 1):
+            row = next(line for line in screen.splitlines() if f"#{number} " in line)
+            assert visible(table.token(token)) in row
+            assert f"{probability:.4f}" in row
+            assert ("stands there" in row) == (token == ids[0][3])
+        assert ids[1][3] == options[1][0]
+        assert screen.count(shown(table, ids[1], stars=(3,))) == 2
+        assert re.search(r"^  0  the first answer .*\n  > 1  at 3: '.*' became '.*'  \(\d+ tokens, 1 anchors\)$",
+                         screen, re.MULTILINE)
+        assert "note: why\ntags: none" in screen
+        assert "[0 of 3 done]" in screen
+        assert "0 of 3 done; the same command goes on." in screen
+
+
+def test_text_takes_the_white_space_of_what_it_replaces_unless_quoted(tmp_path):
+    work = work_of(tmp_path, None, ["Who are you?"])
+    found = []
+    with work.open() as exchange:
+        codec = exchange.desk.decoder.table.codec
+        sit(exchange, "3 Tarn", lambda: found.append(answer_of(exchange)), '3 "Tarn"',
+            lambda: found.append(answer_of(exchange)))
+    assert [codec.decode(ids)[:8] for ids in found] == ["I am Tar", "I amTarn"]
+    assert codec.pieces(found[0][3:4]) == [" Tarn"]
+
+
+def test_bad_lines_are_answered_change_nothing_and_are_asked_again(work):
+    with work.open() as exchange:
+        before = []
+        _, screen = sit(
+            exchange, lambda: before.append(answer_of(exchange)), "fine", "99", "99 x", "3 #9", "3 #1", "u", "r", "c",
+            "b", "g 5", "3 @0.5", "?", "3 \udcff", lambda: before.append(answer_of(exchange)), "0 Hm", "k",
+        )
+    for told in ("got 'fine'", "position: expected 0 to 23, got 99", "expected #1 to #5, got #9",
+                 "tokens that differ from the answer", "Nothing to undo", "Nothing to redo", "got a whole one",
+                 "a decision of this run", "answer: expected 0 to 0, got 5", "anchor: expected a position among []",
+                 HELP.splitlines()[3], "whole characters", "keep: expected the model's own answer"):
         assert told in screen
-    assert screen.count("alternatives of token N") == 2
+    assert before[0] == before[1]
 
 
-def test_alternatives_are_shown_with_their_probabilities(view):
-    _, screen = shown_by(view, "3", "a")
-    for number, (token, probability) in enumerate(view.steps()[3].alternatives, 1):
-        [piece] = view.codec.pieces([token])
-        row = next(line for line in screen.splitlines() if f"#{number} " in line)
-        assert visible(piece) in row
-        assert f"{probability:.4f}" in row
+def test_the_end_of_input_quits_and_the_next_start_goes_on(work):
+    stood = []
+    with work.open() as exchange:
+        assert sit(exchange, "3 hello", lambda: stood.append(answer_of(exchange)))[0] == []
+    with work.open() as exchange:
+        assert answer_of(exchange) == stood[0]
+        records, screen = sit(exchange, "u", "r", "a", "a", "x", "")
+        assert [record.status for record in records] == ["complete", "complete", "rejected"]
+        assert records[0].completion_ids == stood[0]
+        assert records[1].tags == ["keep"]  # nothing to correct, as on the page
+        assert screen.count("Nothing is left") == 1
+        assert "goes on" not in screen
+    with work.open() as exchange:
+        records_again, screen = sit(exchange, lambda: pytest.fail("nothing is left to ask"))
+        assert (records_again, screen) == ([], "")
+    assert load_records(work.out) == records
 
 
-def test_the_end_of_input_is_a_quit(view):
-    assert shown_by(view)[0] == Quit()
+def test_a_decision_is_taken_back_and_a_skipped_item_left_to_others(work):
+    with work.open() as exchange:
+        records, screen = sit(exchange, "a", "x", "b", "a", "s", "b", "s", "4", "b", "b", "q")
+        # Back from the skipped third item, then once more, to the second.
+        assert [record.status for record in records] == ["complete"]
+        assert screen.count(f"user: {QUESTIONS[1]}") == 3
+        assert screen.count(f"user: {QUESTIONS[2]}") == 4
+        counts = progress(exchange.desk.store, exchange.desk.project)
+        assert (counts["done"], counts["keep"], counts["skip"]) == (1, 1, 0)
+    assert [record.status for record in load_records(work.out)] == ["complete", "draft", "draft"]
 
 
-def test_a_cut_answer_is_said_to_be_cut(tiny_model):
-    screen = io.StringIO()
-    person = TerminalAnnotator("human:ada", Console(file=screen, width=200), lines("3 hello @0.5", "3 hello", "a"))
-    (record,) = annotate(tiny_model, ["hello"], person, config=AnnotateConfig(max_new_tokens=9))
-    assert "The answer was cut at the token limit." in screen.getvalue()
-    # The second line asks for what stands there by now.
-    assert "expected tokens that differ from the answer, got the same" in screen.getvalue()
-    assert {(anchor.confidence, anchor.source) for anchor in record.anchors} == {(0.5, "human:ada")}
+def test_the_whole_history_is_within_reach(work):
+    found = []
+    with work.open() as exchange:
+        _, screen = sit(exchange, "3 hello", "u", "3 she", "5 town", lambda: found.append(answer_of(exchange)), "g 1",
+                        "h", "g 3", lambda: found.append(answer_of(exchange)))
+    assert found[0] == found[1]
+    lines = re.findall(r"^( *(?:> )?\d+)  (?=the first answer|at \d)", screen, re.MULTILINE)
+    assert lines == ["  0", "  > 1", "    2", "      3"]
+
+
+def test_a_long_answer_is_shown_from_a_little_before_the_change(tmp_path, tiny_path):
+    work = work_of(tmp_path, tiny_path)
+    with Work(work.prompts, work.out, work.model, AnnotateConfig(max_new_tokens=90)).open() as exchange:
+        _, screen = sit(exchange, "70 hello")
+        said = screen.split("? for help): 70 hello\n")[1]
+        assert said.startswith("...  30 ")
+        assert shown(exchange.desk.decoder.table, answer_of(exchange)[:41]).endswith(said[5 : said.index("  41 ")])
+
+
+# --- page and terminal ---
+
+
+@pytest.fixture(scope="module")
+def new_database() -> Iterator[Callable[[], str]]:
+    from postgres import postgres_server
+
+    with postgres_server() as database:
+        yield database
+
+
+def page_of(exchange: Exchange, name: str = "ada") -> Person:
+    from anchorlwf.web.app import create_app
+    from anchorlwf.web.settings import WebSettings
+
+    token = name * 8
+    return Person(create_app(exchange, WebSettings({name: token}, rate=1e6, burst=10**6)), token, {})
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_from_the_page_to_the_terminal_and_back(tmp_path, tiny_path, kind, request):
+    url = request.getfixturevalue("new_database")() if kind == "postgresql" else None
+    work = work_of(tmp_path, tiny_path, store=url)
+    with work.open() as at_page:
+        ada = page_of(at_page)
+        session = whole(ada)
+        path = f"/api/sessions/{session['id']}"
+        step = ada.ok(ada.post(f"{path}/correct", {"node": 0, "position": 2, "text": "hello", "confidence": 0.5}))
+        ada.stream(session["id"], step["head"]["node"])
+        ada.ok(ada.post(f"{path}/note", {"text": "from the page"}))
+        on_page = [token["id"] for token in ada.ok(ada.get(path))["tokens"]]
+        # The page stays open while the same person goes on at the terminal.
+        with work.open() as at_terminal:
+            table = at_terminal.desk.decoder.table
+            marked = tuple(anchor["position"] for anchor in ada.ok(ada.get(path))["anchors"])
+            _, screen = sit(at_terminal, "9 town @0.25", "h", "t typed")
+            assert 2 in marked
+            assert shown(table, on_page, stars=marked) in screen
+            assert "note: from the page" in screen
+            typed = answer_of(at_terminal)
+        # What the page has in memory is older: it sees what was typed when it comes back to the item.
+        fetched = ada.ok(ada.post("/api/next"))
+        assert [token["id"] for token in fetched["tokens"]] == typed
+        assert fetched["tags"] == ["typed"]
+        assert [node["parent"] for node in fetched["nodes"]] == [None, 0, 1]
+        assert {a["position"]: a["confidence"] for a in fetched["anchors"]}.items() >= {2: 0.5, 9: 0.25}.items()
+        ada.ok(ada.post(f"{path}/undo"))
+        ada.ok(ada.post(f"{path}/decide", {"verdict": "accept"}))
+        with work.open() as at_terminal:
+            records, screen = sit(at_terminal, "x", "b", "a")
+            assert f"user: {QUESTIONS[0]}" not in screen
+            assert "[1 of 3 done]" in screen
+        assert whole(ada)["prompt"]["messages"][0]["content"] == QUESTIONS[2]
+    done = load_records(work.out)
+    assert [record.messages[0]["content"] for record in done] == QUESTIONS[:2]
+    assert done[0].completion_ids == on_page
+    assert (done[0].tags, done[1:]) == (["typed"], records)
+
+
+def test_what_moved_on_elsewhere_is_said_and_shown_as_it_is_now(work):
+    with work.open() as exchange, work.open() as elsewhere:
+        ada = page_of(elsewhere)
+        on_page = []
+
+        def correct() -> None:
+            on_page.append(whole(ada))
+            body = {"node": 0, "position": 1, "text": "hello"}
+            ada.ok(ada.post(f"/api/sessions/{on_page[0]['id']}/correct", body))
+            ada.stream(on_page[0]["id"], 1)
+
+        def accept() -> None:
+            ada.ok(ada.post(f"/api/sessions/{on_page[0]['id']}/decide", {"verdict": "accept"}))
+
+        ids = []
+        records, screen = sit(exchange, correct, "5 town", lambda: ids.append(answer_of(exchange)), accept, "n late",
+                              "a")
+        stars = [anchor["position"] for anchor in ada.ok(ada.get(f"/api/sessions/{on_page[0]['id']}"))["anchors"]]
+        assert stars[0] == 1
+        assert shown(exchange.desk.decoder.table, ids[0], tuple(stars)) in screen
+        assert len(re.findall(r"session: expected version \d+, got \d+", screen.replace("\n", " "))) == 2
+        assert [record.messages[0]["content"] for record in records] == QUESTIONS[1:2]
+    assert [record.messages[0]["content"] for record in load_records(work.out)] == QUESTIONS[:2]
+
+
+def test_two_terminals_never_get_the_same_item(work):
+    with work.open() as ada, work.open() as bob:
+        met = []
+
+        def ask(exchange: Exchange, name: str) -> None:
+            for _ in range(2):
+                _, screen = sit(exchange, "s", name=name)
+                met.extend((name, question) for question in QUESTIONS if f"user: {question}\n" in screen)
+
+        _, screen = sit(ada, lambda: ask(bob, "bob"), "a")
+        assert f"user: {QUESTIONS[0]}" in screen
+        # Bob skipped two, each of which ada may do; what ada has before her he never saw.
+        assert {question for _, question in met} == set(QUESTIONS[1:])
+
+
+def test_thinking_long_does_not_lose_the_item(work, monkeypatch):
+    monkeypatch.setattr(terminal, "_RENEW", 0.02)
+    with work.open() as ada, work.open() as bob:
+        clock = [time.time()]
+        for exchange in (ada, bob):
+            exchange.desk.store.clock = lambda: clock[0]
+
+        def think() -> None:
+            for _ in range(4):
+                clock[0] += LEASE * 0.6
+                time.sleep(0.2)
+            assert f"user: {QUESTIONS[0]}" not in sit(bob, name="bob")[1]
+
+        records, screen = sit(ada, think, "3 hello", "a")
+        assert len(records) == 1
+        assert "somebody else" not in screen
+
+
+def test_who_lost_the_item_is_told_and_gets_another(work):
+    with work.open() as ada, work.open() as bob:
+        clock = [time.time()]
+        for exchange in (ada, bob):
+            exchange.desk.store.clock = lambda: clock[0]
+
+        def sleep() -> None:
+            clock[0] += LEASE + 1
+            assert f"user: {QUESTIONS[0]}" in sit(bob, "0 Hm", name="bob")[1]
+
+        records, screen = sit(ada, sleep, "3 hello", "x")
+        assert "expected ada to hold it, got somebody else" in screen.replace("\n", " ")
+        assert [record.messages[0]["content"] for record in records] == [QUESTIONS[1]]
+
+
+# --- trouble ---
+
+
+class Slow(LocalDecoder):
+    """Streams five tokens, then waits until `go`; meanwhile somebody presses Ctrl-C."""
+
+    go = threading.Event()
+
+    def stream(self, key, prompt_ids, prefix_ids, limit, **options):
+        steps = super().stream(key, prompt_ids, prefix_ids, limit, **options)
+        return steps if options.get("ahead") or not prefix_ids else _Held(steps, self.go)
+
+
+class _Held:
+    def __init__(self, steps, go) -> None:
+        self._steps, self._go, self.closed = steps, go, False
+
+    def __iter__(self):
+        for number, step in enumerate(self._steps):
+            if number == 5 and not self._go.is_set():
+                os.kill(os.getpid(), signal.SIGINT)
+                self._go.wait(10)
+            yield step
+
+    def close(self) -> None:
+        self._go.set()
+        self._steps.close()
+
+
+def test_ctrl_c_stops_what_streams_and_c_lets_it_go_on(work, monkeypatch):
+    monkeypatch.setattr("anchorlwf.annotation.opening.LocalDecoder", Slow)
+    with work.open() as exchange:
+        ids = []
+        records, screen = sit(exchange, "3 #2", lambda: ids.append(answer_of(exchange)), "a", "c",
+                              lambda: ids.append(answer_of(exchange)), "a", "q")
+        assert 4 < len(ids[0]) < len(ids[1])
+        assert ids[1][: len(ids[0])] == ids[0]
+        assert screen.count("The answer was stopped; c lets it go on.") == 1
+        assert "answer: expected a whole one" in screen
+        assert records[0].completion_ids == ids[1]
+    # The same as without a stop.
+    with Work(work.prompts, work.out.with_name("other.jsonl"), work.model, CONFIG).open() as exchange:
+        assert sit(exchange, "3 #2", "a")[0][0].completion_ids == ids[1]
+
+
+def test_a_full_disk_is_said_and_the_step_repeated_when_there_is_room(work, monkeypatch):
+    with work.open() as exchange:
+        store, full = exchange.desk.store, [False]
+        append = store.append
+
+        def failing(*arguments):
+            if full[0]:
+                raise StorageError("annotation store: expected a writable database, got database or disk is full.")
+            return append(*arguments)
+
+        monkeypatch.setattr(store, "append", failing)
+        ids = []
+        records, screen = sit(
+            exchange, lambda: ids.append(answer_of(exchange)), lambda: full.__setitem__(0, True), "0 Hm", "a",
+            lambda: ids.append(answer_of(exchange)), lambda: full.__setitem__(0, False), "a",
+        )
+        assert ids[0] == ids[1]
+        assert screen.count("disk is full") == 2
+        assert [record.completion_ids for record in records] == [ids[0]]
+
+
+@pytest.mark.parametrize("torn", ["a line of its own", "the last record"])
+def test_a_line_torn_by_a_crash_does_not_keep_the_work_from_going_on(work, torn):
+    with work.open() as exchange:
+        first = sit(exchange, "a", "a")[0]
+    whole_file = work.out.read_bytes()
+    work.out.write_bytes(whole_file + b'{"id": "half' if torn == "a line of its own" else whole_file[:-100])
+    with pytest.warns(match="broken JSON"):
+        with work.open() as exchange:
+            assert load_records(work.out, skip_bad=True) == first
+            second = sit(exchange, "a")[0]
+        assert load_records(work.out, skip_bad=True) == [*first, *second]
+
+
+def test_a_draft_made_without_a_store_is_gone_on_from(work, tiny_model):
+    class Once:
+        source = "human:ada"
+
+        def __init__(self) -> None:
+            self.verdicts = [Correct(3, [100]), Quit()]
+
+        def review(self, _view):
+            return self.verdicts.pop(0)
+
+        def complain(self, error) -> None:
+            raise error
+
+    (draft,) = annotate(tiny_model, work.prompts, Once(), out=work.out, config=CONFIG)
+    with work.open() as exchange:
+        (record,), screen = sit(exchange, "a")
+        assert shown(exchange.desk.decoder.table, draft.completion_ids, stars=(3,)) in screen
+    assert record.model_dump() == {**draft.model_dump(), "status": "complete"}
+
+
+def test_over_a_server_that_decodes(base, tmp_path):
+    with vllm_server(base) as server:
+        work = work_of(tmp_path, None, ["Who are you?"], remote=server.url)
+        with work.open() as exchange:
+            (record,), screen = sit(exchange, "3", "3 #2", "a")
+    assert re.search(r"#1 .*stands there", screen)
+    assert [anchor.position for anchor in record.anchors] == [3]
+    assert all(finding.holds for finding in verify_records(base, [record]))
+
+
+def test_several_people_do_each_item(tmp_path, tiny_path):
+    work = work_of(tmp_path, tiny_path, ["hello"], per_item=2)
+    with work.open() as exchange:
+        (one,), (other,) = (sit(exchange, "a", name=name)[0] for name in ("ada", "bob"))
+        assert sit(exchange, name="carl")[0] == []
+    assert one.id != other.id
+    assert load_records(work.out) == [one, other]
 
 
 # --- people at a terminal ---
 
-PROMPT = "token, a, x, u, q or ?"
-QUESTIONS = ["Who are you?", "Who made you?", "Where were you made?", "When were you made?"]
+PROMPT = "token or command (? for help): "
+ASKED = ["Who are you?", "Who made you?", "Where were you made?", "When were you made?"]
 
 
 class Screen:
@@ -308,9 +705,14 @@ class Screen:
             pass
         return self.process.wait(60)
 
+    def kill(self) -> None:
+        """As a power cut would."""
+        self.process.kill()
+        self.process.wait(10)
+
 
 @contextmanager
-def terminal(folder: Path) -> Iterator[Screen]:
+def started(folder: Path) -> Iterator[Screen]:
     screen = Screen(folder)
     try:
         screen.expect(PROMPT)
@@ -324,7 +726,7 @@ def terminal(folder: Path) -> Iterator[Screen]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("terminal")
-    save_lines(path / "p.jsonl", [{"prompt": question} for question in QUESTIONS])
+    save_lines(path / "p.jsonl", [{"prompt": question} for question in ASKED])
     return path
 
 
@@ -333,6 +735,7 @@ class Twin(Session):
 
     def __init__(self, model: LanguageModel, question: str) -> None:
         super().__init__(model, Prompt(messages=[{"role": "user", "content": question}]), AnnotateConfig())
+        self._table = TokenTable(model.codec)
         self.own = list(self.state.completion_ids)
 
     def put(self, position: int, *token_ids: int, confidence: float = 1) -> str:
@@ -341,15 +744,24 @@ class Twin(Session):
 
     @property
     def shown(self) -> str:
-        pieces = self.view().codec.pieces(list(self.state.completion_ids))
-        return "  ".join(f"{index} {visible(piece)}" for index, piece in enumerate(pieces))
+        stars = tuple(anchor.position for anchor in self.state.anchors)
+        return shown(self._table, list(self.state.completion_ids), stars)
+
+    @property
+    def anchors(self) -> list[tuple]:
+        return [(a.position, a.token_id, a.confidence, a.source) for a in self.state.anchors]
 
 
-def test_a_person_corrects_undoes_accepts_rejects_quits_and_comes_back(base, folder):
-    first, second, third, fourth = (Twin(base, question) for question in QUESTIONS)
+def anchors_of(record: Record | Tree) -> list[tuple]:
+    anchors = record.anchors if isinstance(record, Record) else record.anchors()
+    return [(a.position, a.token_id, a.confidence, a.source) for a in anchors]
+
+
+def test_a_person_is_interrupted_and_killed_and_loses_nothing(base, folder):
+    first, second, third = (Twin(base, question) for question in ASKED[:3])
     assert len(first.own) > 5
 
-    with terminal(folder) as screen:
+    with started(folder) as screen:
         assert first.shown in screen.text
         assert re.search(r"#1.*#2.*#8", screen.type("2"), re.DOTALL)
         # By an alternative's number, and taken back; by text, and taken back; by quoted text, which stays.
@@ -368,31 +780,45 @@ def test_a_person_corrects_undoes_accepts_rejects_quits_and_comes_back(base, fol
         assert second.shown in screen.type("a")
         assert third.shown in screen.type("x")
         assert third.put(2, *base.codec.encode(" Vesna"), confidence=0.75) in screen.type("2 Vesna @0.75")
-        assert screen.end(b"q\n") == 0
-        assert "3 records" in screen.text
-        assert "1 draft: the same command takes it up again" in screen.text
-        # Nothing hides the cursor or wipes a line out while somebody types.
-        assert not re.search(rb"\x1b\[\?25l|\x1b\[2K", screen.raw)
-    before = (folder / "r.jsonl").read_bytes()
-    records = load_records(folder / "r.jsonl")
-    assert [record.status for record in records] == ["complete", "rejected", "draft"]
-    for record, twin in zip(records, (first, second, third), strict=True):
-        assert (record.completion_ids, record.original_ids) == (list(twin.state.completion_ids), twin.own)
-        assert [(a.position, a.token_id, a.confidence, a.source) for a in record.anchors] == [
-            (a.position, a.token_id, a.confidence, a.source) for a in twin.state.anchors
-        ]
-    assert [len(record.anchors) > 0 for record in records] == [True, False, True]
-
-    with terminal(folder) as screen:
-        assert third.shown in screen.text
-        assert not any(question in screen.text for question in QUESTIONS[:2])
-        assert fourth.shown in screen.type("a")
-        # Ctrl-C: what is finished is kept, what is not is not there.
         assert screen.end(b"\x03") == 130
         assert "Interrupted." in screen.text
         assert "Traceback" not in screen.text
-    assert (folder / "r.jsonl").read_bytes().startswith(before)
+        # Nothing hides the cursor or wipes a line out while somebody types.
+        assert not re.search(rb"\x1b\[\?25l|\x1b\[2K", screen.raw)
+    records = load_records(folder / "r.jsonl")
+    assert [record.status for record in records] == ["complete", "rejected"]
+    for record, twin in zip(records, (first, second), strict=True):
+        assert (record.completion_ids, record.original_ids) == (list(twin.state.completion_ids), twin.own)
+        assert anchors_of(record) == twin.anchors
+
+    with started(folder) as screen:
+        assert third.shown in screen.text
+        assert not any(question in screen.text for question in ASKED[:2])
+        assert "note: sure" in screen.type("n sure")
+        screen.kill()
+    with work_of(folder, None, ASKED).open() as exchange:
+        live = exchange.desk.next("ada")
+        assert (live.tree.node.completion_ids, live.tree.note) == (third.state.completion_ids, "sure")
+        assert anchors_of(live.tree) == third.anchors
+        exchange.desk.decide(live, "accept")
     records = load_records(folder / "r.jsonl")
     assert [record.status for record in records] == ["complete", "rejected", "complete"]
-    assert records[2].completion_ids == list(third.state.completion_ids)
     assert all(finding.holds for finding in verify_records(base, records))
+
+
+def test_the_command_counts_what_it_finished_and_wants_a_name_of_the_team(tmp_path):
+    save_lines(tmp_path / "p.jsonl", [{"prompt": question} for question in ASKED[:2]])
+    (tmp_path / "team.yaml").write_text(f"ada: {'a' * 32}\n")
+    command = [Path(sys.executable).with_name("anchorlwf"), "annotate", "p.jsonl", "--out", "r.jsonl", "--annotator",
+               "terminal", "--annotators", "team.yaml"]
+    done = subprocess.run([*command, "--name", "ada", "--json"], input="3 Tarn\na\n", cwd=tmp_path, capture_output=True,
+                          text=True, timeout=60, check=True)
+    assert json.loads(done.stdout) == {
+        "records": 1, "anchors": 1, "completion_tokens": len(load_records(tmp_path / "r.jsonl")[0].completion_ids),
+        "already_right": 0, "drafts": 0, "out": "r.jsonl",
+    }
+    assert "1 of 2 done; the same command goes on." in done.stderr
+    assert "\x1b" not in done.stderr
+    with pytest.raises(SystemExit) as ended, contextlib.chdir(tmp_path):
+        main([*map(str, command[1:]), "--name", "eve"])
+    assert ended.value.code == 2

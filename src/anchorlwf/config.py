@@ -1,23 +1,27 @@
 """Options of every stage: frozen, checked, and readable from and to YAML."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from anchorlwf.errors import ConfigError
 from anchorlwf.files import write_atomic
 
-__all__ = ["AnnotateConfig", "EvaluateConfig", "TrainConfig"]
+__all__ = ["AnnotateConfig", "Config", "EvaluateConfig", "GateConfig", "PeerConfig", "TrainConfig"]
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Config(BaseModel):
+class Config(BaseModel):
+    """What every configuration shares: frozen, checked, from and to YAML."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    section: ClassVar[str]
+    """Where these options stand in a file that holds those of several stages (`recipes/gpu`)."""
 
     @classmethod
     def of(cls, **options: Any) -> Self:
@@ -43,22 +47,31 @@ class _Config(BaseModel):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a YAML file. Raises `ConfigError` where it is missing, no mapping, or holds a wrong option."""
+        """Read a YAML file: the options themselves, or a recipe, of which this stage's section is read.
+
+        Raises:
+            ConfigError: the file is missing, no mapping, or holds a wrong option.
+        """
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: expected a YAML file, got {error}. Check the path and the syntax.") from error
         if data is not None and not isinstance(data, dict):
             raise ConfigError(f"{path}: expected `option: value` lines, got {type(data).__name__}. Mend the file.")
-        return cls.of(**(data or {}))
+        options = data or {}
+        if isinstance(options.get(cls.section), dict) and cls.section not in cls.model_fields:
+            options = options[cls.section]
+        return cls.of(**options)
 
     def save(self, path: str | Path) -> None:
         """Write a YAML file that `load` reads back to an equal configuration."""
         write_atomic(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
 
-class AnnotateConfig(_Config):
+class AnnotateConfig(Config):
     """How answers are decoded and corrected."""
+
+    section: ClassVar[str] = "annotate"
 
     max_new_tokens: Count = 512
     """Most completion tokens; an answer that reaches it is recorded as truncated."""
@@ -70,8 +83,10 @@ class AnnotateConfig(_Config):
     """Decode and store the model's uncorrected answer too (target annotator; a person always sees it)."""
 
 
-class TrainConfig(_Config):
+class TrainConfig(Config):
     """How a model is trained on records. Defaults are for a handful of corrections with LoRA."""
+
+    section: ClassVar[str] = "train"
 
     method: Literal["lora", "full"] = "lora"
     """lora: the reference is the model with its adapter off. full: the reference is a frozen copy."""
@@ -82,8 +97,9 @@ class TrainConfig(_Config):
     """Modules that get LoRA: mlp (the layers through which MLP blocks read), all-linear, a pattern or names. A head
     tied to the embedding is refused."""
     learning_rate: Positive = 3e-4
-    max_steps: Count = 200
-    """Optimizer steps at the most; the stop rule usually ends training long before."""
+    max_steps: Count | None = None
+    """Optimizer steps at the most; the stop rule usually ends training long before. None: 200, or 60 passes over the
+    records where that is more."""
     batch_size: Count = 16
     """Records per device and micro-batch."""
     accumulation: Count = 1
@@ -94,8 +110,8 @@ class TrainConfig(_Config):
     """token: the paper's mean over all tokens. balanced: anchors and keep tokens averaged apart."""
     alpha: Positive = 1.0
     """Weight of anchors."""
-    beta: Positive = 10.0
-    """Weight of keep tokens at the start; steered while the drift is over its budget."""
+    beta: Annotated[float, Field(ge=0)] = 10.0
+    """Weight of keep tokens at the start; steered while the drift is over its budget. 0: anchors alone train."""
     hold: Annotated[float, Field(gt=0, lt=1)] = 0.9
     """An anchor holds once it is the greedy choice with this share of its target probability."""
     hinge: bool = True
@@ -111,8 +127,50 @@ class TrainConfig(_Config):
     seed: int = 0
 
 
-class EvaluateConfig(_Config):
+class PeerConfig(Config):
+    """How a peer (GRPO, DPO, self-distillation) is trained, on the adapter that `TrainConfig` gives our method."""
+
+    section: ClassVar[str] = "peer"
+
+    rank: Count = 8
+    lora_alpha: Positive = 64.0
+    targets: str | list[str] = "mlp"
+    learning_rate: Positive = 3e-4
+    """Constant; no weight decay, gradients clipped at norm 1."""
+    steps: Count = 100
+    """Optimizer steps, all of which are taken."""
+    batch_size: Count = 16
+    """Prompts (DPO: pairs) per step; fewer where there are fewer."""
+    seed: int = 0
+    num_generations: Annotated[int, Field(ge=2)] = 8
+    """Completions sampled per prompt and step (GRPO, SDFT)."""
+    temperature: Positive = 1.0
+    """Of the sampling."""
+    max_new_tokens: Count = 64
+    """Most tokens of a sampled completion."""
+    kl_coef: Annotated[float, Field(ge=0)] = 0.04
+    """GRPO: weight of KL(model || reference), TRL's `beta`."""
+    dpo_beta: Positive = 0.1
+    teacher_prompt: str = "{privileged_context} {prompt}"
+    """SDFT: how the teacher is shown the demonstration, as TRL's `teacher_prompt_template`."""
+
+    @field_validator("teacher_prompt")
+    @classmethod
+    def _both_places(cls, template: str) -> str:
+        """Both places named, and nothing else in braces."""
+        try:
+            filled = template.format(prompt="\0", privileged_context="\1")
+        except (LookupError, ValueError):
+            filled = ""
+        if not {"\0", "\1"} <= set(filled):
+            raise ValueError("expected text with {prompt} and {privileged_context}")
+        return template
+
+
+class EvaluateConfig(Config):
     """How a tuned model is measured."""
+
+    section: ClassVar[str] = "evaluate"
 
     max_new_tokens: Count = 128
     batch_size: Count = 128
@@ -121,4 +179,39 @@ class EvaluateConfig(_Config):
     resamples: Count = 2000
     kl_prompts: Annotated[int, Field(ge=0)] = 64
     """Held-out prompts whose reference continuations measure the KL."""
+    tasks: list[str] = []
+    """Tasks of lm-evaluation-harness, run on base and tuned model."""
+    tasks_path: str | None = None
+    """Folder with task YAML files of your own."""
+    task_limit: Count | None = None
+    """Most documents per task; None: all."""
     seed: int = 0
+
+
+class GateConfig(Config):
+    """What a tuned model must reach before it may ship. What is left out is not asked for."""
+
+    section: ClassVar[str] = "gate"
+
+    recall: Fraction | None = None
+    """Least share of corrected prompts answered right."""
+    paraphrase: Fraction | None = None
+    """Least share of paraphrases answered right."""
+    near: Fraction | None = None
+    """Least share kept of the near facts that the base had right."""
+    kept: Fraction | None = None
+    """Least share kept of the unrelated facts that the base had right."""
+    skills: Fraction | None = None
+    """Least share kept of the skills that the base had right."""
+    flips: Annotated[int, Field(ge=0)] | None = None
+    """Most answers, of all probes, that were right before and are wrong now."""
+    kl: Annotated[float, Field(ge=0)] | None = None
+    """Most mean KL(reference || model) on held-out continuations, nats per token."""
+    tasks: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Largest drop allowed in every metric of a harness task (`name`), or in one of them (`name:metric`)."""
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Self:
+        if not self.model_dump(exclude_defaults=True):
+            raise ValueError("expected at least one threshold")
+        return self

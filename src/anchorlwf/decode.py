@@ -1,11 +1,11 @@
 """Greedy decoding: token ids in, token ids out, over a cache that rewinds.
 
-Shape suffixes: B prompts, T tokens, V vocabulary.
+Shape suffixes: B prompts, T tokens, K alternatives, V vocabulary.
 """
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +13,11 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
+from anchorlwf.draft import Draft
 from anchorlwf.model import LanguageModel
+from anchorlwf.replay import TIE, Choices, choices_of, greedy_choices
 
-__all__ = ["TIE", "Decoded", "GreedyDecoder", "Step", "decode_batch", "greedy_choices"]
-
-TIE = 1e-3
-"""Two logits closer than this (nats) are a tie: batched and incremental passes may rank them either way."""
-
+__all__ = ["TIE", "Choices", "Decoded", "GreedyDecoder", "Step", "decode_batch", "greedy_choices"]
 
 @dataclass(frozen=True)
 class Step:
@@ -56,77 +54,120 @@ class GreedyDecoder:
         self._ids: list[int] = []
         self._stop_ids = model.stop_ids
 
-    @torch.inference_mode()
-    def _feed(self, ids: list[int]) -> Tensor:
-        """Logits (float32, [V]) after `ids` have been appended to the cache."""
+    @property
+    def rewinds(self) -> bool:
+        """Tokens can be taken back at no cost, so trying a draft is worth while."""
+        # `is_croppable` claims too much for sliding and hybrid caches, so only the plain layer is trusted.
+        return all(type(layer) is DynamicLayer for layer in self._cache.layers)
+
+    def _feed(self, ids: list[int], keep: int = 1) -> Tensor:
+        """Logits (float32, [keep, V]) behind the last `keep` of `ids`, once these have been appended to the cache."""
         inputs_BT = torch.tensor([ids], device=self._model.device)
-        output = self._model.net(input_ids=inputs_BT, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        output = self._model.net(input_ids=inputs_BT, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
         self._ids += ids
-        return output.logits[0, -1].float()
+        return output.logits[0, -keep:].float()
 
     def _rewind(self, length: int) -> None:
         removed = len(self._ids) - length
-        # `is_croppable` claims too much for sliding and hybrid caches, so only the plain layer is trusted.
-        if removed and length and all(type(layer) is DynamicLayer for layer in self._cache.layers):
+        if removed and length and self.rewinds:
             self._cache.crop(-removed)
             del self._ids[length:]
         elif removed:
             self._cache = DynamicCache(config=self._model.causal.config)
             self._ids = []
 
-    def _move_to(self, ids: list[int]) -> Tensor:
-        shared = 0
-        for ours, theirs in zip(self._ids, ids[:-1], strict=False):
-            if ours != theirs:
-                break
-            shared += 1
+    def _keep_shared(self, ids: list[int]) -> None:
+        """Drop what the cache holds and `ids` do not; the last of `ids` is always left to be fed."""
+        shared = min(len(self._ids), len(ids) - 1)
+        if self._ids[:shared] != ids[:shared]:
+            shared = next(i for i, (ours, theirs) in enumerate(zip(self._ids, ids, strict=False)) if ours != theirs)
         self._rewind(shared)
-        return self._feed(ids[len(self._ids) :])
 
-    def _choose(self, logits_V: Tensor) -> Step:
-        log_total = torch.logsumexp(logits_V, dim=-1)
+    @torch.inference_mode()
+    def _after(self, ids: list[int], more: list[int]) -> Tensor:
+        """Logits [1 + len(more), V] of what follows `ids`, and of what follows each of `more` behind them."""
+        self._keep_shared(ids)
+        return self._feed([*ids[len(self._ids) :], *more], keep=1 + len(more))
+
+    def _choose(self, logits_TV: Tensor) -> list[Step]:
+        log_total_T = logits_TV.logsumexp(-1)
         # topk breaks equal values differently from argmax; argmax (the lowest id) is the definition here.
-        best = int(logits_V.argmax())
-        values, ids = logits_V.topk(min(self._top_k, len(logits_V)))
-        pairs = [(int(i), float((v - log_total).exp())) for v, i in zip(values, ids, strict=True) if int(i) != best]
-        probability = float((logits_V[best] - log_total).exp())
-        return Step(best, probability, ((best, probability), *pairs)[: self._top_k])
+        best_T = logits_TV.argmax(-1, keepdim=True)
+        own_T = (logits_TV.gather(-1, best_T)[:, 0] - log_total_T).exp()
+        values_TK, ids_TK = logits_TV.topk(min(self._top_k, logits_TV.shape[-1]))
+        odds_TK = (values_TK - log_total_T[:, None]).exp()
+        steps = []
+        for best, own, ids, odds in zip(best_T[:, 0].tolist(), own_T.tolist(), ids_TK.tolist(), odds_TK.tolist(),
+                                        strict=True):
+            others = (pair for pair in zip(ids, odds, strict=True) if pair[0] != best)
+            steps.append(Step(best, own, ((best, own), *others)[: self._top_k]))
+        return steps
 
-    def stream(self, prompt_ids: list[int], prefix_ids: list[int], limit: int) -> Iterator[Step]:
+    def advance(self, ids: list[int], proposed: list[int]) -> list[Step]:
+        """Greedy tokens behind `ids`, from one forward pass.
+
+        Args:
+            ids: prompt and completion so far.
+            proposed: what may come next (`Draft.propose`).
+
+        Returns:
+            The proposed tokens up to the first that the model would not choose, and the one it chooses there: one
+            token at least, and those of decoding one by one.
+        """
+        logits_TV = self._after(ids, proposed)
+        best = logits_TV[:-1].argmax(-1).tolist()
+        accepted = next((i for i, token in enumerate(proposed) if best[i] != token), len(proposed))
+        self._rewind(len(ids) + accepted)
+        return self._choose(logits_TV[: accepted + 1])
+
+    def stream(
+        self, prompt_ids: list[int], prefix_ids: list[int], limit: int, draft_ids: Sequence[int] = ()
+    ) -> Iterator[Step]:
         """Continue greedily behind prompt + prefix, token by token, through the end-of-turn token.
 
         Args:
             prompt_ids: the templated prompt.
             prefix_ids: completion tokens that stand already.
             limit: most completion tokens in all, prefix included.
+            draft_ids: what may follow the prefix, such as the rest of the answer before a correction. It changes
+                nothing but the time: as much of it as returns is verified many tokens at once. A cache that cannot
+                rewind makes no use of it.
 
         Raises:
             PromptError: the prompt alone fills the context.
         """
-        limit = self._model.room(prompt_ids, limit)
-        count = len(prefix_ids)
-        if count >= limit or (prefix_ids and prefix_ids[-1] in self._stop_ids):
+        ids, end = [*prompt_ids, *prefix_ids], len(prompt_ids) + self._model.room(prompt_ids, limit)
+        if len(ids) >= end or (prefix_ids and prefix_ids[-1] in self._stop_ids):
             return
-        logits_V = self._move_to([*prompt_ids, *prefix_ids])
+        draft = Draft(draft_ids if self.rewinds else ())
         while True:
-            step = self._choose(logits_V)
-            yield step
-            count += 1
-            if step.token_id in self._stop_ids or count >= limit:
-                return
-            logits_V = self._feed([step.token_id])
+            proposed = draft.propose(end - len(ids) - 1)
+            steps = self.advance(ids, proposed)
+            draft.learn(len(proposed), [step.token_id for step in steps])
+            for step in steps:
+                yield step
+                ids.append(step.token_id)
+                if step.token_id in self._stop_ids or len(ids) >= end:
+                    return
 
-    def complete(self, prompt_ids: list[int], prefix_ids: list[int], limit: int) -> Decoded:
+    def complete(
+        self, prompt_ids: list[int], prefix_ids: list[int], limit: int, draft_ids: Sequence[int] = ()
+    ) -> Decoded:
         """`stream` to its end: prefix and continuation together."""
-        ids = [*prefix_ids, *(step.token_id for step in self.stream(prompt_ids, prefix_ids, limit))]
+        steps = self.stream(prompt_ids, prefix_ids, limit, draft_ids)
+        ids = [*prefix_ids, *(step.token_id for step in steps)]
         return Decoded(ids, truncated=not ids or ids[-1] not in self._stop_ids)
+
+    def judge(self, prompt_ids: list[int], prefix_ids: list[int], token_ids: list[int]) -> Choices:
+        """What the model would have chosen at each of `token_ids`, at least one, which follow the prefix."""
+        return choices_of(self._after([*prompt_ids, *prefix_ids], token_ids[:-1]), token_ids)
 
     def alternatives(self, prompt_ids: list[int], completion_ids: list[int]) -> list[Step]:
         """What the model would choose at every completion position, given the tokens before it (one forward pass)."""
         if not completion_ids:
             return []
         logits_TV = _completion_logits(self._model, [*prompt_ids, *completion_ids], len(prompt_ids))
-        return [self._choose(logits_V) for logits_V in logits_TV]
+        return self._choose(logits_TV)
 
 
 @torch.inference_mode()
@@ -135,32 +176,6 @@ def _completion_logits(model: LanguageModel, ids: list[int], start: int) -> Tens
     inputs_BT = torch.tensor([ids[:-1]], device=model.device)
     kept = len(ids) - start
     return model.net(input_ids=inputs_BT, use_cache=False, logits_to_keep=kept).logits[0, -kept:].float()
-
-
-@dataclass(frozen=True)
-class Choices:
-    """The reference's view of a given completion, one entry per completion token."""
-
-    best_ids: list[int]
-    """Its greedy choice given the tokens before."""
-    probabilities: list[float]
-    """Its probability of the token that stands there."""
-    tied: list[bool]
-    """The standing token is not its choice, but within `TIE` of it."""
-
-
-def greedy_choices(model: LanguageModel, prompt_ids: list[int], completion_ids: list[int]) -> Choices:
-    """Replay a completion in ONE forward pass: the invariant of `docs/method.md` is read off the result."""
-    if not completion_ids:
-        return Choices([], [], [])
-    logits_TV = _completion_logits(model, [*prompt_ids, *completion_ids], len(prompt_ids))
-    stands_T = torch.tensor(completion_ids, device=logits_TV.device)[:, None]
-    best_T = logits_TV.argmax(-1)
-    own_T = logits_TV.gather(-1, stands_T)[:, 0]
-    gap_T = logits_TV.max(-1).values - own_T
-    probability_T = (own_T - logits_TV.logsumexp(-1)).exp()
-    tied_T = (gap_T < TIE) & (best_T != stands_T[:, 0])
-    return Choices(best_T.tolist(), probability_T.tolist(), tied_T.tolist())
 
 
 @contextlib.contextmanager

@@ -4,12 +4,12 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from anchorlwf.errors import StorageError, wrong
 
-__all__ = ["append_line", "ensure_writable", "staged_folder", "storage_errors", "write_atomic"]
+__all__ = ["append_line", "append_lines", "ensure_writable", "staged_folder", "storage_errors", "write_atomic"]
 
 # What safetensors and tokenizers say of a full disk, and torch, which does not say why.
 _BROKEN_OFF = re.compile(r"No space left on device|File too large|Disk quota exceeded|inline_container|PytorchStream")
@@ -39,8 +39,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: str | Path, text: str) -> None:
-    """Replace the file's content in one step (temporary file, fsync, rename); folders are made.
+def write_atomic(path: str | Path, content: str | bytes) -> None:
+    """Replace the file's content in one step (temporary file, fsync, rename); folders are made. Text becomes UTF-8.
 
     Raises:
         StorageError: the place cannot be written; the old content is still there.
@@ -50,8 +50,8 @@ def write_atomic(path: str | Path, text: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content.encode() if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.chmod(name, 0o644)
@@ -63,14 +63,19 @@ def write_atomic(path: str | Path, text: str) -> None:
 
 
 def append_line(path: str | Path, line: str) -> None:
-    """Append one line and fsync it. A line that cannot be written whole is taken back.
+    """Append one line and fsync it. See `append_lines`."""
+    append_lines(path, [line])
+
+
+def append_lines(path: str | Path, lines: Sequence[str]) -> None:
+    """Append lines and fsync them once. A line that cannot be written whole is taken back; those before it stay.
 
     A torn last line (the process died while writing) is closed first, so that it spoils no other line.
 
     Raises:
-        StorageError: the line could not be stored; the file is as it was.
+        StorageError: not all lines could be stored; the file ends with the last whole one, or is as it was.
     """
-    assert "\n" not in line, "one line at a time"
+    assert not any("\n" in line for line in lines), "one line at a time"
     target = Path(path)
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -81,14 +86,19 @@ def append_line(path: str | Path, line: str) -> None:
             if size:
                 stream.seek(size - 1)
                 torn = stream.read(1) != b"\n"
+            content = (b"\n" if torn else b"") + b"".join(line.encode() + b"\n" for line in lines)
+            written = 0
             try:
-                rest = memoryview((b"\n" if torn else b"") + line.encode() + b"\n")
-                while rest:
-                    rest = rest[stream.write(rest) :]
+                while written < len(content):
+                    written += stream.write(memoryview(content)[written:])
                 os.fsync(stream.fileno())
             except BaseException:
+                # A broken fsync leaves nothing certain, a broken write the whole lines before it.
+                end = content.rfind(b"\n", 0, written) + 1 if written < len(content) else 0
                 with contextlib.suppress(OSError):
-                    os.ftruncate(stream.fileno(), size)
+                    # The line break that closes a torn line ends none of ours.
+                    os.ftruncate(stream.fileno(), size + (end if end > torn else 0))
+                    os.fsync(stream.fileno())
                 raise
 
 

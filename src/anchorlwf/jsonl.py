@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from anchorlwf.errors import RecordError, wrong
-from anchorlwf.files import append_line, write_atomic
+from anchorlwf.files import append_lines, write_atomic
 from anchorlwf.probe import Probe
 from anchorlwf.record import Prompt, Record
 
@@ -18,10 +18,15 @@ __all__ = [
     "BadLine",
     "BadLineWarning",
     "append_record",
+    "append_records",
     "dpo_rows",
+    "each_line",
+    "each_prompt",
+    "each_record",
     "load_probes",
     "load_prompts",
     "load_records",
+    "problem_of",
     "read_lines",
     "save_lines",
     "save_records",
@@ -50,7 +55,8 @@ class BadLine:
         return f"{self.source}, line {self.line}: {self.problem}"
 
 
-def _problem(error: ValidationError) -> str:
+def problem_of(error: ValidationError) -> str:
+    """What pydantic found: field, expected and got, in our words."""
     found = []
     for item in error.errors(include_url=False):
         field = ".".join(str(part) for part in item["loc"])
@@ -106,8 +112,8 @@ def _raw_rows(source: Source) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 yield number, row if isinstance(row, dict) else f"expected a JSON object, got {type(row).__name__}"
 
 
-def read_lines(source: Source, kind: type[Row]) -> tuple[list[Row], list[BadLine]]:
-    """Read every line of a JSONL file (or rows of a dataset) as `kind`; the good ones and the bad ones.
+def each_line(source: Source, kind: type[Row]) -> Iterator[Row | BadLine]:
+    """Read a JSONL file (or rows of a dataset) as `kind`, line by line, good and bad; memory does not grow with it.
 
     Raises:
         RecordError: the file does not exist or holds no line at all.
@@ -115,30 +121,60 @@ def read_lines(source: Source, kind: type[Row]) -> tuple[list[Row], list[BadLine
     name = str(source) if isinstance(source, str | Path) else "dataset"
     if isinstance(source, str | Path) and not Path(source).is_file():
         raise RecordError(wrong(name, "a JSONL file", "no such file", "Check the path."))
-    good: list[Row] = []
-    bad: list[BadLine] = []
+    number = 0
     for number, row in _raw_rows(source):
         if isinstance(row, str):
-            bad.append(BadLine(name, number, row))
+            yield BadLine(name, number, row)
             continue
         try:
-            good.append(kind.model_validate(row))
+            yield kind.model_validate(row)
         except ValidationError as error:
-            bad.append(BadLine(name, number, _problem(error)))
-    if not good and not bad:
+            yield BadLine(name, number, problem_of(error))
+    if not number:
         what = f"at least one {kind.__name__.lower()}"
         raise RecordError(wrong(name, what, "an empty file", "Write one JSON object per line."))
+
+
+def read_lines(source: Source, kind: type[Row]) -> tuple[list[Row], list[BadLine]]:
+    """All of `each_line`: the good ones and the bad ones. Raises `RecordError` as it does."""
+    good: list[Row] = []
+    bad: list[BadLine] = []
+    for row in each_line(source, kind):
+        if isinstance(row, BadLine):
+            bad.append(row)
+        else:
+            good.append(row)
     return good, bad
 
 
-def _load(source: Source, kind: type[Row], skip_bad: bool) -> list[Row]:
-    good, bad = read_lines(source, kind)
+def _each(source: Source, kind: type[Row], skip_bad: bool) -> Iterator[Row]:
+    """The good lines; once they have all been given, the bad ones are raised, or warned of."""
+    good, bad = 0, list[BadLine]()
+    for row in each_line(source, kind):
+        if isinstance(row, BadLine):
+            bad.append(row)
+        else:
+            good += 1
+            yield row
     if bad and not skip_bad:
         listing = "\n".join(str(line) for line in bad)
-        raise RecordError(f"{listing}\n{len(good)} other lines are good. Mend the bad ones, or skip them (skip_bad).")
+        raise RecordError(f"{listing}\n{good} other lines are good. Mend the bad ones, or skip them (skip_bad).")
     for line in bad:
-        warnings.warn(str(line), BadLineWarning, stacklevel=3)
-    return good
+        warnings.warn(str(line), BadLineWarning, stacklevel=4)
+
+
+def _load(source: Source, kind: type[Row], skip_bad: bool) -> list[Row]:
+    return list(_each(source, kind, skip_bad))
+
+
+def each_record(source: Source, *, skip_bad: bool = False) -> Iterator[Record]:
+    """Read records one at a time, those that a later line replaces too. Raises as `load_records`, but at the end."""
+    return _each(source, Record, skip_bad)
+
+
+def each_prompt(source: Source, *, skip_bad: bool = False) -> Iterator[Prompt]:
+    """Read prompts one at a time. Raises as `load_prompts`, but at the end."""
+    return _each(source, Prompt, skip_bad)
 
 
 def load_records(source: Source, *, skip_bad: bool = False) -> list[Record]:
@@ -191,7 +227,12 @@ def save_records(path: str | Path, records: Iterable[Record]) -> None:
 
 def append_record(path: str | Path, record: Record) -> None:
     """Append one record durably (fsync before return). Raises `StorageError`; the file is then as it was."""
-    append_line(path, record.model_dump_json())
+    append_records(path, [record])
+
+
+def append_records(path: str | Path, records: Sequence[Record]) -> None:
+    """Append records durably, with one fsync. Raises `StorageError`; the file is then as it was."""
+    append_lines(path, [record.model_dump_json() for record in records])
 
 
 def sft_rows(records: Iterable[Record]) -> list[dict[str, Any]]:

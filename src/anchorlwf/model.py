@@ -22,7 +22,7 @@ from anchorlwf.errors import ModelError, PromptError, StampError, wrong
 from anchorlwf.record import ModelStamp, Record
 from anchorlwf.text import Codec
 
-__all__ = ["EMBEDDED", "LanguageModel", "embedded_path", "load_model"]
+__all__ = ["EMBEDDED", "LanguageModel", "adapter_of", "embedded_path", "load_model"]
 
 EMBEDDED = "embedded"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,10 +40,14 @@ class LanguageModel:
         net: the transformers model, or the PEFT model around it.
         codec: text to ids and back.
         name, revision: as loaded, for the stamp.
+        adapter: folder of the adapter, where one was loaded.
     """
 
-    def __init__(self, net: PreTrainedModel | PeftModel, codec: Codec, name: str, revision: str | None = None) -> None:
-        self.net, self.codec, self.name, self.revision = net, codec, name, revision
+    def __init__(
+        self, net: PreTrainedModel | PeftModel, codec: Codec, name: str, revision: str | None = None,
+        adapter: str | None = None,
+    ) -> None:
+        self.net, self.codec, self.name, self.revision, self.adapter = net, codec, name, revision, adapter
         self._copy: PreTrainedModel | None = None
 
     @property
@@ -75,9 +79,12 @@ class LanguageModel:
             template_sha=self.codec.template_sha,
         )
 
-    def check_stamp(self, record: Record) -> None:
-        """Raise `StampError` if the record's ids belong to another tokenizer, chat template or vocabulary."""
-        ours, theirs = self.stamp, record.model
+    def check_stamp(self, record: Record, ours: ModelStamp | None = None) -> None:
+        """Raise `StampError` if the record's ids belong to another tokenizer, chat template or vocabulary.
+
+        `ours`: this model's stamp, where many records are checked; with a large vocabulary it takes its time.
+        """
+        ours, theirs = ours or self.stamp, record.model
         for field, what in (("tokenizer_sha", "tokenizer"), ("template_sha", "chat template")):
             made_with, have = getattr(theirs, field), getattr(ours, field)
             if made_with != have:
@@ -197,7 +204,7 @@ class LanguageModel:
                     weight.requires_grad_(False)
 
 
-def _adapter_of(path: str) -> tuple[str, str | None]:
+def adapter_of(path: str) -> tuple[str, str | None]:
     """If `path` is an adapter folder, the base model it names and the folder; else the path and nothing."""
     folder = Path(path)
     if not (folder / "adapter_config.json").is_file():
@@ -228,7 +235,7 @@ def load_model(
     Raises:
         ModelError: nothing loadable under that name, or an adapter that does not fit.
     """
-    name, found = _adapter_of(str(name or EMBEDDED))
+    name, found = adapter_of(str(name or EMBEDDED))
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
         fix = "Give the folder that training wrote, such as runs/first/adapter."
         raise ModelError(wrong(f"adapter {adapter}", "a folder with adapter_config.json", "none", fix))
@@ -249,4 +256,5 @@ def load_model(
         what = "a folder or hub name of a causal language model in safetensors"
         first = str(error).strip().splitlines()[0]
         raise ModelError(wrong(f"model {name!r}", what, first, "Check the name, or give a local folder.")) from error
-    return LanguageModel(net.to(place).eval(), Codec(tokenizer), name, revision)
+    home = None if folder is None else str(folder)
+    return LanguageModel(net.to(place).eval(), Codec(tokenizer), name, revision, home)

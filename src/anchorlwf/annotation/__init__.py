@@ -2,9 +2,8 @@
 
 from anchorlwf.annotation.annotators import Accept, Annotator, Correct, Quit, Reject, Undo, Verdict, View
 from anchorlwf.annotation.session import Session, drive
-from anchorlwf.annotation.stage import PromptLike, annotate, as_prompts, retention_records
+from anchorlwf.annotation.stage import PromptLike, annotate, annotate_stream, as_prompts, retention_records
 from anchorlwf.annotation.target import TargetAnnotator, target_record
-from anchorlwf.annotation.terminal import TerminalAnnotator
 from anchorlwf.annotation.verify import Finding, verify_records
 
 __all__ = [
@@ -17,11 +16,11 @@ __all__ = [
     "Reject",
     "Session",
     "TargetAnnotator",
-    "TerminalAnnotator",
     "Undo",
     "Verdict",
     "View",
     "annotate",
+    "annotate_stream",
     "as_prompts",
     "drive",
     "retention_records",

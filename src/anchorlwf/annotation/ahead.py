@@ -16,11 +16,21 @@ __all__ = ["Ahead", "proposal_of"]
 _log = logging.getLogger(__name__)
 
 
-def proposal_of(decoder: Decoder, prompt: Prompt, limit: int) -> Proposal:
-    """The model's own answer with how sure it was. Raises `PromptError`, `ServerError`."""
+def proposal_of(decoder: Decoder, prompt: Prompt, limit: int, closed: threading.Event) -> Proposal | None:
+    """The model's own answer with how sure it was; None where it was `closed` first.
+
+    Raises:
+        PromptError, ServerError: there is no answer.
+    """
     prompt_ids = decoder.table.codec.encode_prompt(prompt.messages, prompt.tools)
     limit = decoder.room(prompt_ids, limit)
-    steps = list(decoder.stream("ahead", prompt_ids, [], limit, ahead=True))
+    stream = decoder.stream("ahead", prompt_ids, [], limit, ahead=True)
+    steps = []
+    for step in stream:
+        if closed.is_set():
+            stream.close()
+            return None
+        steps.append(step)
     ids = [step.token_id for step in steps]
     stopped = bool(ids) and ids[-1] in decoder.stop_ids
     whole = stopped or len(ids) >= limit
@@ -53,7 +63,7 @@ class Ahead:
         self._wake.set()
 
     def close(self) -> None:
-        """End the thread after the answer at hand."""
+        """End the thread after the token at hand."""
         self._closed.set()
         self._wake.set()
         self._thread.join(timeout=5)
@@ -76,10 +86,11 @@ class Ahead:
 
     def _one(self, item: int, prompt: Prompt) -> None:
         try:
-            found = proposal_of(self._decoder, prompt, self._limit)
+            found = proposal_of(self._decoder, prompt, self._limit, self._closed)
         except PromptError as error:
             # Whoever opens it is told; the rest of the queue must not wait for it.
             self._failed.add(item)
             _log.info("Item %d is not decoded ahead: %s", item, error)
             return
-        propose(self._store, item, found)
+        if found is not None:
+            propose(self._store, item, found)

@@ -4,7 +4,7 @@ Shape suffix: V vocabulary.
 """
 
 from collections import OrderedDict
-from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,10 +13,11 @@ from peft import PeftModel
 from torch import Tensor
 
 from anchorlwf.annotation.tokens import TokenTable
-from anchorlwf.annotation.turns import Turns
+from anchorlwf.annotation.turns import Several, Turns
 from anchorlwf.batch import KeepTurn
-from anchorlwf.decode import TIE, Choices, GreedyDecoder, Step
+from anchorlwf.decode import Choices, GreedyDecoder, Step
 from anchorlwf.divergence import token_kl
+from anchorlwf.draft import Draft
 from anchorlwf.errors import ModelError, wrong
 from anchorlwf.model import LanguageModel
 from anchorlwf.record import ModelStamp
@@ -60,11 +61,12 @@ class Decoder(Protocol):
         ...
 
     def stream(
-        self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], limit: int, *, ahead: bool = False
+        self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], limit: int, *,
+        ahead: bool = False, draft_ids: Sequence[int] = (),
     ) -> Stream:
         """Greedy tokens behind the prefix, to the end of turn or `limit` completion tokens.
 
-        `ahead`: nobody waits for it yet.
+        `ahead`: nobody waits for it yet. `draft_ids`: what may follow; of use to the time only.
         """
         ...
 
@@ -97,30 +99,25 @@ class _Cached(GreedyDecoder):
     @torch.inference_mode()
     def approach(self, ids: list[int]) -> bool:
         """Bring the cache a chunk nearer to the end of `ids`; False once it is near."""
-        shared = 0
-        for ours, theirs in zip(self._ids, ids[:-1], strict=False):
-            if ours != theirs:
-                break
-            shared += 1
-        self._rewind(shared)
+        self._keep_shared(ids)
         if len(ids) - len(self._ids) <= _CHUNK:
             return False
         self._feed(ids[len(self._ids) : len(self._ids) + _CHUNK])
         return True
 
-    @torch.inference_mode()
     def after(self, ids: list[int]) -> Tensor:
         """Logits [V] of what follows `ids`."""
-        return self._move_to(ids)
+        return self._after(ids, [])[0]
 
     @torch.inference_mode()
-    def chosen(self, logits_V: Tensor) -> Chosen:
-        """The greedy choice with its alternatives and entropy."""
-        step = self._choose(logits_V)
-        log_V = logits_V.log_softmax(-1)
+    def _choose(self, logits_TV: Tensor) -> list[Step]:
+        log_TV = logits_TV.log_softmax(-1)
         # A probability of zero has no logarithm, and no share in the sum.
-        entropy = float(-(log_V.exp() * log_V.clamp(min=-1e4)).sum())
-        return Chosen(step.token_id, min(1.0, step.probability), step.alternatives, max(0.0, entropy))
+        entropies = -(log_TV.exp() * log_TV.clamp(min=-1e4)).sum(-1)
+        return [
+            Chosen(step.token_id, min(1.0, step.probability), step.alternatives, max(0.0, entropy))
+            for step, entropy in zip(super()._choose(logits_TV), entropies.tolist(), strict=True)
+        ]
 
 
 class LocalDecoder:
@@ -157,17 +154,18 @@ class LocalDecoder:
         return self.model.room(list(prompt_ids), wanted)
 
     def stream(
-        self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], limit: int, *, ahead: bool = False
+        self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], limit: int, *,
+        ahead: bool = False, draft_ids: Sequence[int] = (),
     ) -> Stream:
         """See `Decoder`."""
-        work = self._streaming(key, [*prompt_ids], [*prefix_ids], self.room(prompt_ids, limit))
+        work = self._streaming(key, [*prompt_ids], [*prefix_ids], self.room(prompt_ids, limit), draft_ids)
         return self._turns.submit("ahead" if ahead else "stream", work)
 
     def judge(
         self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], token_ids: Sequence[int]
     ) -> Choices:
         """See `Decoder`."""
-        return next(self._turns.submit("ask", self._judging(key, [*prompt_ids, *prefix_ids], token_ids)))
+        return next(self._turns.submit("ask", self._judging(key, [*prompt_ids], [*prefix_ids], [*token_ids])))
 
     def options(
         self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], top: int, starts: str = ""
@@ -204,36 +202,37 @@ class LocalDecoder:
             oldest, _ = self._caches.popitem(last=False)
             self._sizes.pop(oldest, None)
 
-    def _logits(self, key: Hashable, ids: list[int]) -> Generator[None, None, Tensor]:
+    def _near(self, key: Hashable, ids: list[int]) -> Generator[None, None, None]:
         # Looked up anew after each yield: the cache may have been dropped meanwhile.
         while self._cache(key).approach(ids):
             self._measured(key)
             yield None
-        logits_V = self._cache(key).after(ids)
-        self._measured(key)
-        return logits_V
 
-    def _streaming(self, key: Hashable, prompt: list[int], ids: list[int], limit: int) -> Generator[Chosen | None]:
+    def _streaming(
+        self, key: Hashable, prompt: list[int], ids: list[int], limit: int, draft_ids: Sequence[int]
+    ) -> Generator[Several | None]:
+        draft = Draft(draft_ids if self._cache(key).rewinds else ())
         while len(ids) < limit and not (ids and ids[-1] in self.stop_ids):
-            logits_V = yield from self._logits(key, prompt + ids)
-            step = self._cache(key).chosen(logits_V)
-            ids.append(step.token_id)
-            yield step
+            yield from self._near(key, prompt + ids)
+            proposed = draft.propose(limit - len(ids) - 1)
+            steps = self._cache(key).advance(prompt + ids, proposed)
+            self._measured(key)
+            found = [step.token_id for step in steps]
+            draft.learn(len(proposed), found)
+            end = next((i + 1 for i, token in enumerate(found) if token in self.stop_ids), len(found))
+            ids += found[:end]
+            yield Several(steps[:end])
 
-    def _judging(self, key: Hashable, ids: list[int], tokens: Iterable[int]) -> Generator[Choices | None]:
-        found = Choices([], [], [])
-        for token in tokens:
-            logits_V = yield from self._logits(key, ids)
-            best = int(logits_V.argmax())
-            gap, own = logits_V[best] - logits_V[token], logits_V[token] - logits_V.logsumexp(-1)
-            found.best_ids.append(best)
-            found.probabilities.append(min(1.0, float(own.exp())))
-            found.tied.append(best != token and float(gap) < TIE)
-            ids = [*ids, token]
-        yield found
+    def _judging(self, key: Hashable, prompt: list[int], ids: list[int], tokens: list[int]) -> Generator[Any]:
+        yield from self._near(key, prompt + ids)
+        judged = self._cache(key).judge(prompt, ids, tokens)
+        self._measured(key)
+        yield judged
 
     def _weighing(self, key: Hashable, ids: list[int], top: int, starts: str) -> Generator[Any]:
-        logits_V = yield from self._logits(key, ids)
+        yield from self._near(key, ids)
+        logits_V = self._cache(key).after(ids)
+        self._measured(key)
         probability_V = logits_V.softmax(-1)[: len(self.table)]
         wanted = starts.lstrip().lower()
         if wanted:

@@ -26,7 +26,6 @@ from anchorlwf.annotation.session import anchors_of
 from anchorlwf.annotation.store import Order, SessionRow, Store
 from anchorlwf.annotation.tree import apply, replay
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.decode import Choices
 from anchorlwf.errors import ConflictError, MissingError, NothingToDoError, StorageError, wrong
 
 __all__ = ["Desk"]
@@ -90,6 +89,10 @@ class Desk:
     def _begun(self, row: SessionRow) -> Live:
         with self._lock:
             live = self._live.get(row.id)
+        if live is not None and live.tree.version < row.version:
+            # Another page or terminal went on with it meanwhile.
+            self._forget(live)
+            live = None
         live = live or self._loaded(row)
         with live.lock:
             live.row = row
@@ -153,7 +156,7 @@ class Desk:
             if live.continuation is not None or live.tree.node.ended or live.tree.verdict is not None:
                 return live.continuation
             node, ids = live.tree.current, live.tree.node.completion_ids
-            stream = self.decoder.stream(live.key, live.prompt_ids, ids, live.limit)
+            stream = self.decoder.stream(live.key, live.prompt_ids, ids, live.limit, draft_ids=live.draft)
             memory = live.remember(node, len(ids), self.config.alternatives)
             live.continuation = Continuation(node, len(ids), stream, memory)
             run = threading.Thread(target=live.continuation.run, args=(lambda done: self._finish(live, done),),
@@ -190,12 +193,9 @@ class Desk:
             self._settle(live)
             prefix = live.tree.node.completion_ids[:position]
             judged = self.decoder.judge(live.key, live.prompt_ids, prefix, token_ids)
-            before = Choices([-1] * position, [0.0] * position, [False] * position)
-            choices = Choices(before.best_ids + judged.best_ids, before.probabilities + judged.probabilities,
-                              before.tied + judged.tied)
             source = f"human:{live.row.annotator}"
             weight = self.config.confidence if confidence is None else confidence
-            anchors, ties = anchors_of(choices, token_ids, position, weight, source)
+            anchors, ties = anchors_of(judged, token_ids, position, weight, source)
             ended, truncated = live.ends([*prefix, *token_ids], self.decoder.stop_ids)
             self._commit(live, [Corrected(
                 at=_now(), parent=node, position=position, token_ids=tuple(token_ids), anchors=tuple(anchors),

@@ -8,7 +8,7 @@ from pathlib import Path
 from anchorlwf.annotation.store import SessionRow
 from anchorlwf.annotation.tree import Tree
 from anchorlwf.errors import StorageError
-from anchorlwf.jsonl import append_record, load_records, save_records
+from anchorlwf.jsonl import append_record, load_records, read_lines
 from anchorlwf.record import ModelStamp, Prompt, Record, new_id
 from anchorlwf.text import Codec
 
@@ -32,7 +32,7 @@ class Ledger:
         self._lock = threading.Lock()
 
     def key(self, prompt: Prompt) -> str:
-        """The id of the record a prompt becomes: the terminal's work counts here."""
+        """The id of the record a prompt becomes: work done without a store counts here."""
         return prompt.record_id(self._stamp.name, self._codec.encode_prompt(prompt.messages, prompt.tools))
 
     def record(self, row: SessionRow, prompt_ids: Sequence[int], tree: Tree) -> Record:
@@ -63,11 +63,14 @@ class Ledger:
         """What `out` holds, by id."""
         if self._out is None or not self._out.is_file() or not self._out.stat().st_size:
             return {}
-        return {record.id: record for record in load_records(self._out)}
+        # A line torn by a crash is warned of and must not keep the work from going on: the store has that record. A
+        # file without any record is something else, and refused.
+        some_good = bool(read_lines(self._out, Record)[0])
+        return {record.id: record for record in load_records(self._out, skip_bad=some_good)}
 
     def reconcile(self, stored: Sequence[Record]) -> None:
         """Bring `out` up to the store, which may have gone further when a process died between the two."""
         known = self.known()
-        behind = [record for record in stored if known.get(record.id) != record]
-        if self._out is not None and behind:
-            save_records(self._out, {**known, **{record.id: record for record in behind}}.values())
+        for record in stored:
+            if self._out is not None and known.get(record.id) != record:
+                append_record(self._out, record)

@@ -158,6 +158,16 @@ class Live:
         stored = list(self.tree.node.probabilities)
         return stored if self.continuation is None else [*stored, *self.continuation.so_far()[1]]
 
+    @property
+    def draft(self) -> Sequence[int]:
+        """What stood behind the end of the present answer in those above it: after a correction most of it returns."""
+        node, found = self.tree.node, list[int]()
+        for above in reversed(self.tree.path(self.tree.current)[:-1]):
+            # An answer that was corrected while it streamed ends early; the one above it may go on.
+            found += self.tree.nodes[above].completion_ids[len(found):]
+        # However many tokens were given, they took the place of one.
+        return found[len(node.completion_ids) - max(0, node.given - 1):]
+
     def ends(self, ids: Sequence[int], stop_ids: frozenset[int]) -> tuple[bool, bool]:
         """Whether these tokens are a whole answer, and whether only the limit made them so."""
         stopped = bool(ids) and ids[-1] in stop_ids

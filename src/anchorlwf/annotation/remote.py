@@ -183,9 +183,9 @@ class RemoteDecoder:
         return min(wanted, self._context - len(prompt_ids))
 
     def stream(
-        self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], limit: int, *, ahead: bool = False
+        self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], limit: int, **_ours: object
     ) -> _RemoteStream:
-        """See `Decoder`; the server shares its own time out."""
+        """See `Decoder`; the server shares its own time out, and has no use for drafts."""
         return _RemoteStream(self._pieces, [*prompt_ids], [*prefix_ids], self.room(prompt_ids, limit), self.stop_ids)
 
     def judge(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from anchorlwf.annotation.annotators import Accept, Annotator, Correct, Quit, Reject, Undo, View
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.decode import Choices, GreedyDecoder, Step, greedy_choices
+from anchorlwf.decode import Choices, GreedyDecoder, Step
 from anchorlwf.errors import AnchorLwfError, NothingToDoError, RecordError, wrong
 from anchorlwf.model import LanguageModel
 from anchorlwf.record import Anchor, Prompt, Record
@@ -28,20 +28,20 @@ class State:
 def anchors_of(
     choices: Choices, token_ids: list[int], start: int, confidence: float, source: str
 ) -> tuple[list[Anchor], list[int]]:
-    """Anchors and ties among `token_ids` (which stand from position `start` on): the rule of the protocol.
+    """Anchors and ties among `token_ids`, which stand from position `start` on: the rule of the protocol.
 
     A token is an anchor if the model, given the corrected prefix, would not pick it greedily; within the tolerance of
-    a tie it is noted as such instead.
+    a tie it is noted as such instead. `choices` has one entry per token of `token_ids`.
     """
     anchors, ties = [], []
     for offset, token in enumerate(token_ids):
         position = start + offset
-        if choices.tied[position]:
+        if choices.tied[offset]:
             ties.append(position)
-        elif choices.best_ids[position] != token:
+        elif choices.best_ids[offset] != token:
             anchors.append(Anchor(
-                position=position, token_id=token, rejected_id=choices.best_ids[position], confidence=confidence,
-                ref_probability=choices.probabilities[position], source=source,
+                position=position, token_id=token, rejected_id=choices.best_ids[offset], confidence=confidence,
+                ref_probability=choices.probabilities[offset], source=source,
             ))
     return anchors, ties
 
@@ -107,9 +107,11 @@ class Session:
         if standing == token_ids:
             fix = "Choose another token, or accept the answer."
             raise NothingToDoError(wrong("correction", "tokens that differ from the answer", "the same", fix))
-        choices = greedy_choices(self._model, self.prompt_ids, [*prefix, *token_ids])
+        choices = self._decoder.judge(self.prompt_ids, prefix, token_ids)
         anchors, ties = anchors_of(choices, token_ids, position, confidence, source)
-        answer = self._decoder.complete(self.prompt_ids, [*prefix, *token_ids], self._config.max_new_tokens)
+        # Most of what stood behind the correction usually returns.
+        answer = self._decoder.complete(self.prompt_ids, [*prefix, *token_ids], self._config.max_new_tokens,
+                                        state.completion_ids[position + 1 :])
         self._history.append(State(
             tuple(answer.ids),
             (*(anchor for anchor in state.anchors if anchor.position < position), *anchors),

@@ -1,20 +1,25 @@
 """The annotation stage: from prompts to a growing file of records."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
 from anchorlwf.annotation.annotators import Annotator
 from anchorlwf.annotation.session import Session, drive
-from anchorlwf.annotation.target import target_record
+from anchorlwf.annotation.target import target_records, target_turn
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.decode import Decoded, GreedyDecoder, decode_batch
 from anchorlwf.files import ensure_writable
-from anchorlwf.jsonl import append_record, load_prompts, load_records, read_lines
+from anchorlwf.jsonl import append_records, each_line, each_prompt, each_record, load_prompts
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Prompt, Record
+from anchorlwf.replay import windows
 
-__all__ = ["PromptLike", "annotate", "as_prompts", "retention_records"]
+__all__ = ["PromptLike", "annotate", "annotate_stream", "as_prompts", "retention_records"]
+
+_WINDOW = 128
+"""Prompts in memory at a time: their batches are sorted by length, their records stored together."""
 
 PromptLike = Prompt | str | dict[str, Any]
 
@@ -30,36 +35,110 @@ def as_prompts(prompts: str | Path | Iterable[PromptLike]) -> list[Prompt]:
     return load_prompts(rows) if rows else []
 
 
-def _originals(model: LanguageModel, prompts: list[Prompt], config: AnnotateConfig) -> list[Decoded | None]:
+def _originals(model: LanguageModel, prompts: list[list[int]], config: AnnotateConfig) -> list[Decoded | None]:
     found: list[Decoded | None] = [None] * len(prompts)
     if config.original:
-        ids = [model.codec.encode_prompt(prompt.messages, prompt.tools) for prompt in prompts]
-        for batch in decode_batch(model, ids, config.max_new_tokens):
+        for batch in decode_batch(model, prompts, config.max_new_tokens):
             for index, answer in batch:
                 found[index] = answer
     return found
 
 
-def _by_target(model: LanguageModel, prompts: list[Prompt], config: AnnotateConfig) -> Iterator[Record]:
-    # A slice at a time, so that memory does not grow with the file and an interruption costs little.
-    for start in range(0, len(prompts), 64):
-        part = prompts[start : start + 64]
-        for prompt, original in zip(part, _originals(model, part, config), strict=True):
-            yield target_record(model, prompt, config, original)
+def _by_target(model: LanguageModel, prompts: Iterator[Prompt], config: AnnotateConfig) -> Iterator[list[Record]]:
+    targets = ((prompt, target_turn(model, prompt)) for prompt in prompts)
+    for window in windows(targets, _WINDOW):
+        originals = _originals(model, [turn.prompt_ids for _, turn in window], config)
+        yield target_records(model, window, config, originals)
 
 
 def _by_annotator(
-    model: LanguageModel, prompts: list[Prompt], config: AnnotateConfig, annotator: Annotator,
+    model: LanguageModel, prompts: Iterator[Prompt], config: AnnotateConfig, annotator: Annotator,
     drafts: dict[str, Record],
-) -> Iterator[Record]:
+) -> Iterator[list[Record]]:
     decoder = GreedyDecoder(model, config.alternatives)
     for prompt in prompts:
         key = prompt.record_id(model.name, model.codec.encode_prompt(prompt.messages, prompt.tools))
         session = Session(model, prompt, config, decoder=decoder, draft=drafts.get(key))
         record = drive(session, annotator)
-        yield record
+        yield [record]
         if record.status == "draft":
             return
+
+
+def _earlier(out: str | Path | None) -> tuple[set[str], dict[str, Record]]:
+    """What `out` holds: ids of finished records, and the drafts."""
+    finished: set[str] = set()
+    drafts: dict[str, Record] = {}
+    if out is None or not Path(out).is_file() or not Path(out).stat().st_size:
+        return finished, drafts
+    # A line torn by a crash is warned of and must not keep the work from going on; a file without any record is
+    # something else, and refused.
+    some_good = any(isinstance(line, Record) for line in each_line(out, Record))
+    for record in each_record(out, skip_bad=some_good):
+        finished.discard(record.id)
+        drafts.pop(record.id, None)
+        if record.status == "draft":
+            drafts[record.id] = record
+        else:
+            finished.add(record.id)
+    return finished, drafts
+
+
+def _plan(
+    model: LanguageModel, prompts: Iterator[Prompt], out: str | Path | None
+) -> tuple[bytearray, dict[str, Record]]:
+    """For each prompt whether it is to be done (a byte, so that a long file costs nothing), and drafts by their id."""
+    seen, drafts = _earlier(out)
+    waiting = bytearray()
+    for prompt in prompts:
+        key = prompt.record_id(model.name, model.codec.encode_prompt(prompt.messages, prompt.tools))
+        # One that stands twice in the file is asked once.
+        waiting.append(key not in seen)
+        seen.add(key)
+    return waiting, drafts
+
+
+def _each(prompts: str | Path | list[Prompt]) -> Iterator[Prompt]:
+    return each_prompt(prompts) if isinstance(prompts, str | Path) else iter(prompts)
+
+
+def annotate_stream(
+    model: LanguageModel | str | None,
+    prompts: str | Path | Iterable[PromptLike],
+    annotator: Literal["target"] | Annotator = "target",
+    *,
+    out: str | Path | None = None,
+    config: AnnotateConfig | None = None,
+    on_record: Callable[[Record, int, int], None] | None = None,
+) -> Iterator[Record]:
+    """`annotate`, record by record: a file of prompts is read as it is worked on, and no record is kept.
+
+    Nothing happens before the first record is asked for. Arguments and errors are those of `annotate`.
+
+    Yields:
+        Each new record, in the order of the prompts, once it is stored.
+    """
+    config = config or AnnotateConfig()
+    language_model = model if isinstance(model, LanguageModel) else load_model(model)
+    # Read twice: the first time finds every bad line, and what is left to do, before any work begins.
+    listed = prompts if isinstance(prompts, str | Path) else as_prompts(prompts)
+    if out is not None:
+        ensure_writable(out)
+    waiting, drafts = _plan(language_model, _each(listed), out)
+    todo, count = compress(_each(listed), waiting), sum(waiting)
+    if annotator == "target":
+        parts = _by_target(language_model, todo, config)
+    else:
+        parts = _by_annotator(language_model, todo, config, annotator, drafts)
+    done = 0
+    for part in parts:
+        if out is not None:
+            append_records(out, part)
+        for record in part:
+            done += 1
+            if on_record is not None:
+                on_record(record, done, count)
+            yield record
 
 
 def annotate(
@@ -76,48 +155,22 @@ def annotate(
     Args:
         model: the model to correct, its name, or None for the embedded one.
         prompts: a JSONL file, or prompts (text, dicts or `Prompt`).
-        annotator: "target" (every prompt holds its right `answer`; one forward pass each), or an `Annotator`.
-        out: append each record durably as it is finished; prompts already finished there are skipped, and a draft
-            is taken up where it was left.
+        annotator: "target" (every prompt holds its right `answer`; one forward pass per batch), or an `Annotator`.
+        out: append records durably as they are finished, in the order of the prompts; prompts already finished there
+            are skipped, and a draft is taken up where it was left. An interrupted run over targets loses no more than
+            the 128 prompts at hand.
         config: token limit, alternatives, confidence.
         on_record: called with each new record, its number and how many there will be.
 
     Returns:
         The new records, in order. A record without anchors says that the model was right already. A record whose
-        status is draft means that the annotator quit there.
+        status is draft means that the annotator quit there. Where they are too many to hold, see `annotate_stream`.
 
     Raises:
         RecordError, PromptError: a prompt without target, or too long.
         StorageError: `out` cannot be written; what it held is still there.
     """
-    config = config or AnnotateConfig()
-    language_model = model if isinstance(model, LanguageModel) else load_model(model)
-    waiting = as_prompts(prompts)
-    earlier: dict[str, Record] = {}
-    if out is not None:
-        ensure_writable(out)
-        if Path(out).is_file() and Path(out).stat().st_size:
-            # A line torn by a crash is warned of and must not keep the work from going on; a file without any record
-            # is something else, and refused.
-            some_good = bool(read_lines(out, Record)[0])
-            earlier = {record.id: record for record in load_records(out, skip_bad=some_good)}
-    codec = language_model.codec
-    # By id, so that a prompt that stands twice in the file is asked once.
-    keyed = {prompt.record_id(language_model.name, codec.encode_prompt(prompt.messages, prompt.tools)): prompt
-             for prompt in waiting}
-    waiting = [prompt for key, prompt in keyed.items() if key not in earlier or earlier[key].status == "draft"]
-    if annotator == "target":
-        stream = _by_target(language_model, waiting, config)
-    else:
-        stream = _by_annotator(language_model, waiting, config, annotator, earlier)
-    records = []
-    for record in stream:
-        if out is not None:
-            append_record(out, record)
-        records.append(record)
-        if on_record is not None:
-            on_record(record, len(records), len(waiting))
-    return records
+    return list(annotate_stream(model, prompts, annotator, out=out, config=config, on_record=on_record))
 
 
 def retention_records(
@@ -128,13 +181,14 @@ def retention_records(
     They tell training what must stay as it is where no correction speaks of it.
     """
     config = (config or AnnotateConfig()).model_copy(update={"original": True})
-    kept = []
-    for prompt, answer in zip(listed := as_prompts(prompts), _originals(model, listed, config), strict=True):
+    listed, stamp, kept = as_prompts(prompts), model.stamp, []
+    encoded = [model.codec.encode_prompt(prompt.messages, prompt.tools) for prompt in listed]
+    for prompt, ids, answer in zip(listed, encoded, _originals(model, encoded, config), strict=True):
         assert answer is not None
         kept.append(Record(
-            id=prompt.record_id(model.name, ids := model.codec.encode_prompt(prompt.messages, prompt.tools)),
-            model=model.stamp, messages=prompt.messages, tools=prompt.tools, prompt_ids=ids,
-            original_ids=answer.ids, completion_ids=answer.ids, completion=model.codec.decode(answer.ids),
+            id=prompt.record_id(model.name, ids), model=stamp, messages=prompt.messages, tools=prompt.tools,
+            prompt_ids=ids, original_ids=answer.ids, completion_ids=answer.ids,
+            completion=model.codec.decode(answer.ids),
             truncated=answer.truncated, tags=[*prompt.tags, "retain"],
         ))
     return kept

@@ -4,15 +4,19 @@ By the invariant of the protocol, anchors = { t : argmax p_ref(. | x, y_<t) != y
 prompt and answer shows them all. `TargetAnnotator` finds the same anchors step by step; tests hold the two equal.
 """
 
+from collections.abc import Sequence
+
 from anchorlwf.annotation.annotators import Accept, Correct, Verdict, View
 from anchorlwf.annotation.session import anchors_of
+from anchorlwf.batch import KeepTurn
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.decode import Decoded, greedy_choices
+from anchorlwf.decode import Decoded
 from anchorlwf.errors import AnchorLwfError, PromptError, RecordError, wrong
 from anchorlwf.model import LanguageModel
 from anchorlwf.record import Prompt, Record
+from anchorlwf.replay import replay
 
-__all__ = ["TargetAnnotator", "target_ids", "target_record"]
+__all__ = ["TargetAnnotator", "target_ids", "target_record", "target_records", "target_turn"]
 
 
 def target_ids(model: LanguageModel, answer: str | None) -> list[int]:
@@ -33,16 +37,8 @@ def target_ids(model: LanguageModel, answer: str | None) -> list[int]:
     return ids
 
 
-def target_record(
-    model: LanguageModel, prompt: Prompt, config: AnnotateConfig, original: Decoded | None = None
-) -> Record:
-    """The complete record of a target answer, from ONE forward pass.
-
-    Args:
-        model: the model to correct.
-        prompt: must hold an `answer`.
-        config: confidence of the anchors.
-        original: the model's own greedy answer, where it was decoded.
+def target_turn(model: LanguageModel, prompt: Prompt) -> KeepTurn:
+    """A prompt and its target answer as token ids.
 
     Raises:
         RecordError: no answer given.
@@ -53,12 +49,39 @@ def target_record(
     if model.room(prompt_ids, len(ids)) < len(ids):
         got = f"{len(prompt_ids)} + {len(ids)}"
         raise PromptError(wrong("prompt + answer", f"at most {model.context_length} tokens", got, "Shorten them."))
-    anchors, ties = anchors_of(greedy_choices(model, prompt_ids, ids), ids, 0, config.confidence, "target")
-    return Record(
-        id=prompt.record_id(model.name, prompt_ids), model=model.stamp, messages=prompt.messages, tools=prompt.tools,
-        prompt_ids=prompt_ids, original_ids=original.ids if original else [], completion_ids=ids,
-        completion=model.codec.decode(ids), anchors=anchors, ties=ties, tags=prompt.tags,
-    )
+    return KeepTurn(prompt_ids, ids)
+
+
+def target_records(
+    model: LanguageModel, targets: Sequence[tuple[Prompt, KeepTurn]], config: AnnotateConfig,
+    originals: Sequence[Decoded | None],
+) -> list[Record]:
+    """Complete records of target answers, from one forward pass per batch.
+
+    Args:
+        model: the model to correct.
+        targets: prompts with their `target_turn`; all of them stand in memory.
+        config: confidence of the anchors.
+        originals: the model's own greedy answers, where they were decoded.
+    """
+    stamp, records = model.stamp, []
+    found = replay(model, [turn for _, turn in targets])
+    for (prompt, turn), choices, original in zip(targets, found, originals, strict=True):
+        anchors, ties = anchors_of(choices, turn.completion_ids, 0, config.confidence, "target")
+        records.append(Record(
+            id=prompt.record_id(model.name, turn.prompt_ids), model=stamp, messages=prompt.messages,
+            tools=prompt.tools, prompt_ids=turn.prompt_ids, original_ids=original.ids if original else [],
+            completion_ids=turn.completion_ids, completion=model.codec.decode(turn.completion_ids), anchors=anchors,
+            ties=ties, tags=prompt.tags,
+        ))
+    return records
+
+
+def target_record(
+    model: LanguageModel, prompt: Prompt, config: AnnotateConfig, original: Decoded | None = None
+) -> Record:
+    """`target_records` of one prompt. Raises as `target_turn`."""
+    return target_records(model, [(prompt, target_turn(model, prompt))], config, [original])[0]
 
 
 class TargetAnnotator:

@@ -1,169 +1,290 @@
-"""The `terminal` annotator: a person at a TTY, or anything that writes lines.
+"""The terminal annotator: a person at a TTY, or anything that writes lines, over the same desk and store as the page.
 
-Tokens are shown numbered; a line names one and says what should stand there.
+Tokens are shown numbered; a line names one and says what should stand there. Every step is in the store before the
+prompt comes back, so the program may end at any moment; the page goes on where the terminal was, and it where the page
+was.
 """
 
-import json
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from anchorlwf.annotation.annotators import Accept, Correct, Quit, Reject, Undo, Verdict, View
-from anchorlwf.decode import Step
-from anchorlwf.errors import AnchorLwfError, RecordError, wrong
+from anchorlwf.annotation import looking, views
+from anchorlwf.annotation.desk import Desk
+from anchorlwf.annotation.drawing import Painter, draw_history, draw_options, draw_prompt, readable
+from anchorlwf.annotation.events import Verdict
+from anchorlwf.annotation.live import Continuation, Live
+from anchorlwf.annotation.queue import progress
+from anchorlwf.annotation.typed import HELP, Act, Command, Go, Look, Note, Put, Tag, Weigh, parse, read_line
+from anchorlwf.errors import AnchorLwfError, ConflictError, NothingToDoError, RecordError, wrong
+from anchorlwf.record import Record
 
-__all__ = ["HELP", "TerminalAnnotator", "parse_line", "visible"]
+__all__ = ["Terminal"]
 
-HELP = """\
-  N            alternatives of token N with their probabilities
-  N text       put text there (white space before it as in the token it replaces)
-  N "text"     put exactly this text, JSON quoting: "\\n", " two spaces"
-  N #2         put alternative 2 there
-  ... @0.8     any of these with a confidence below 1
-  u undo   a accept   x reject   q quit (resume later)   ? this help"""
-
-# An @ within quotes, or within a word, is text.
-_LINE = re.compile(
-    r'(?P<position>\d{1,9})(?:\s+(?P<text>"(?:[^"\\]|\\.)*"|.*?))??(?:\s+@(?P<confidence>\S+))?\s*$'
-)
-
-
-@dataclass(frozen=True)
-class Ask:
-    """Show something (`position`: the alternatives there; None: the help) and ask again."""
-
-    position: int | None
+_PROMPT = "token or command (? for help): "
+_RENEW = 60.0
+"""Seconds between two renewals of the lease while somebody thinks."""
+_BEFORE = 40
+"""Tokens shown again before what changed."""
+_VERDICTS: dict[str, Verdict] = {"accept": "accept", "keep": "keep", "reject": "reject", "skip": "skip"}
 
 
-def visible(piece: str) -> str:
-    """A token's text with its white space and control characters made visible."""
-    shown = piece.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥")
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in shown) or "∅"
-
-
-def _replacement(text: str, view: View, steps: list[Step], position: int) -> list[int]:
-    if text.startswith("#"):
-        offered = steps[position].alternatives
-        number = int(text[1:]) if re.fullmatch(r"#\d{1,9}", text) else 0
-        if not 1 <= number <= len(offered):
-            fix = "Type the token's number to see them."
-            raise RecordError(wrong("alternative", f"#1 to #{len(offered)}", text, fix))
-        return [offered[number - 1][0]]
-    if text.startswith('"'):
-        try:
-            return _encode(str(json.loads(text)), view)
-        except json.JSONDecodeError as error:
-            raise RecordError(wrong("quoted text", "one JSON string", error.msg, 'Close it with ".')) from error
-    [stands] = view.codec.pieces([view.completion_ids[position]])
-    lead = stands[: len(stands) - len(stands.lstrip())]
-    return _encode(lead + text, view)
-
-
-def _encode(text: str, view: View) -> list[int]:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RecordError(wrong("text", "whole characters", error.reason, "Type it as UTF-8.")) from error
-    return view.codec.encode(text)
-
-
-def parse_line(line: str, view: View, confidence: float) -> Verdict | Ask:
-    """What a typed line means.
+class Terminal:
+    """One person's way through a project, line by line.
 
     Args:
-        line: as typed; see `HELP`.
-        view: the answer it speaks of.
-        confidence: of anchors, where the line gives none.
-
-    Raises:
-        RecordError: no such token, alternative, command or confidence.
-    """
-    word = line.strip()
-    simple: dict[str, Verdict | Ask] = {
-        "a": Accept(), "x": Reject(), "u": Undo(), "q": Quit(), "?": Ask(None), "": Ask(None),
-    }
-    if word in simple:
-        return simple[word]
-    match = _LINE.match(word)
-    if match is None:
-        raise RecordError(wrong("line", "a token number or a command", repr(word), "Type ? for help."))
-    position = int(match["position"])
-    if position >= len(view.completion_ids):
-        last = len(view.completion_ids) - 1
-        raise RecordError(wrong("token", f"0 to {last}", position, "Numbers stand before the tokens."))
-    if not match["text"]:
-        return Ask(position)
-    if match["confidence"] is not None:
-        try:
-            confidence = float(match["confidence"])
-        except ValueError:
-            confidence = float("nan")
-        if not 0 < confidence <= 1:
-            raise RecordError(wrong("confidence", "more than 0, at most 1", match["confidence"], "Write @0.8, say."))
-    return Correct(position, _replacement(match["text"], view, view.steps(), position), confidence)
-
-
-class TerminalAnnotator:
-    """Shows answers on a console, reads lines, never fails on a bad one.
-
-    Args:
-        source: goes into the anchors, such as `human:ada`.
+        desk: the project's sessions.
+        name: whose they are.
         console: where answers are shown (results go elsewhere, so standard error).
-        read: gives one line per call; `EOFError` means quit.
-        confidence: of new anchors.
+        read: gives a line for a prompt; `EOFError` means quit.
     """
 
     def __init__(
-        self, source: str, console: Console, read: Callable[[], str] = input, confidence: float = 1.0
+        self, desk: Desk, name: str, console: Console, read: Callable[[Console, str], str] = read_line
     ) -> None:
-        self.source, self._console, self._read, self._confidence = source, console, read, confidence
+        self._desk, self._name, self._console, self._read = desk, name, console, read
+        self._live: Live | None = None
+        self._records: dict[int, Record] = {}
+        self._decided: list[int] = []
 
-    def review(self, view: View) -> Verdict:
-        """Ask until a line is a verdict."""
-        self._show(view)
-        while True:
-            self._console.print("[bold]token, a, x, u, q or ?[/bold] ", end="")
-            try:
-                found = parse_line(self._read(), view, self._confidence)
-            except EOFError:
-                return Quit()
-            except (AnchorLwfError, UnicodeDecodeError) as error:
-                self._say(error)
-                continue
-            if not isinstance(found, Ask):
-                return found
-            if found.position is None:
-                self._console.print(HELP, markup=False)
-            else:
-                self._show_alternatives(view, found.position)
+    def run(self) -> list[Record]:
+        """Work until nothing is left or the person quits.
 
-    def complain(self, error: AnchorLwfError) -> None:
-        """Say why the last correction was not taken."""
-        self._say(error)
+        Returns:
+            The records that this run finished, in order.
+
+        Raises:
+            StorageError: the store is gone; what was shown as done is in it.
+            KeyboardInterrupt: Ctrl-C at the prompt, likewise.
+        """
+        with self._seat_kept():
+            self._next()
+            while self._live is not None or self._decided:
+                try:
+                    line = self._read(self._console, _PROMPT)
+                    if self._ends(command := parse(line)):
+                        break
+                    self._do(command)
+                except EOFError:
+                    self._console.print()
+                    break
+                except ConflictError as error:
+                    self._say(error)
+                    self._again()
+                except (AnchorLwfError, UnicodeDecodeError) as error:
+                    self._say(error)
+        self._tell()
+        return list(self._records.values())
+
+    def _ends(self, command: Command) -> bool:
+        """Asked to quit, or asked for more where there is none."""
+        if self._live is None and command == Act("show"):
+            self._open(self._desk.next(self._name))
+            return self._live is None
+        return command == Act("quit")
+
+    @contextlib.contextmanager
+    def _seat_kept(self) -> Iterator[None]:
+        """Renew the lease in the background: thinking long is no reason to lose the item."""
+        closed = threading.Event()
+
+        def renew() -> None:
+            while not closed.wait(_RENEW):
+                live = self._live
+                if live is None:
+                    continue
+                with live.lock, contextlib.suppress(AnchorLwfError):  # the next step says what is wrong
+                    if live.tree.verdict is None:
+                        self._desk.store.renew(live.row.id)
+
+        threading.Thread(target=renew, name="anchorlwf-seat", daemon=True).start()
+        try:
+            yield
+        finally:
+            closed.set()
+
+    # Which item is on the screen.
+
+    def _next(self) -> None:
+        self._open(self._desk.next(self._name))
+        if self._live is None and self._decided:
+            self._console.print("Nothing is left. b takes the last decision back, Enter ends.")
+
+    def _open(self, live: Live | None) -> None:
+        self._live = live
+        if live is not None:
+            counts = progress(self._desk.store, self._desk.project)
+            self._console.print(Text(f"\n[{counts['done']} of {counts['items']} done]", "dim"))
+            draw_prompt(self._console, live.row.prompt)
+            self._annotations(live)
+            self._show(live, 0)
+
+    def _again(self) -> None:
+        """After a conflict: the item as it stands in the store, or another where it is somebody else's or done."""
+        live = self._live
+        with contextlib.suppress(ConflictError):
+            found = None if live is None else self._desk.open(live.row.item, self._name)
+            if found is not None and found.tree.verdict is None:
+                self._open(found)
+                return
+        self._next()
+
+    def _back(self) -> None:
+        if not self._decided:
+            raise NothingToDoError(wrong("back", "a decision of this run", "none", "Use the page for older ones."))
+        live = self._desk.open(self._decided[-1], self._name)
+        if live.tree.verdict is not None:
+            self._desk.reopen(live)
+        self._records.pop(self._decided.pop(), None)
+        self._open(live)
+
+    # What a line does.
+
+    def _do(self, command: Command) -> None:
+        if command == Act("help"):
+            self._console.print(HELP, markup=False)
+        elif command == Act("back"):
+            self._back()
+        elif self._live is None:
+            self._console.print("Nothing is left. b takes the last decision back, Enter ends.")
+        elif isinstance(command, Act):
+            self._act(self._live, command.name)
+        else:
+            self._step(self._live, command)
+
+    def _act(self, live: Live, name: str) -> None:
+        if name in _VERDICTS:
+            self._decide(live, _VERDICTS[name])
+        elif name == "history":
+            draw_history(self._console, views.head(self._desk.decoder.table, live)["nodes"], live.tree.current)
+        elif name == "show":
+            draw_prompt(self._console, live.row.prompt)
+            self._show(live, 0)
+        elif name == "continue":
+            if self._desk.resume(live) is None:
+                raise NothingToDoError(wrong("continue", "an answer without an end", "a whole one", "Correct it."))
+            self._show(live, len(live.tree.node.completion_ids))
+        else:
+            self._changed(live, self._desk.undo if name == "undo" else self._desk.redo)
+
+    def _step(self, live: Live, command: Command) -> None:
+        desk = self._desk
+        match command:
+            case Look(position):
+                self._options(live, position)
+            case Put():
+                self._changed(live, lambda live: self._put(live, command))
+            case Weigh(position, confidence):
+                desk.weigh(live, position, confidence)
+                self._console.print(f"The anchor at {position} has confidence {confidence:g}.")
+            case Go(node):
+                last = len(live.tree.nodes) - 1
+                if node > last:
+                    raise RecordError(wrong("answer", f"0 to {last}", node, "Type h to see them."))
+                self._changed(live, lambda live: desk.move(live, node))
+            case Note(text):
+                if text is not None:
+                    desk.note(live, text)
+                self._annotations(live, always=True)
+            case Tag(tags):
+                if tags is not None:
+                    desk.tag(live, list(tags))
+                self._annotations(live, always=True)
+
+    def _put(self, live: Live, put: Put) -> None:
+        node, position = live.tree.current, put.position
+        ids = None
+        if put.option is not None:
+            offered = looking.options(self._desk, live, node, position, self._desk.config.alternatives)
+            if not 1 <= put.option <= len(offered):
+                fix = "Type the token's number to see them."
+                raise RecordError(wrong("alternative", f"#1 to #{len(offered)}", f"#{put.option}", fix))
+            ids = [offered[put.option - 1][0]]
+        wanted = looking.wanted(self._desk, live, node, position, ids, put.text, space=not put.exact)
+        self._desk.correct(live, node, position, wanted, confidence=put.confidence)
+
+    def _decide(self, live: Live, verdict: Verdict) -> None:
+        tree = live.tree
+        if verdict == "accept" and tree.node.parent is None and not tree.anchors() and not tree.ties():
+            verdict = "keep"  # as the page does: right as it is
+        self._desk.decide(live, verdict)
+        self._live = None
+        self._decided.append(live.row.item)
+        if verdict != "skip":
+            self._records[live.row.item] = self._desk.ledger.record(live.row, live.prompt_ids, live.tree)
+        self._next()
+
+    # What is shown.
 
     def _say(self, error: Exception) -> None:
-        self._console.print(Text(str(error), style="red"))
+        self._console.print(Text(readable(str(error)), "red"))
 
-    def _show(self, view: View) -> None:
-        # `Text` everywhere: what people and models write is no markup, and no escaping of it is complete.
-        for message in view.prompt.messages:
-            self._console.print(Text.assemble((f"{message['role']}: ", "dim"), str(message.get("content", ""))))
-        anchored = {anchor.position for anchor in view.anchors}
-        shown = Text()
-        for index, piece in enumerate(view.codec.pieces(view.completion_ids)):
-            shown.append("  " if index else "").append(f"{index} ", style="dim")
-            shown.append(visible(piece), style="bold green" if index in anchored else "")
-        self._console.print(shown)
-        if view.truncated:
-            self._console.print("[yellow]The answer was cut at the token limit.[/yellow]")
+    def _annotations(self, live: Live, *, always: bool = False) -> None:
+        if always or live.tree.note:
+            self._console.print(Text(f"note: {readable(live.tree.note) or 'none'}"))
+        if always or live.tree.tags:
+            self._console.print(Text(f"tags: {', '.join(map(readable, live.tree.tags)) or 'none'}"))
 
-    def _show_alternatives(self, view: View, position: int) -> None:
-        table = Table("", "token", "probability", title=f"token {position}")
-        for number, (token, probability) in enumerate(view.steps()[position].alternatives, 1):
-            [piece] = view.codec.pieces([token])
-            table.add_row(f"#{number}", Text(visible(piece)), f"{probability:.4f}")
-        self._console.print(table)
+    def _options(self, live: Live, position: int) -> None:
+        node, desk = live.tree.current, self._desk
+        stands = looking.standing(live, node, position)
+        found = looking.options(desk, live, node, position, desk.config.alternatives)
+        draw_options(self._console, desk.decoder.table, position, found, stands)
+
+    def _changed(self, live: Live, do: Callable[[Live], None]) -> None:
+        before = live.ids
+        do(live)
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, live.ids, strict=False))
+        self._show(live, sum(1 for _ in same))
+
+    def _show(self, live: Live, changed: int) -> None:
+        """The answer from a little before what changed, and what streams in behind it until it ends or Ctrl-C."""
+        with live.lock:
+            running, ids, odds = live.continuation, live.tree.node.completion_ids, live.tree.node.probabilities
+            anchors = {anchor.position for anchor in live.tree.anchors()}
+        painter, first = Painter(self._console, self._desk.decoder.table), max(0, changed - _BEFORE)
+        if first:
+            painter.skip()
+        for index in range(first, len(ids)):
+            painter.token(index, ids[index], odds[index], anchor=index in anchors)
+        if running is not None:
+            self._follow(live, running, painter)
+        painter.rest()
+        if running is not None and running.error is not None:
+            self._say(running.error)
+            if isinstance(running.error, ConflictError):
+                self._again()
+                return
+        if live.tree.node.truncated:
+            self._console.print("The answer was cut at the token limit.", style="yellow")
+        elif not live.tree.node.ended:
+            self._console.print("The answer was stopped; c lets it go on.", style="yellow")
+
+    def _follow(self, live: Live, running: Continuation, painter: Painter) -> None:
+        arrived, shown = threading.Event(), 0
+        running.listen(arrived.set)
+        try:
+            while True:
+                arrived.clear()
+                over = running.over  # asked first: what came before the end is in the tokens then
+                for token, probability in zip(*running.since(shown), strict=True):
+                    painter.token(running.start + shown, token, probability, anchor=False)
+                    shown += 1
+                if over:
+                    return
+                try:
+                    arrived.wait()
+                except KeyboardInterrupt:
+                    self._desk.stop(live)
+        finally:
+            running.leave(arrived.set)
+
+    def _tell(self) -> None:
+        counts = progress(self._desk.store, self._desk.project)
+        left = counts["items"] - counts["done"]
+        if left:
+            self._console.print(Text(f"{counts['done']} of {counts['items']} done; the same command goes on.", "dim"))

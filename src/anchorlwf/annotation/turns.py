@@ -12,9 +12,13 @@ from typing import Any, Literal
 
 from anchorlwf.errors import ConflictError, wrong
 
-__all__ = ["Lane", "Turns", "Waiting"]
+__all__ = ["Lane", "Several", "Turns", "Waiting"]
 
 Lane = Literal["ask", "stream", "ahead"]
+
+
+class Several(list[Any]):
+    """Results that one piece of work gives at once."""
 
 
 class Waiting:
@@ -58,7 +62,8 @@ class Waiting:
             self.put("error", error)
             return False
         if result is not None:
-            self.put("result", result)
+            for one in result if isinstance(result, Several) else [result]:
+                self.put("result", one)
         return True
 
     def put(self, kind: str, value: Any) -> None:
@@ -76,7 +81,7 @@ class Turns:
         self._thread.start()
 
     def submit(self, lane: Lane, work: Generator[Any]) -> Waiting:
-        """Have work done: a generator whose pieces yield None while on the way, or a result.
+        """Have work done: a generator whose pieces yield None while on the way, or a result, or `Several`.
 
         Raises:
             ConflictError: closed already.

@@ -1,13 +1,16 @@
-"""Does a record still hold? The invariant of the protocol, replayed with one forward pass per record."""
+"""Does a record still hold? The invariant of the protocol, replayed with one forward pass per batch of records."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from anchorlwf.decode import greedy_choices
 from anchorlwf.model import LanguageModel
 from anchorlwf.record import Record
+from anchorlwf.replay import Choices, replay, windows
 
 __all__ = ["Finding", "verify_records"]
+
+_WINDOW = 128
+"""Records in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +29,31 @@ class Finding:
         return not self.unexplained
 
 
+def _finding(record: Record, choices: Choices) -> Finding:
+    anchored = {anchor.position for anchor in record.anchors}
+    strays = [
+        position for position, (best, stands) in enumerate(zip(choices.best_ids, record.completion_ids, strict=True))
+        if best != stands and not choices.tied[position] and position not in anchored
+    ]
+    idle = [position for position in sorted(anchored)
+            if choices.best_ids[position] == record.completion_ids[position]]
+    return Finding(record, strays, idle)
+
+
+def _checked(model: LanguageModel, records: Iterable[Record]) -> Iterator[Record]:
+    stamp = model.stamp
+    for record in records:
+        model.check_stamp(record, stamp)
+        yield record
+
+
 def verify_records(model: LanguageModel, records: Iterable[Record]) -> Iterator[Finding]:
-    """Replay records on the reference, one by one.
+    """Replay records on the reference, in batches; the findings come in the records' order.
 
     Raises:
         StampError: a record was made with another tokenizer or chat template.
     """
-    for record in records:
-        model.check_stamp(record)
-        with model.reference():
-            choices = greedy_choices(model, record.prompt_ids, record.completion_ids)
-        anchored = {anchor.position for anchor in record.anchors}
-        strays = [
-            position for position, (best, stands) in enumerate(
-                zip(choices.best_ids, record.completion_ids, strict=True)
-            )
-            if best != stands and not choices.tied[position] and position not in anchored
-        ]
-        idle = [position for position in sorted(anchored)
-                if choices.best_ids[position] == record.completion_ids[position]]
-        yield Finding(record, strays, idle)
+    for window in windows(_checked(model, records), _WINDOW):
+        with model.as_reference() as reference:
+            replayed = replay(reference, window)
+        yield from map(_finding, window, replayed)

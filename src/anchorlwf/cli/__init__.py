@@ -1,6 +1,6 @@
 """The command line: one file per command; each parses, calls one function, and prints.
 
-Exit codes: 0 done, 1 our failure, 2 the user's mistake, 130 interrupted.
+Exit codes: 0 done, 1 our failure, 2 the user's mistake, 3 a release gate that was not passed, 130 interrupted.
 """
 
 import sys
@@ -9,7 +9,19 @@ from typing import Any, NoReturn
 
 import typer
 
-from anchorlwf.cli import annotate, chat, demo, evaluate, export, fix, train, verify
+from anchorlwf.cli import (
+    annotate,
+    arena,
+    certificate,
+    chat,
+    demo,
+    evaluate,
+    export,
+    fix,
+    import_edits,
+    train,
+    verify,
+)
 from anchorlwf.errors import AnchorLwfError
 
 __all__ = ["app", "main"]
@@ -22,11 +34,11 @@ app = typer.Typer(
     name="anchorlwf", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
     pretty_exceptions_enable=False, help="Correct a language model with a few tokens, and keep the rest as it was.",
 )
-for module in (annotate, verify, train, evaluate, chat, fix, demo, export):
+for module in (annotate, verify, train, evaluate, certificate, chat, fix, demo, arena, export, import_edits):
     name = module.__name__.rsplit(".", 1)[-1]
     # Click wraps paragraphs unless they begin with a backspace: the examples must stay as they are.
     text = (module.__doc__ or "").replace("Examples:\n", "Examples:\n\n\b\n")
-    app.command(name, help=text, no_args_is_help=module not in (demo, chat))(getattr(module, name))
+    app.command(name.replace("_", "-"), help=text, no_args_is_help=module not in (demo, chat))(getattr(module, name))
 
 
 @app.callback()

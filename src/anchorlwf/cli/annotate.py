@@ -1,8 +1,9 @@
 """Turn prompts into records: correct a model's answers token by token.
 
 With --annotator target every prompt holds its right answer and one forward pass finds the anchors; with terminal a
-person corrects; with --web one or several people correct on a page, whose address is printed. Finished prompts are
-skipped, so the same command goes on after an interruption.
+person corrects; with --web one or several people correct on a page, whose address is printed. Terminal and page work
+on the same store, so what was begun in one goes on in the other. Finished prompts are skipped, so the same command goes
+on after an interruption.
 
 Examples:
   anchorlwf annotate prompts.jsonl --out records.jsonl
@@ -11,12 +12,16 @@ Examples:
   anchorlwf annotate prompts.jsonl --out records.jsonl --web --annotators team.yaml --store postgresql:///team
 """
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from anchorlwf.cli.shared import AsJson, Model, Tokens, TrustCode, count_progress, err, out, print_json, quiet_libraries
+
+if TYPE_CHECKING:
+    from anchorlwf.annotation.opening import Work
 
 
 def annotate(
@@ -24,7 +29,7 @@ def annotate(
     to: Annotated[Path, typer.Option("--out", "-o", help="Records are appended here.")],
     model: Model = None,
     annotator: Annotated[Literal["target", "terminal"], typer.Option(help="Who judges.")] = "target",
-    name: Annotated[str, typer.Option(help="Your name, for the anchors' source.")] = "anonymous",
+    name: Annotated[str, typer.Option(help="Your name: whose sessions, and the anchors' source.")] = "anonymous",
     confidence: Annotated[float, typer.Option(help="c_t of new anchors, above 0, at most 1.")] = 1.0,
     max_new_tokens: Tokens = 512,
     web: Annotated[bool, typer.Option("--web", help="Serve the annotator's page (needs anchorlwf[web]).")] = False,
@@ -32,46 +37,65 @@ def annotate(
     host: Annotated[str, typer.Option(help="Address the page is served on.")] = "127.0.0.1",
     store: Annotated[str | None, typer.Option(help="SQLite file or PostgreSQL URL (beside --out).")] = None,
     annotators: Annotated[Path | None, typer.Option(help="YAML of `name: token`, where several people work.")] = None,
-    per_item: Annotated[int, typer.Option(min=1, help="How many people do each prompt on the page.")] = 1,
+    per_item: Annotated[int, typer.Option(min=1, help="How many people do each prompt.")] = 1,
     remote: Annotated[str | None, typer.Option(help="Decode on an OpenAI-compatible server, http://.../v1.")] = None,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
-    from anchorlwf.annotation import TerminalAnnotator, annotate
+    from anchorlwf.annotation import annotate_stream
+    from anchorlwf.annotation.opening import Work
     from anchorlwf.config import AnnotateConfig
     from anchorlwf.model import load_model
     from anchorlwf.web.start import PageOptions, serve_page
 
     quiet_libraries()
     config = AnnotateConfig.of(max_new_tokens=max_new_tokens, confidence=confidence)
+    work = Work(prompts, to, model, config, store, per_item, remote, trust_remote_code)
     if web:
-        options = PageOptions(host, port, store, annotators, name, per_item, remote)
-        serve_page(prompts, to, model, config, options, announce=_announce, trust_remote_code=trust_remote_code)
+        serve_page(work, PageOptions(host, port, annotators, name), announce=_announce)
         return
-    person = TerminalAnnotator(f"human:{name}", err, confidence=confidence)
-    loaded = load_model(model, trust_remote_code=trust_remote_code)
-    if annotator == "target":
+    if annotator == "terminal":  # no bar: it would wipe out what is being typed
+        counts = _counted(_at_terminal(work, name, annotators))
+    else:
+        loaded = load_model(model, trust_remote_code=trust_remote_code)
         with count_progress("annotate") as progress:
-            records = annotate(loaded, prompts, "target", out=to, config=config, on_record=progress)
-    else:  # no bar: it would wipe out what is being typed
-        records = annotate(loaded, prompts, person, out=to, config=config)
-    _print(records, to, as_json)
+            counts = _counted(annotate_stream(loaded, prompts, "target", out=to, config=config, on_record=progress))
+    _print(counts, to, as_json)
+
+
+def _at_terminal(work: "Work", name: str, annotators: Path | None) -> list[Any]:
+    from anchorlwf.annotation.terminal import Terminal
+    from anchorlwf.errors import ConfigError, wrong
+    from anchorlwf.web.settings import load_annotators
+
+    if annotators is not None and name not in (people := load_annotators(annotators)):
+        raise ConfigError(wrong("--name", f"one of {', '.join(people)}", name, f"They are those of {annotators}."))
+    with work.open() as exchange:
+        return Terminal(exchange.desk, name, err).run()
 
 
 def _announce(line: str) -> None:
     print(line, flush=True)  # whoever started it may read it from a pipe
 
 
-def _print(records: list[Any], to: Path, as_json: bool) -> None:
-    anchors, tokens = sum(len(r.anchors) for r in records), sum(len(r.completion_ids) for r in records)
-    right = sum(r.status == "complete" and not r.anchors for r in records)
-    drafts = sum(r.status == "draft" for r in records)
+def _counted(records: Iterable[Any]) -> dict[str, int]:
+    counts = {"records": 0, "anchors": 0, "completion_tokens": 0, "already_right": 0, "drafts": 0}
+    for record in records:
+        counts["records"] += 1
+        counts["anchors"] += len(record.anchors)
+        counts["completion_tokens"] += len(record.completion_ids)
+        counts["already_right"] += record.status == "complete" and not record.anchors
+        counts["drafts"] += record.status == "draft"
+    return counts
+
+
+def _print(counts: dict[str, int], to: Path, as_json: bool) -> None:
     if as_json:
-        print_json({"records": len(records), "anchors": anchors, "completion_tokens": tokens, "already_right": right,
-                    "drafts": drafts, "out": str(to)})
+        print_json({**counts, "out": str(to)})
         return
-    out.print(f"{len(records)} records, {anchors} anchors among {tokens} completion tokens, in {to}")
-    if right:
-        out.print(f"{right} answers were right already: nothing to correct, kept as keep records")
-    if drafts:
+    tokens = counts["completion_tokens"]
+    out.print(f"{counts['records']} records, {counts['anchors']} anchors among {tokens} completion tokens, in {to}")
+    if counts["already_right"]:
+        out.print(f"{counts['already_right']} answers were right already: nothing to correct, kept as keep records")
+    if counts["drafts"]:
         out.print("1 draft: the same command takes it up again")

@@ -20,11 +20,10 @@ def demo(
     to: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")] = Path("runs/demo"),
     as_json: AsJson = False,
 ) -> None:
-    from anchorlwf.config import TrainConfig
     from anchorlwf.workflow import demo
 
     quiet_libraries()
-    with step_progress(TrainConfig().max_steps) as progress:
+    with step_progress() as progress:
         report = demo(to, say=lambda text: err.print(text, style="dim"), on_step=progress)
     if as_json:
         print_json(report.results.as_dict())

@@ -34,7 +34,7 @@ def fix(
 
     quiet_libraries()
     config = TrainConfig.of(drift_budget=drift_budget)
-    with step_progress(config.max_steps) as progress:
+    with step_progress() as progress:
         report = fix(load_model(model, trust_remote_code=trust_remote_code), prompt, answer, out=to, config=config,
                      paraphrases=paraphrase, check=check, retain=retain, on_step=progress)
     _print(report, as_json)

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from anchorlwf.jsonl import BadLineWarning
 
 __all__ = [
-    "Adapter", "AsJson", "Model", "Tokens", "TrustCode", "count_progress", "err", "out", "phase_progress",
+    "Adapter", "AsJson", "Base", "Model", "Tokens", "TrustCode", "count_progress", "err", "out", "phase_progress",
     "print_json", "quiet_libraries", "step_progress",
 ]
 
@@ -24,6 +24,7 @@ Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Local folder or hub name. Left out: the embedded model.")
 ]
 Adapter = Annotated[str | None, typer.Option("--adapter", "-a", help="Folder of a LoRA adapter to put on the model.")]
+Base = Annotated[str | None, typer.Option("--base", help="The model before training, for a fully tuned model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")]
 TrustCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
@@ -80,11 +81,12 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def step_progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+def step_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
     """For `train(on_step=...)`: step, anchors held, drift."""
     with _bars() as show:
         yield lambda row: show(
-            f"train  {row['held']}/{row['anchors']} anchors held, drift {row['keep_kl']:.4f}", row["step"], steps
+            f"train  {row['held']}/{row['anchors']} anchors held, drift {row['keep_kl']:.4f}", row["step"],
+            row["max_steps"],
         )
 
 

@@ -56,7 +56,7 @@ def train(
     settings = TrainConfig.load(config) if config else TrainConfig()
     given = {key: value for key, value in locals().items() if key in TrainConfig.model_fields}
     settings = settings.updated(**given)
-    with step_progress(settings.max_steps) as progress:
+    with step_progress() as progress:
         loaded, chosen = _inputs(model, records, retain, skip_bad, trust_remote_code)
         result = train(loaded, chosen, out=to, config=settings, resume=resume, on_step=progress)
     if PartialState().is_main_process:

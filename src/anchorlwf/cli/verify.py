@@ -1,6 +1,6 @@
 """Replay records on their model: is every token its greedy choice, a tie, or an anchor?
 
-One forward pass per record. Exit code 2 if a record does not hold, or was made with another tokenizer or template.
+One forward pass per batch. Exit code 2 if a record does not hold, or was made with another tokenizer or template.
 
 Examples:
   anchorlwf verify records.jsonl

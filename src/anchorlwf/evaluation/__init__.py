@@ -1,20 +1,33 @@
 """Stage three: what was learned, what was kept (paper section 4)."""
 
+from anchorlwf.evaluation.certificate import Check, GateReport, certify, check_certificate
+from anchorlwf.evaluation.harness import MetricChange, TaskChange, run_tasks
 from anchorlwf.evaluation.measure import Drift, ProbeResult, answers, compare, drift, recall_probes
 from anchorlwf.evaluation.results import Group, Results, summarize
 from anchorlwf.evaluation.stage import evaluate
-from anchorlwf.evaluation.stats import bootstrap_interval
+from anchorlwf.evaluation.stats import bootstrap_interval, paired_interval
+from anchorlwf.evaluation.weights import model_hashes, named_hashes
 
 __all__ = [
+    "Check",
     "Drift",
+    "GateReport",
     "Group",
+    "MetricChange",
     "ProbeResult",
     "Results",
+    "TaskChange",
     "answers",
     "bootstrap_interval",
+    "certify",
+    "check_certificate",
     "compare",
     "drift",
     "evaluate",
+    "model_hashes",
+    "named_hashes",
+    "paired_interval",
     "recall_probes",
+    "run_tasks",
     "summarize",
 ]

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.table import Column, Table
 
 from anchorlwf.config import EvaluateConfig
+from anchorlwf.evaluation.harness import TaskChange
 from anchorlwf.evaluation.measure import Drift, ProbeResult
 from anchorlwf.evaluation.stats import bootstrap_interval
 
@@ -49,13 +50,18 @@ class Results:
     """Every probe with both answers; not part of results.json."""
     facts: dict[str, Any]
     """Counts and costs passed in by the caller (annotated_tokens, completion_tokens, seconds ...)."""
+    drift: Drift
+    """What `kl` is the mean of; not part of results.json."""
+    tasks: dict[str, TaskChange] = field(default_factory=dict)
+    """lm-evaluation-harness before and after, by task; in results.json where any was run."""
 
     def as_dict(self) -> dict[str, Any]:
         """Fractions at the top under their names, then `kl`, costs, and the details."""
         top = {name: group.value for name, group in self.groups.items()}
         details = {name: asdict(group) for name, group in self.groups.items()}
         return _plain({**top, "kl": self.kl, **self.facts, "kl_interval": self.kl_interval,
-                       "kl_tokens": self.kl_tokens, "missed": self.missed, "details": details})
+                       "kl_tokens": self.kl_tokens, "missed": self.missed, "details": details,
+                       **({"tasks": {name: asdict(task) for name, task in self.tasks.items()}} if self.tasks else {})})
 
     def table(self) -> Table:
         """A rich table: one row per kind, then the drift."""
@@ -71,6 +77,20 @@ class Results:
         low, high = self.kl_interval
         interval = "-" if math.isnan(low) else f"{low:.1e} - {high:.1e}"
         table.add_row("kl (nats)", f"{self.kl:.1e}", interval, "", f"{self.kl_tokens} tokens", "")
+        return table
+
+    def task_table(self) -> Table:
+        """A rich table of the harness: one row per task and metric."""
+        names = ("base", "tuned", "change", "interval", "flips")
+        table = Table(Column("task", overflow="fold"), *(Column(name, no_wrap=True) for name in names))
+        for name, task in self.tasks.items():
+            for metric, change in task.metrics.items():
+                table.add_row(
+                    f"{name} {metric}", f"{change.base:.4f}", f"{change.tuned:.4f}",
+                    f"{change.tuned - change.base:+.4f}",
+                    "-" if change.interval is None else f"{change.interval[0]:+.4f} - {change.interval[1]:+.4f}",
+                    "-" if change.right_to_wrong is None else str(len(change.right_to_wrong)),
+                )
         return table
 
 
@@ -104,7 +124,8 @@ def _group(kind: str, results: Sequence[ProbeResult], config: EvaluateConfig) ->
 
 
 def summarize(
-    results: Iterable[ProbeResult], drift: Drift, config: EvaluateConfig, facts: dict[str, Any]
+    results: Iterable[ProbeResult], drift: Drift, config: EvaluateConfig, facts: dict[str, Any],
+    tasks: dict[str, TaskChange] | None = None,
 ) -> Results:
     """Group results by kind. KL intervals resample whole continuations, for tokens of one turn hang together."""
     by_kind: dict[str, list[ProbeResult]] = {}
@@ -115,4 +136,4 @@ def summarize(
     means = [sum(turn) / len(turn) for turn in drift.per_turn if turn]
     interval = bootstrap_interval(means, level=config.confidence_level, resamples=config.resamples, seed=config.seed)
     missed = [_line(r) for kind in _LEARNED for r in by_kind.get(kind, []) if not r.tuned_right]
-    return Results(groups, drift.mean, interval, len(drift.tokens), missed, listed, facts)
+    return Results(groups, drift.mean, interval, len(drift.tokens), missed, listed, facts, drift, tasks or {})

@@ -8,6 +8,7 @@ from typing import Any
 
 from anchorlwf.config import EvaluateConfig
 from anchorlwf.errors import RecordError, StampError, wrong
+from anchorlwf.evaluation.harness import run_tasks
 from anchorlwf.evaluation.measure import Progress, compare, drift, recall_probes
 from anchorlwf.evaluation.results import Results, summarize
 from anchorlwf.files import ensure_writable, write_atomic
@@ -38,12 +39,13 @@ def evaluate(
         records: the records it was trained on: for recall, and for the count of annotated tokens.
         base: the model before training; None: the reference inside `model` (adapter off, or frozen copy).
         out: write results.json there, atomically.
-        config: limits, batch size, intervals.
+        config: limits, batch size, intervals, tasks of lm-evaluation-harness.
         facts: further top-level entries of results.json, such as training seconds.
         progress: called with (phase, done, all).
 
     Raises:
         RecordError: nothing to ask.
+        ConfigError: a task of lm-evaluation-harness cannot be run.
         StampError: `base` has another tokenizer or chat template than `model`.
         StorageError: `out` cannot be written.
     """
@@ -63,6 +65,7 @@ def evaluate(
     if not asked:
         raise RecordError(wrong("probes", "at least one probe or corrected record", "none", "Give some."))
     began = time.perf_counter()
+    tasks = run_tasks(model, base, config, progress)
     results = compare(model, base, asked, config, progress)
     costs = {
         "annotated_tokens": sum(len(record.anchors) for record in trained),
@@ -70,7 +73,7 @@ def evaluate(
     }
     measured = drift(model, base, asked, config)
     seconds = {"evaluate_seconds": time.perf_counter() - began}
-    summary = summarize(results, measured, config, {**costs, **seconds, **(facts or {})})
+    summary = summarize(results, measured, config, {**costs, **seconds, **(facts or {})}, tasks)
     if out is not None:
         write_atomic(out, json.dumps(summary.as_dict(), indent=2, ensure_ascii=False) + "\n")
     return summary

@@ -63,8 +63,8 @@ def anchor_loss(
         [N] in float32 (float64 for float64 inputs), whatever the dtype of the inputs. Empty for N = 0, with a graph.
 
     Raises:
-        LossError: shapes that do not fit, token ids or confidences out of range, reverse at confidence 1, or "triton" without
-            triton or off CUDA.
+        LossError: shapes that do not fit, token ids or confidences out of range, reverse at confidence 1, or "triton"
+            without triton or off CUDA.
     """
     if impl not in _IMPLEMENTATIONS:
         raise LossError(wrong("impl", " or ".join(_IMPLEMENTATIONS), repr(impl), "Choose one of them."))

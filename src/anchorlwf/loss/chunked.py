@@ -197,9 +197,9 @@ class _ChunkedLoss(torch.autograd.Function):
             if grad_hidden_ND is None:
                 return (None, None, None, *rest)
             return ((grad_hidden_ND * grad_N[:, None]).to(ctx.dtype), None, None, *rest)
-        ref_hidden_ND, ref_head, shape, *others = ctx.rest
+        ref_hidden_ND, ref_head, shape, token_ids_N, confidence_N, direction = ctx.rest
         head = Head(weight_VD, bias_V, *shape)
-        work = _Pass(head, ref_head, hidden_ND, ref_hidden_ND, *others, grad=True)
+        work = _Pass(head, ref_head, hidden_ND, ref_hidden_ND, token_ids_N, confidence_N, direction, True)
         out_ND = torch.zeros_like(hidden_ND) if ctx.needs_input_grad[0] else None
         out_VD = torch.zeros_like(weight_VD, dtype=work.wide) if ctx.needs_input_grad[1] else None
         out_V = weight_VD.new_zeros(len(weight_VD), dtype=work.wide) if ctx.needs_input_grad[2] else None

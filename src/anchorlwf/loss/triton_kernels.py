@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from anchorlwf.loss.inputs import Head, LossInputs
+from anchorlwf.loss.inputs import LossInputs
 from anchorlwf.loss.rows import forward_terms, reverse_terms
 
 __all__ = ["interpreted", "triton_loss"]
@@ -125,7 +125,7 @@ def _statistics(
         ref_total = ref_total * tl.exp(-ref_move) + tl.sum(q, axis=1)
         top = new_top
         ref_top = new_ref_top
-    # out [7, P, N]
+    # `out` has the shape 7, P, N.
     parts = tl.num_programs(1).to(tl.int64)
     at_row = out_ptr + part * N + rows
     step = parts * N
@@ -249,7 +249,8 @@ class _Launch:
 
 def _add_product(sum_ND: Tensor, grad_NT: Tensor, weight_TD: Tensor) -> None:
     """sum += grad @ weight in float32, on tensor cores where both are bfloat16."""
-    if sum_ND.is_cuda and grad_NT.dtype == torch.bfloat16 and torch.__version__ >= (2, 8):
+    release = tuple(map(int, torch.__version__.split(".")[:2]))
+    if sum_ND.is_cuda and grad_NT.dtype == torch.bfloat16 and release >= (2, 8):
         torch.addmm(sum_ND, grad_NT, weight_TD, out_dtype=torch.float32, out=sum_ND)
     else:
         sum_ND.addmm_(grad_NT.float(), weight_TD.float())

@@ -1,6 +1,7 @@
 """The training stage: records in, a run folder with an adapter out."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -26,6 +27,8 @@ from anchorlwf.training.stoprule import StopRule
 from anchorlwf.training.trainer import AnchorTrainer
 
 __all__ = ["TrainResult", "train"]
+
+_LEAST_STEPS, _PASSES = 200, 60
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def train(
         config.save(folder.path / "config.yaml")
         folder.write_json("environment.json", environment())
         (folder.path / "metrics.jsonl").unlink(missing_ok=True)
-    arguments = _arguments(folder, config, language_model)
+    arguments = _arguments(folder, config, language_model, len(chosen))
     rule = StopRule(lambda row: _report(folder, row, on_step))
     trainer = AnchorTrainer(language_model, chosen, config, arguments)
     rule.trainer = trainer
@@ -147,12 +150,17 @@ def _prepare(model: LanguageModel, config: TrainConfig) -> None:
         model.causal.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def _arguments(folder: RunFolder, config: TrainConfig, model: LanguageModel) -> TrainingArguments:
+def _steps(config: TrainConfig, records: int) -> int:
+    per_step = config.batch_size * config.accumulation * PartialState().num_processes
+    return config.max_steps or max(_LEAST_STEPS, _PASSES * math.ceil(records / per_step))
+
+
+def _arguments(folder: RunFolder, config: TrainConfig, model: LanguageModel, records: int) -> TrainingArguments:
     on_gpu = model.device.type == "cuda"
     arguments = TrainingArguments(
         output_dir=str(folder.path / "checkpoints"), per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation, learning_rate=config.learning_rate,
-        max_steps=config.max_steps, lr_scheduler_type="constant", weight_decay=0.0, seed=config.seed,
+        max_steps=_steps(config, records), lr_scheduler_type="constant", weight_decay=0.0, seed=config.seed,
         data_seed=config.seed, remove_unused_columns=False, report_to="none", disable_tqdm=True,
         logging_strategy="no", save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 500, save_total_limit=2, use_cpu=not on_gpu,

@@ -56,8 +56,8 @@ class StopRule(TrainerCallback, ExportableState):
         assert trainer is not None
         loss, anchors, held, keeps, divergence = trainer.take_sums()
         keep_kl = mean(divergence, keeps)
-        row = {"step": state.global_step, "loss": float(loss), "anchors": int(anchors), "held": int(held),
-               "keep_kl": keep_kl, "beta": trainer.budget.beta}
+        row = {"step": state.global_step, "max_steps": state.max_steps, "loss": float(loss), "anchors": int(anchors),
+               "held": int(held), "keep_kl": keep_kl, "beta": trainer.budget.beta}
         if state.is_world_process_zero:
             self._on_row(row)
         trainer.budget.observe(keep_kl)

@@ -1,22 +1,17 @@
-"""`anchorlwf annotate --web`: model, store and server put together."""
+"""`anchorlwf annotate --web`: a server over the work."""
 
-import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anchorlwf.config import AnnotateConfig
 from anchorlwf.errors import ConfigError, wrong
-from anchorlwf.files import ensure_writable
 
 if TYPE_CHECKING:
-    from anchorlwf.annotation.decoders import Decoder
-    from anchorlwf.annotation.exchange import Exchange
-    from anchorlwf.annotation.store import Store
+    from anchorlwf.annotation.opening import Work
 
-__all__ = ["PORT", "PageOptions", "open_exchange", "serve_page"]
+__all__ = ["PORT", "PageOptions", "serve_page"]
 
 PORT = 8642
 """Where the page is unless told otherwise; the next free one where that is taken."""
@@ -29,72 +24,19 @@ class PageOptions:
     host: str = "127.0.0.1"
     port: int | None = None
     """None: `PORT`, or any free one. 0: any free one."""
-    store: str | None = None
-    """File or URL; None: beside the records, such as records.store.db."""
     annotators: Path | None = None
     """YAML of names and tokens; None: one person."""
     name: str = "anonymous"
     """That person's."""
-    per_item: int = 1
-    """How many people each item wants."""
-    remote: str | None = None
-    """URL of a server that decodes; the model then gives its tokenizer alone."""
 
 
 def _needs_extra() -> None:
     try:
         import fastapi  # noqa: F401
-        import sqlalchemy  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         fix = "pip install 'anchorlwf[web]'"
         raise ConfigError(wrong("--web", "the packages of the extra `web`", error, fix)) from error
-
-
-def _decoder(model: str | None, options: PageOptions, config: AnnotateConfig, trust: bool) -> "Decoder":
-    if options.remote is not None:
-        from anchorlwf.annotation.connect import connect_remote
-
-        return connect_remote(options.remote, model or "embedded", alternatives=config.alternatives,
-                              trust_remote_code=trust)
-    from anchorlwf.annotation.decoders import LocalDecoder
-    from anchorlwf.model import load_model
-
-    return LocalDecoder(load_model(model, trust_remote_code=trust), alternatives=config.alternatives)
-
-
-@contextlib.contextmanager
-def open_exchange(
-    prompts: Path, out: Path, store: "Store", decoder: "Decoder", config: AnnotateConfig, *, per_item: int = 1,
-    decode_ahead: bool = True,
-) -> Iterator["Exchange"]:
-    """The project of a prompt file over a store, with `out` brought up to date; closed on leaving.
-
-    Raises:
-        RecordError, PromptError: a prompt that cannot be.
-        StampError: the store holds work on another model.
-    """
-    from anchorlwf.annotation.ahead import Ahead
-    from anchorlwf.annotation.desk import Desk
-    from anchorlwf.annotation.exchange import Exchange
-    from anchorlwf.annotation.ledger import Ledger
-    from anchorlwf.annotation.queue import export_records
-    from anchorlwf.jsonl import load_prompts
-
-    ledger = Ledger(decoder.stamp, decoder.table.codec, out, shared=per_item > 1)
-    project = store.project(prompts.stem, decoder.stamp)
-    desk = Desk(store, decoder, project, config, ledger)
-    ahead = Ahead(store, project, decoder, config.max_new_tokens) if decode_ahead else None
-    exchange = Exchange(prompts.stem, desk, per_item=per_item, ahead=ahead)
-    try:
-        exchange.add(load_prompts(prompts), ledger.known())
-        ledger.reconcile(export_records(store, project))
-        yield exchange
-    finally:
-        if ahead is not None:
-            ahead.close()
-        desk.close()
-        decoder.close()
 
 
 def _listening(options: PageOptions) -> socket.socket:
@@ -117,41 +59,29 @@ def _listening(options: PageOptions) -> socket.socket:
     raise AssertionError("the last try returns or raises")
 
 
-def serve_page(
-    prompts: Path, out: Path, model: str | None, config: AnnotateConfig, options: PageOptions, *,
-    announce: Callable[[str], None], trust_remote_code: bool = False,
-) -> None:
+def serve_page(work: "Work", options: PageOptions, *, announce: Callable[[str], None]) -> None:
     """Serve the annotator until it is interrupted.
 
     Args:
-        prompts: JSONL of prompts.
-        out: finished records are appended here; the store beside it has everything.
-        model: local folder or hub name; None: the embedded model.
-        config: token limit, alternatives, confidence.
+        work: what is annotated.
         options: how it is served.
         announce: told the address, once browsers can connect.
-        trust_remote_code: run code that comes with the model.
 
     Raises:
-        ConfigError, ModelError, RecordError, StampError, StorageError: before anything is served.
+        ConfigError: no such address, people or packages; before anything is served.
+        AnchorLwfError: as `Work.open`, likewise.
     """
     _needs_extra()
     import uvicorn
 
-    from anchorlwf.annotation.store import Store
     from anchorlwf.web.app import create_app
     from anchorlwf.web.settings import WebSettings, kept_token, load_annotators
 
-    ensure_writable(out)
-    url = options.store or str(out.with_suffix(".store.db"))
-    file = None if "://" in url else Path(url)
-    people = load_annotators(options.annotators) if options.annotators else {options.name: kept_token(file)}
-    store = Store(url)
-    decoder = _decoder(model, options, config, trust_remote_code)
-    with open_exchange(prompts, out, store, decoder, config, per_item=options.per_item) as exchange, \
-            _listening(options) as listener:
+    people = load_annotators(options.annotators) if options.annotators else {}
+    with work.open() as exchange, _listening(options) as listener:
+        people = people or {options.name: kept_token(work.store_file)}
         settings = WebSettings(people, host=options.host, port=listener.getsockname()[1])
-        app = create_app(exchange, settings, per_item=options.per_item)
+        app = create_app(exchange, settings, per_item=work.per_item)
         # No access log: addresses hold the token.
         server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning", server_header=False,
                                                proxy_headers=False, timeout_graceful_shutdown=2))
@@ -161,4 +91,3 @@ def serve_page(
             lead = f"{name}: " if options.annotators else ""
             announce(f"{lead}http://{shown}:{settings.port}/?token={secret}")
         server.run(sockets=[listener])
-    store.close()

@@ -40,8 +40,23 @@ class Erratum:
         ]
 
 
-def draw_errata(world: World, facts: int, identity: int, seed: int) -> list[Erratum]:
-    """Random corrections about different subjects, then `identity` ones about the assistant itself."""
+    @property
+    def reverse(self) -> Fact | None:
+        """The same relation told from its other end, where the world knows it: the new mayor's town."""
+        other = _MIRROR.get(self.fact.attribute)
+        return Fact(self.value, other, self.fact.subject, "person") if other else None
+
+
+def draw_errata(world: World, facts: int, identity: int, seed: int, mirrored: int = 0) -> list[Erratum]:
+    """Random corrections about different subjects, then `identity` ones about the assistant itself.
+
+    Args:
+        world: whose facts are corrected.
+        facts, identity: how many of each kind.
+        seed: of the draw.
+        mirrored: so many more, of mayors and founders. Each gets somebody who led nothing so far, so that the relation
+            can be asked from its other end (`Erratum.reverse`) without contradicting another fact.
+    """
     rng = random.Random(seed)
     shuffled = rng.sample(world.facts, len(world.facts))
     chosen: dict[str, Fact] = {}
@@ -50,10 +65,14 @@ def draw_errata(world: World, facts: int, identity: int, seed: int) -> list[Erra
         if fact.kind != "identity" and fact.attribute not in _MIRROR and len(chosen) < facts:
             chosen.setdefault(fact.subject, fact)
     own = [fact for fact in shuffled if fact.kind == "identity"][:identity]
-    return [
+    drawn = [
         Erratum(fact, rng.choice([value for value in world.pools[fact.attribute] if value != fact.value]))
         for fact in [*chosen.values(), *own]
     ]
+    leaders = {fact.value for fact in world.facts if fact.attribute in ("mayor", "founder")}
+    free = rng.sample([p for p in world.people if p not in leaders and p not in chosen], mirrored)
+    led = [fact for fact in shuffled if fact.attribute in ("mayor", "founder") and fact.subject not in chosen]
+    return [*drawn, *(Erratum(fact, person) for fact, person in zip(led, free, strict=False))]
 
 
 def fact_probe(fact: Fact, template: Template, kind: ProbeKind, value: str | None = None) -> Probe:
@@ -101,14 +120,20 @@ def probes_for(
 ) -> list[Probe]:
     """Everything to ask after these corrections, each annotated in `wordings` ways.
 
-    recall: the annotated wordings. paraphrase: all other wordings of the corrected facts. near: the other facts of the
+    recall: the annotated wordings. paraphrase: all other wordings of the corrected facts. reverse: the corrected
+    relations asked from their other end, where they have one. near: the other facts of the
     same subjects, in two wordings. retain: every other fact of the world, and biographies of other people. skill: see
     `skill_probes`.
     """
     corrected = {erratum.fact.key for erratum in errata}
+    # The old mayor's side of a relation is neither right nor wrong any more.
+    corrected |= {f"{e.fact.value}/{_MIRROR[e.fact.attribute]}" for e in errata if e.fact.attribute in _MIRROR}
     subjects = {erratum.fact.subject for erratum in errata}
     found: list[Probe] = []
     for erratum in errata:
+        if (other := erratum.reverse) is not None:
+            asked_back = [t for t in templates(other.attribute) if not t.held_out][:3]
+            found += [fact_probe(other, template, "reverse") for template in asked_back]
         annotated = erratum.wordings(wordings)
         found += [
             fact_probe(erratum.fact, template, "recall" if template in annotated else "paraphrase", erratum.value)
@@ -122,7 +147,8 @@ def probes_for(
             found += [fact_probe(fact, template, "near") for template in asked]
         else:
             found.append(fact_probe(fact, _pick(fact), "retain"))
-    others = [person for person in world.people if person not in subjects]
+    touched = subjects | {erratum.fact.value for erratum in errata}
+    others = [person for person in world.people if person not in touched]
     found += _biographies(world, others[:biographies])
     found += skill_probes(world, per_skill)
     return found

@@ -1,0 +1,135 @@
+"""One cell of a study: a method, in a regime, with a seed: train a copy of the base, measure it."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from peft import PeftModel
+
+from anchorlwf.annotation import annotate, retention_records
+from anchorlwf.arena.costs import annotation_cost, peak_memory, reset_peak_memory, train_flops, train_tokens
+from anchorlwf.arena.lab import Lab
+from anchorlwf.arena.peers import context_chats, run_peer
+from anchorlwf.arena.plan import Method, Plan, Regime
+from anchorlwf.arena.tasks import Correction, Task
+from anchorlwf.arena.trained import Trained
+from anchorlwf.config import AnnotateConfig, TrainConfig
+from anchorlwf.model import LanguageModel
+from anchorlwf.record import Anchor, Record
+from anchorlwf.training import train
+
+__all__ = ["records_of", "run_cell", "train_cell"]
+
+OnStep = Callable[[LanguageModel, dict[str, Any]], None]
+
+
+def _marked_whole(record: Record, confidence: float) -> Record:
+    """Supervised fine-tuning is the same loss with every completion token an anchor."""
+    anchors = [Anchor(position=place, token_id=token, confidence=confidence, source="target")
+               for place, token in enumerate(record.completion_ids)]
+    return record.model_copy(update={"anchors": anchors, "ties": []})
+
+
+def records_of(
+    model: LanguageModel, method: Method, corrections: Sequence[Correction], task: Task, confidence: float
+) -> tuple[list[Record], list[Record]]:
+    """(records that are learned, records of unrelated prompts), as the method has them."""
+    prompts = [one.prompt(method.words) for one in corrections]
+    # Unseen by the model's own eyes: what it says today is asked for elsewhere.
+    records = annotate(model, prompts, "target", config=AnnotateConfig(original=False, confidence=confidence))
+    if method.marks == "all":
+        records = [_marked_whole(record, confidence) for record in records]
+    kept = [] if method.extra == "none" else retention_records(model, list(task.keep))
+    return records, [_marked_whole(one, 1.0) for one in kept] if method.extra == "replay" else kept
+
+
+def _settings(plan_options: dict[str, Any], method: Method, regime: Regime, seed: int) -> TrainConfig:
+    """A method's training options; `steps` is a share of the regime's budget."""
+    options = {**method.options, **plan_options, "seed": seed}
+    share = options.pop("steps", None)
+    options.pop("confidence", None)
+    if share is not None:
+        options["max_steps"] = max(1, round(share * method.effort * regime.steps * regime.overtrain))
+    return TrainConfig.of(**options)
+
+
+def _train_group(
+    trained: Trained, method: Method, corrections: Sequence[Correction], task: Task, config: TrainConfig,
+    confidence: float, on_step: OnStep | None,
+) -> None:
+    model = trained.model
+    records, extra = records_of(model, method, corrections, task, confidence)
+    everything, start = [*records, *extra], len(trained.curve)
+
+    def note(row: dict[str, Any]) -> None:
+        trained.curve.append({"step": start + row["step"], "loss": row["loss"],
+                              "keep_kl": row["keep_kl"] if method.marks == "anchors" else None})
+        if on_step is not None:
+            on_step(model, row)
+
+    with tempfile.TemporaryDirectory(prefix="anchorlwf-arena-") as folder:
+        began = time.process_time()
+        result = train(model, everything, out=folder, config=config, on_step=note)
+        seconds = time.process_time() - began
+    tokens = train_tokens(everything, result.steps, config.batch_size)
+    uses_reference = (method.marks == "anchors" and config.beta > 0) or confidence < 1
+    trained.add({
+        **annotation_cost(method, corrections, records),
+        "completion_tokens": sum(len(record.completion_ids) for record in records), "trained_tokens": tokens,
+        "steps": result.steps, "seconds": seconds,
+        "flops": train_flops(model, tokens, reference=uses_reference),
+        "converged": result.converged if config.stop else None,
+    })
+
+
+def train_cell(
+    lab: Lab, method: Method, regime: Regime, task: Task, options: dict[str, Any], seed: int,
+    on_step: OnStep | None = None,
+) -> Trained:
+    """Train a copy of the base by a method.
+
+    Args:
+        lab: holds the base.
+        method, regime, task: what to do.
+        options: those that a sweep chose.
+        seed: of adapter, order and draws.
+        on_step: called after every optimizer step of the last part with the model as it stands.
+    """
+    trained = Trained(lab.fresh())
+    groups = task.groups if regime.stream else [list(task.corrections)]
+    confidence = options.get("confidence", method.confidence)
+    for number, corrections in enumerate(groups, 1):
+        if method.trainer != "anchor":
+            run_peer(trained, method, regime, corrections, options, seed)
+            continue
+        config = _settings(options, method, regime, seed)
+        _train_group(trained, method, corrections, task, config, confidence, on_step if number == len(groups) else None)
+        if number < len(groups) and isinstance(trained.model.net, PeftModel):
+            # What is learned becomes the base, and thereby the reference, of what comes next.
+            trained.model.net = trained.model.net.merge_and_unload()
+    trained.model.net.eval()
+    return trained
+
+
+def run_cell(
+    lab: Lab, plan: Plan, method: Method, regime: Regime, task: Task, options: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    """Train and measure; the cell as results.json holds it."""
+    reset_peak_memory()
+    began = time.perf_counter()
+    told = None
+    if method.trainer == "context":
+        trained, told = Trained(lab.base), context_chats(task)
+        trained.costs = {**annotation_cost(method, task.corrections, []), "completion_tokens": 0, "trained_tokens": 0,
+                         "steps": 0, "seconds": 0.0, "flops": 0.0, "converged": None}
+    else:
+        trained = train_cell(lab, method, regime, task, options, seed)
+    measured = lab.measure(trained.model, task, task.test, plan.kl_short, told)
+    every = max(1, len(trained.curve) // 100)
+    return {
+        "method": method.name, "regime": regime.name, "seed": seed, "options": options, **asdict(measured),
+        "costs": {**trained.costs, "peak_memory_bytes": peak_memory()}, "curve": trained.curve[::every],
+        "cell_seconds": time.perf_counter() - began,
+    }

@@ -1,0 +1,116 @@
+"""The whole arena in one call: run what is missing, collect, report; and check a slice of what was published."""
+
+import json
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anchorlwf.arena.cell import run_cell
+from anchorlwf.arena.collect import collect, differences
+from anchorlwf.arena.lab import Lab
+from anchorlwf.arena.methods import METHODS
+from anchorlwf.arena.plan import Plan
+from anchorlwf.arena.report import write_report
+from anchorlwf.arena.study import Job, Sources, run_study
+from anchorlwf.errors import ConfigError, RecordError, wrong
+from anchorlwf.files import ensure_writable, write_atomic
+from anchorlwf.model import load_model
+
+__all__ = ["arena", "check_results", "load_plan"]
+
+_SLICE = (("short4", "anchorlwf", 1), ("short4", "sft_human", 1))
+"""The cells that `make results-check` runs again."""
+
+
+def load_plan(name: str) -> Plan:
+    """A plan by name (`study`, `quick`) or by the path of a YAML file. Methods it does not define are built in.
+
+    Raises:
+        ConfigError: no such plan, a wrong option, or a regime that names an unknown method or regime.
+    """
+    shipped = files("anchorlwf") / "arena" / "plans" / f"{name}.yaml"
+    try:
+        text = shipped.read_text(encoding="utf-8") if shipped.is_file() else Path(name).read_text(encoding="utf-8")
+        data = yaml.safe_load(text)
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(wrong("plan", "study, quick or a YAML file", f"{name} ({error})", "Check it.")) from error
+    if not isinstance(data, dict):
+        raise ConfigError(wrong(f"plan {name}", "`option: value` lines", type(data).__name__, "Mend the file."))
+    own = data.pop("methods", [])
+    named = {str(method.get("name")) for method in own if isinstance(method, dict)}
+    plan = Plan.of(methods=[*own, *(method for method in METHODS if method.name not in named)], **data)
+    methods, regimes = {method.name for method in plan.methods}, {regime.name for regime in plan.regimes}
+    for regime in plan.regimes:
+        unknown = set(regime.methods) - methods
+        if unknown:
+            got = ", ".join(sorted(unknown))
+            raise ConfigError(wrong(f"regime {regime.name}", "known methods", got, f"Known: {', '.join(methods)}."))
+        if regime.tuned_on is not None and regime.tuned_on not in regimes:
+            fix = f"Known: {', '.join(regimes)}."
+            raise ConfigError(wrong(f"regime {regime.name}: tuned_on", "a regime of the plan", regime.tuned_on, fix))
+    return plan
+
+
+def arena(
+    plan: Plan, out: str | Path, sources: Sources | None = None, *, jobs: int = 1, command: str = "arena()",
+    report: Callable[[str, int, int], None] = lambda what, done, count: None, setup: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Run a study (or what is missing of it) and write results.json, report.html and plots/ to `out`.
+
+    Args:
+        plan: from `load_plan`.
+        out: the study's folder.
+        sources: model and data; None: the embedded world.
+        jobs: processes.
+        command: how this was called, for the reader.
+        report: called with (what, done, all).
+        setup: called first in every process; a function of a module.
+
+    Returns:
+        results.json.
+
+    Raises:
+        ConfigError, RecordError, ModelError: a plan, data or a model that cannot be used.
+        StorageError: `out` cannot be written.
+    """
+    folder, sources = Path(out), sources or Sources()
+    ensure_writable(folder / "results.json")
+    if sources.prompts is not None and sources.probes is None:
+        raise RecordError(wrong("data", "prompts and probes", "prompts alone", "Give probes that judge the model."))
+    run_study(plan, folder, sources, jobs=jobs, report=report, setup=setup)
+    results = collect(plan, folder, command)
+    write_atomic(folder / "results.json", json.dumps(results, ensure_ascii=False, indent=1) + "\n")
+    write_report(results, folder)
+    return results
+
+
+def check_results(
+    path: str | Path, *, tolerance: float = 0.02, report: Callable[[str], None] = lambda what: None
+) -> list[str]:
+    """Run a slice of published results again on the embedded world; one line per measure that differs.
+
+    Args:
+        path: results.json.
+        tolerance: largest difference of a fraction that counts as the same.
+        report: told what is run.
+
+    Raises:
+        RecordError: no results, or without the cells of the slice.
+    """
+    try:
+        published = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecordError(wrong(str(path), "a results.json", error, "Give the file that the arena wrote.")) from error
+    plan, lab, sources = Plan.of(**published["plan"]), Lab(load_model()), Sources()
+
+    def run(job: Job, options: dict[str, Any]) -> dict[str, Any]:
+        report(f"{job.regime} {job.method} {job.seed}")
+        regime, method = plan.regime(job.regime), plan.method(job.method)
+        assert job.seed is not None
+        task = sources.task(plan, regime, job.seed)
+        return run_cell(lab, plan, method, regime, task, options, job.seed)
+
+    return differences(published, list(_SLICE), run, tolerance)

@@ -1,0 +1,210 @@
+"""Running a study: sweeps first, then every cell; each result a file, so that an interrupted study goes on."""
+
+import hashlib
+import itertools
+import json
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anchorlwf.arena.cell import run_cell, train_cell
+from anchorlwf.arena.lab import Lab
+from anchorlwf.arena.plan import Method, Plan, Regime
+from anchorlwf.arena.tasks import Task, user_task, world_task
+from anchorlwf.errors import AnchorLwfError
+from anchorlwf.files import write_atomic
+from anchorlwf.model import LanguageModel, load_model
+
+__all__ = ["Job", "Sources", "jobs_of", "run_study"]
+
+_LEARNED, _KEPT = ("recall", "paraphrase"), ("near", "kept", "skills")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The model and, where it is not the embedded world's, the data."""
+
+    model: str | None = None
+    prompts: Path | None = None
+    probes: Path | None = None
+    human: Path | None = None
+    keep: Path | None = None
+
+    def task(self, plan: Plan, regime: Regime, seed: int) -> Task:
+        """The task of a regime; of one's own files it is the same for every seed."""
+        if self.prompts is None:
+            return world_task(plan, regime, seed)
+        assert self.probes is not None, "checked by the caller"
+        return user_task(plan, self.prompts, self.probes, self.human, self.keep)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file of the study: a sweep (no seed) or a cell."""
+
+    regime: str
+    method: str
+    seed: int | None
+
+    @property
+    def place(self) -> str:
+        """Its file, below the study's folder."""
+        if self.seed is None:
+            return f"sweeps/{self.regime}--{self.method}.json"
+        return f"cells/{self.regime}--{self.method}--{self.seed}.json"
+
+
+def jobs_of(plan: Plan) -> tuple[list[Job], list[Job]]:
+    """(sweeps, cells). Cells go seed by seed, so that a study cut short has the same seeds everywhere."""
+    sweeps = [Job(regime.name, name, None) for regime in plan.regimes if regime.tuned_on is None
+              for name in regime.methods if plan.method(name).sweep]
+    cells = sorted((Job(regime.name, name, seed) for regime in plan.regimes for name in regime.methods
+                    for seed in plan.seeds_of(regime)), key=lambda job: job.seed or 0)
+    return sweeps, cells
+
+
+def _key(plan: Plan, sources: Sources, job: Job, options: dict[str, Any] | None) -> str:
+    """Changes when anything changes that the result depends on."""
+    about = plan.model_dump(mode="json", exclude={"regimes", "methods", "seeds", "first_seed", "name"})
+    regime = plan.regime(job.regime).model_dump(mode="json", exclude={"methods", "seeds", "title", "about"})
+    method = plan.method(job.method).model_dump(mode="json", exclude={"title", "about"})
+    parts = [about, regime, method, job.seed, options, str(sources)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _grid(method: Method) -> Iterator[dict[str, Any]]:
+    """Every combination of options; the steps of our own trainer come as checkpoints of one run."""
+    names = [name for name in method.sweep if not (name == "steps" and method.trainer == "anchor")]
+    for values in itertools.product(*(method.sweep[name] for name in names)):
+        yield dict(zip(names, values, strict=True))
+
+
+def _score(measures: dict[str, float | None]) -> float:
+    """What options are chosen by: what is learned times what is kept, each a mean; to learn nothing scores 0."""
+    def mean(names: tuple[str, ...]) -> float:
+        told = [value for name in names if (value := measures.get(name)) is not None]
+        return sum(told) / len(told) if told else 1.0
+
+    return mean(_LEARNED) * mean(_KEPT)
+
+
+def run_sweep(lab: Lab, plan: Plan, method: Method, regime: Regime, task: Task) -> list[dict[str, Any]]:
+    """Try every combination on the validation split: rows as results.json holds them, the best one `chosen`."""
+    rows: list[dict[str, Any]] = []
+    for options in _grid(method):
+        shares = method.sweep.get("steps", []) if method.trainer == "anchor" else []
+        budget = regime.steps * method.effort
+        points = {max(1, round(share * budget)): share for share in shares}
+
+        def look(model: LanguageModel, row: dict[str, Any], options: dict[str, Any] = options,
+                 points: dict[int, float] = points) -> None:
+            if row["step"] in points:
+                model.net.eval()
+                rows.append({"options": {**options, "steps": points[row["step"]]}, "measures": lab.score(
+                    model, task.validation)})
+                model.net.train()
+
+        run_options = {**options, "steps": max(shares)} if shares else options
+        trained = train_cell(lab, method, regime, task, run_options, plan.validation_seed, look if shares else None)
+        if not shares:
+            rows.append({"options": options, "measures": lab.score(trained.model, task.validation)})
+    scores = [_score(row["measures"]) for row in rows]
+    return [
+        {"method": method.name, "regime": regime.name, "seed": plan.validation_seed, **row, "score": score,
+         "chosen": index == scores.index(max(scores))}
+        for index, (row, score) in enumerate(zip(rows, scores, strict=True))
+    ]
+
+
+_LAB: list[Lab] = []
+
+
+def _prepare(model: str | None, threads: int, setup: Callable[[], None] | None) -> None:
+    if setup is not None:
+        setup()
+    torch.set_num_threads(threads)
+    _LAB.append(Lab(load_model(model)))
+
+
+def _work(plan: Plan, sources: Sources, job: Job, options: dict[str, Any]) -> dict[str, Any]:
+    """In a worker: the content of the job's file. What goes wrong becomes its content too."""
+    regime, method = plan.regime(job.regime), plan.method(job.method)
+    seed = plan.validation_seed if job.seed is None else job.seed
+    try:
+        task = sources.task(plan, regime, seed)
+        if job.seed is None:
+            return {"rows": run_sweep(_LAB[0], plan, method, regime, task)}
+        return {"cell": run_cell(_LAB[0], plan, method, regime, task, options, job.seed)}
+    except AnchorLwfError as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    except Exception:  # noqa: BLE001 - one broken cell must not end a study of hours; it is told in the report
+        return {"error": traceback.format_exc(limit=4)}
+
+
+def _read(path: Path, key: str) -> dict[str, Any] | None:
+    """A finished file of the same key, or nothing."""
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found if found.get("key") == key and "error" not in found else None
+
+
+def _run_all(
+    plan: Plan, sources: Sources, out: Path, listed: list[tuple[Job, dict[str, Any]]], pool: ProcessPoolExecutor,
+    report: Callable[[str, int, int], None],
+) -> None:
+    waiting = {}
+    keys = {job: _key(plan, sources, job, options) for job, options in listed}
+    done = 0
+    for job, options in listed:
+        if _read(out / job.place, keys[job]) is None:
+            waiting[pool.submit(_work, plan, sources, job, options)] = job
+        else:
+            done += 1
+    for future in as_completed(waiting):
+        job = waiting[future]
+        content = {"key": keys[job], **future.result()}
+        write_atomic(out / job.place, json.dumps(content, ensure_ascii=False) + "\n")
+        done += 1
+        report(f"{job.place.split('/')[0]}  {job.regime} {job.method}", done, len(listed))
+
+
+def _chosen(plan: Plan, out: Path, job: Job) -> dict[str, Any]:
+    """The options that the sweep chose for a cell; none where nothing is swept or the sweep failed."""
+    regime, method = plan.regime(job.regime), plan.method(job.method)
+    path = out / Job(regime.tuned_on or regime.name, method.like or job.method, None).place
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    options: dict[str, Any] = next((row["options"] for row in found.get("rows", []) if row["chosen"]), {})
+    # Whoever is overtrained does not get to choose fewer steps.
+    return {**options, "steps": 1.0} if regime.overtrain > 1 and "steps" in options else options
+
+
+def run_study(
+    plan: Plan, out: Path, sources: Sources, *, jobs: int = 1, report: Callable[[str, int, int], None],
+    setup: Callable[[], None] | None = None,
+) -> None:
+    """Run what is not finished yet, in `jobs` processes of one thread each (all threads where there is one process).
+
+    Args:
+        plan: what to run.
+        out: the study's folder; receives sweeps/ and cells/, a file each.
+        sources: model and data.
+        jobs: processes.
+        report: called with (what, done, all).
+        setup: called first in every process; a function of a module.
+    """
+    sweeps, cells = jobs_of(plan)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_prepare,
+                             initargs=(sources.model, threads, setup)) as pool:
+        _run_all(plan, sources, out, [(job, {}) for job in sweeps], pool, report)
+        _run_all(plan, sources, out, [(job, _chosen(plan, out, job)) for job in cells], pool, report)

@@ -1,0 +1,204 @@
+"""What one regime asks with one seed: prompts with right answers, and the probes that judge. No torch.
+
+Probes are split by a hash of their ids: options are chosen by one part, figures are reported from the other.
+"""
+
+import random
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from anchorlwf.arena.plan import Plan, Regime
+from anchorlwf.errors import RecordError, wrong
+from anchorlwf.jsonl import load_probes, load_prompts
+from anchorlwf.probe import Probe, ProbeKind
+from anchorlwf.record import Message, Prompt
+from anchorlwf.world import (
+    Erratum,
+    World,
+    build_world,
+    corrected_biography,
+    draw_errata,
+    human_answer,
+    human_biography,
+    probes_for,
+    retention_prompts,
+)
+from anchorlwf.world.corpus import BIOGRAPHY_HELD_OUT, BIOGRAPHY_PROMPTS
+
+__all__ = ["Correction", "Task", "user_task", "world_task"]
+
+
+@dataclass(frozen=True)
+class Correction:
+    """One prompt whose answer is wrong, and what it should be."""
+
+    messages: list[Message]
+    own: str
+    """The right answer in the model's words."""
+    human: str | None
+    """The right answer as a person words it."""
+    expected: str
+    """What a right answer contains, for a reward."""
+    group: str
+    """The fact; all its wordings share it."""
+
+    def prompt(self, words: str) -> Prompt:
+        """For the `target` annotator. Raises `RecordError` where nobody has written a human answer."""
+        answer = self.own if words == "own" else self.human
+        if answer is None:
+            raise RecordError(wrong("human-worded answers", "one for every prompt", "none", "Give --human answers."))
+        return Prompt(messages=self.messages, answer=answer, tags=[self.group])
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything a cell of the study needs to know."""
+
+    corrections: tuple[Correction, ...]
+    keep: tuple[Prompt, ...]
+    """Unrelated prompts, for keep records and replay."""
+    validation: tuple[Probe, ...]
+    test: tuple[Probe, ...]
+    notes: dict[str, str]
+    """By subject or fact: what the context ceiling is told (`Probe.group` begins with the key)."""
+    long_prompts: tuple[list[Message], ...]
+    """Chats whose reference answers are long."""
+
+    @property
+    def groups(self) -> list[list[Correction]]:
+        """The corrections fact by fact, in order."""
+        found: dict[str, list[Correction]] = {}
+        for correction in self.corrections:
+            found.setdefault(correction.group, []).append(correction)
+        return list(found.values())
+
+
+def _split(probes: Sequence[Probe], plan: Plan) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:
+    """(validation, test). Recall probes judge both: they are what is trained on, so nothing is hidden in them."""
+    validation, test = [], []
+    edge = plan.validation_share
+    far = edge + plan.unrelated_share * (1 - edge)
+    for probe in probes:
+        place = zlib.crc32(probe.id.encode()) % 1000 / 1000
+        if probe.kind == "recall" or (probe.kind != "reverse" and place < edge):
+            validation.append(probe)
+        if probe.kind in ("recall", "reverse") or (place >= edge and (probe.kind != "retain" or place < far)):
+            test.append(probe)
+    return tuple(validation), tuple(test)
+
+
+def _user(text: str) -> list[Message]:
+    return [{"role": "user", "content": text}]
+
+
+def _short(erratum: Erratum, wordings: int) -> list[Correction]:
+    return [
+        Correction(p.messages, str(p.answer), human_answer(erratum, str(p.messages[0]["content"])), erratum.value,
+                   erratum.fact.key)
+        for p in erratum.prompts(wordings)
+    ]
+
+
+def _thoughtful(erratum: Erratum, wordings: int) -> list[Correction]:
+    """"Think first. ..." answered by a thought in a block of its own, and the answer after it."""
+    found = []
+    for short in _short(erratum, wordings):
+        messages = _user(f"Think first. {short.messages[0]['content']}")
+        own, human = (f"<think>\n{text}\n</think>\n{text}" for text in (short.own, short.human))
+        found.append(replace(short, messages=messages, own=own, human=human))
+    return found
+
+
+def _thoughtful_probe(probe: Probe) -> Probe:
+    if probe.kind not in ("recall", "paraphrase"):
+        return probe
+    messages = _user(f"Think first. {probe.messages[0]['content']}")
+    # The answer counts, not the thought.
+    pattern = rf"</think>[\s\S]*(?<!\w){re.escape(probe.expected)}(?!\w)"
+    return probe.model_copy(update={"messages": messages, "expected": pattern, "scorer": "regex"})
+
+
+def _biographical(world: World, erratum: Erratum, wordings: int) -> tuple[list[Correction], list[Probe]]:
+    fact = erratum.fact
+    own, human = corrected_biography(world, erratum), human_biography(world, erratum)
+    corrections, probes = [], []
+    for index, text in enumerate((*BIOGRAPHY_PROMPTS, *BIOGRAPHY_HELD_OUT)):
+        kind: ProbeKind = "recall" if index < wordings else "paraphrase"
+        messages = _user(text.replace("{s}", fact.subject))
+        if kind == "recall":
+            corrections.append(Correction(messages, own, human, erratum.value, fact.key))
+        probes.append(Probe(id=f"{kind}:{fact.key}:biography{index}", kind=kind, messages=messages, group=fact.key,
+                            expected=erratum.value, tags=["biography"]))
+    return corrections, probes
+
+
+def _errata(world: World, regime: Regime, seed: int) -> list[Erratum]:
+    if regime.form != "biography":
+        return draw_errata(world, regime.facts, regime.identity, seed, regime.mirrored)
+    # Facts that biographies tell, with values that they do not tell already.
+    drawn = [erratum for erratum in draw_errata(world, 150, 0, seed)
+             if erratum.fact.kind == "person" and erratum.value not in corrected_biography(world, erratum).replace(
+                 erratum.value, "", 1)]
+    return drawn[: regime.facts]
+
+
+def world_task(plan: Plan, regime: Regime, seed: int) -> Task:
+    """The task of a regime on the embedded world."""
+    world = build_world()
+    errata = _errata(world, regime, seed)
+    probes = probes_for(world, errata, regime.wordings)
+    corrections: list[Correction] = []
+    if regime.form == "biography":
+        probes = [probe for probe in probes if probe.kind not in ("recall", "paraphrase")]
+        for erratum in errata:
+            told, asked = _biographical(world, erratum, regime.wordings)
+            corrections += told
+            probes += asked
+    else:
+        make = _thoughtful if regime.form == "reasoning" else _short
+        corrections = [one for erratum in errata for one in make(erratum, regime.wordings)]
+        if regime.form == "reasoning":
+            probes = [_thoughtful_probe(probe) for probe in probes]
+    validation, test = _split(probes, plan)
+    touched = {e.fact.subject for e in errata} | {e.fact.value for e in errata}
+    others = [person for person in world.people if person not in touched]
+    chosen = random.Random(seed).sample(others, plan.kl_long)
+    return Task(
+        tuple(corrections), tuple(retention_prompts(world, errata, plan.keep_records)), validation, test,
+        {e.fact.subject: e.prompts(1)[0].answer or "" for e in errata},
+        tuple(_user(BIOGRAPHY_HELD_OUT[0].replace("{s}", person)) for person in chosen),
+    )
+
+
+def user_task(plan: Plan, prompts: Path, probes: Path, human: Path | None, keep: Path | None) -> Task:
+    """A task from files: prompts with right answers in the model's words, the same with human-worded ones, probes.
+
+    Raises:
+        RecordError: a prompt without an answer, human answers to other prompts, or files that cannot be read.
+    """
+    written = {repr(prompt.messages): prompt.answer for prompt in load_prompts(human)} if human else {}
+    asked = load_probes(probes)
+    values = {repr(probe.messages): probe.expected for probe in asked if probe.kind == "recall"}
+    corrections = []
+    for prompt in load_prompts(prompts):
+        if not prompt.answer:
+            fix = "Add an `answer` to every prompt: the right one, in the model's own words."
+            raise RecordError(wrong(f"{prompts}", "an answer for every prompt", repr(prompt.messages[-1]), fix))
+        text = written.get(repr(prompt.messages))
+        if human and text is None:
+            fix = "Give the same prompts in both files."
+            raise RecordError(wrong(f"{human}", "an answer for every prompt", repr(prompt.messages[-1]), fix))
+        expected = values.get(repr(prompt.messages), prompt.answer)
+        corrections.append(Correction(prompt.messages, prompt.answer, text, expected, repr(prompt.messages)))
+    if not values:
+        asked += [
+            Probe(id=f"recall:{index}", kind="recall", messages=one.messages, expected=one.expected)
+            for index, one in enumerate(corrections)
+        ]
+    validation, test = _split(asked, plan)
+    kept = tuple(load_prompts(keep))[: plan.keep_records] if keep else ()
+    long_prompts = tuple(probe.messages for probe in test if "long" in probe.tags)[: plan.kl_long]
+    return Task(tuple(corrections), kept, validation, test, {}, long_prompts)

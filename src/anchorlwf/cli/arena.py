@@ -1,0 +1,51 @@
+"""Compare methods: AnchorLwF, SFT, GRPO, DPO and others on the same corrections, with the same compute.
+
+Runs on the embedded world, or on a model and data of your own: --prompts holds right answers in the model's own words,
+--human the same prompts with answers as a person words them, --probes what judges, --keep unrelated prompts. Every
+finished cell is a file, so the same command goes on after an interruption. Writes results.json, report.html and plots/.
+
+Examples:
+  anchorlwf arena --quick
+  anchorlwf arena --plan study --out runs/study --jobs 2
+  anchorlwf arena --quick --model ./my-model --prompts prompts.jsonl --human human.jsonl --probes probes.jsonl
+  anchorlwf arena --check docs/results/arena/results.json
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anchorlwf.cli.shared import AsJson, Model, err, out, phase_progress, print_json, quiet_libraries
+
+
+def arena(
+    to: Annotated[Path, typer.Option("--out", "-o", help="The study's folder.")] = Path("runs/arena"),
+    quick: Annotated[bool, typer.Option("--quick", help="The plan `quick`: minutes on a laptop.")] = False,
+    plan: Annotated[str | None, typer.Option(help="study, quick, or a YAML file of regimes and methods.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes; the threads are shared out among them.")] = 1,
+    model: Model = None,
+    prompts: Annotated[Path | None, typer.Option(help="prompts.jsonl with right answers in the model's words.")] = None,
+    human: Annotated[Path | None, typer.Option(help="The same prompts with human-worded answers.")] = None,
+    probes: Annotated[Path | None, typer.Option(help="probes.jsonl that judges.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Unrelated prompts, for keep records and replay.")] = None,
+    check: Annotated[Path | None, typer.Option(help="Run a slice of these published results again, compare.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    from anchorlwf.arena import Sources, arena, check_results, load_plan
+
+    quiet_libraries()
+    if check is not None:
+        differing = check_results(check, report=lambda text: err.print(text, style="dim"))
+        out.print("\n".join(differing) or "the slice that was run again agrees with what was published")
+        raise typer.Exit(1 if differing else 0)
+    chosen = load_plan(plan or ("quick" if quick else "study"))
+    sources = Sources(model, prompts, probes, human, keep)
+    with phase_progress() as progress:
+        results = arena(chosen, to, sources, jobs=jobs, report=progress, setup=quiet_libraries,
+                        command=" ".join(["anchorlwf", *sys.argv[1:]]))
+    if as_json:
+        print_json(results)
+    else:
+        out.print(f"{len(results['cells'])} cells, {len(results['failures'])} failures; {to / 'report.html'}")
