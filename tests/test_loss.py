@@ -457,7 +457,7 @@ def test_what_is_wrong_with_an_argument_is_said(change, message):
 
 
 def test_an_unknown_implementation_is_refused():
-    with pytest.raises(LossError, match="impl: expected auto or chunked or dense, got 'fast'"):
+    with pytest.raises(LossError, match="impl: expected auto or dense or chunked or triton, got 'fast'"):
         make().loss("fast")
 
 

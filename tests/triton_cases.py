@@ -29,7 +29,7 @@ def case(direction, options, bias, own_reference, dtype, size):
     inputs = [None if t is None else t.to(dtype) for t in (hidden, ref_hidden, weight, ref_weight)]
     biases = [draw(vocabulary).to(dtype) if bias else None for _ in range(2)]
     for impl, kind in (("dense", torch.float64), ("dense", dtype), ("triton", dtype)):
-        x, r, w, rw = (None if t is None else t.to(kind) for t in inputs)
+        x, r, w, rw = (None if t is None else t.to(kind, copy=True) for t in inputs)
         b, rb = (None if t is None else t.to(kind) for t in biases)
         x = x.requires_grad_()
         loss = anchor_loss(x, r, w, token_ids, confidence.to(torch.float32), bias=b, ref_weight=rw,
