@@ -4,6 +4,7 @@ import contextlib
 import copy
 import fcntl
 import io
+import itertools
 import json
 import os
 import pty
@@ -18,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -207,7 +207,7 @@ def test_every_token_is_shown_with_its_number_whatever_it_holds(tiny_model):
         number = "3*" if index == 3 else str(index)
         assert re.search(rf"(^|  ){re.escape(f'{number} {visible(table.token(token))}')}(=|  |\n)", shown, re.MULTILINE)
     # A line is full, and no longer than the screen, before the next begins; a line break ends it, too.
-    for line, after in pairwise(shown.splitlines()):
+    for line, after in itertools.pairwise(shown.splitlines()):
         first = re.split(r"  (?=\d)", after)[0]
         assert len(line) <= 60
         assert "⏎" in line or len(line) + 2 + len(first) > 60
@@ -530,39 +530,46 @@ def test_who_lost_the_item_is_told_and_gets_another(work):
 # --- trouble ---
 
 
-class Slow(LocalDecoder):
-    """Streams five tokens, then waits until `go`; meanwhile somebody presses Ctrl-C."""
+class Held:
+    """A stream of which five tokens come; then somebody who has seen one of them presses Ctrl-C."""
 
-    go = threading.Event()
-
-    def stream(self, key, prompt_ids, prefix_ids, limit, **options):
-        steps = super().stream(key, prompt_ids, prefix_ids, limit, **options)
-        return steps if options.get("ahead") or not prefix_ids else _Held(steps, self.go)
-
-
-class _Held:
-    def __init__(self, steps, go) -> None:
-        self._steps, self._go, self.closed = steps, go, False
+    def __init__(self, steps, seen: threading.Event) -> None:
+        self._steps, self._seen, self._closed = steps, seen, threading.Event()
 
     def __iter__(self):
-        for number, step in enumerate(self._steps):
-            if number == 5 and not self._go.is_set():
-                os.kill(os.getpid(), signal.SIGINT)
-                self._go.wait(10)
-            yield step
+        yield from itertools.islice(self._steps, 5)
+        self._seen.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+        self._closed.wait(10)
+        yield from self._steps
 
     def close(self) -> None:
-        self._go.set()
+        self._closed.set()
         self._steps.close()
 
 
 def test_ctrl_c_stops_what_streams_and_c_lets_it_go_on(work, monkeypatch):
-    monkeypatch.setattr("anchorlwf.annotation.opening.LocalDecoder", Slow)
+    stream, token, seen, held = LocalDecoder.stream, Painter.token, threading.Event(), []
+
+    def once_held(self, key, prompt_ids, prefix_ids, limit, **options):
+        steps = stream(self, key, prompt_ids, prefix_ids, limit, **options)
+        if len(prefix_ids) != 4 or held:  # the first continuation of a correction at 3
+            return steps
+        held.append(Held(steps, seen))
+        return held[0]
+
+    def painted(self, index, *arguments, **options) -> None:
+        token(self, index, *arguments, **options)
+        if held and index == 4:
+            seen.set()
+
+    monkeypatch.setattr(LocalDecoder, "stream", once_held)
+    monkeypatch.setattr(Painter, "token", painted)
     with work.open() as exchange:
         ids = []
         records, screen = sit(exchange, "3 #2", lambda: ids.append(answer_of(exchange)), "a", "c",
                               lambda: ids.append(answer_of(exchange)), "a", "q")
-        assert 4 < len(ids[0]) < len(ids[1])
+        assert 9 <= len(ids[0]) < len(ids[1])
         assert ids[1][: len(ids[0])] == ids[0]
         assert screen.count("The answer was stopped; c lets it go on.") == 1
         assert "answer: expected a whole one" in screen
@@ -599,10 +606,9 @@ def test_a_line_torn_by_a_crash_does_not_keep_the_work_from_going_on(work, torn)
         first = sit(exchange, "a", "a")[0]
     whole_file = work.out.read_bytes()
     work.out.write_bytes(whole_file + b'{"id": "half' if torn == "a line of its own" else whole_file[:-100])
+    with pytest.warns(match="broken JSON"), work.open() as exchange:
+        second = sit(exchange, "a")[0]
     with pytest.warns(match="broken JSON"):
-        with work.open() as exchange:
-            assert load_records(work.out, skip_bad=True) == first
-            second = sit(exchange, "a")[0]
         assert load_records(work.out, skip_bad=True) == [*first, *second]
 
 
@@ -819,6 +825,7 @@ def test_the_command_counts_what_it_finished_and_wants_a_name_of_the_team(tmp_pa
     }
     assert "1 of 2 done; the same command goes on." in done.stderr
     assert "\x1b" not in done.stderr
-    with pytest.raises(SystemExit) as ended, contextlib.chdir(tmp_path):
-        main([*map(str, command[1:]), "--name", "eve"])
-    assert ended.value.code == 2
+    for name in ("eve", "", "a" * 65, "a\x1b"):
+        with pytest.raises(SystemExit) as ended, contextlib.chdir(tmp_path):
+            main([*map(str, command[1:]), "--name", name])
+        assert ended.value.code == 2

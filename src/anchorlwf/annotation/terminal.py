@@ -269,14 +269,14 @@ class Terminal:
         running.listen(arrived.set)
         try:
             while True:
-                arrived.clear()
-                over = running.over  # asked first: what came before the end is in the tokens then
-                for token, probability in zip(*running.since(shown), strict=True):
-                    painter.token(running.start + shown, token, probability, anchor=False)
-                    shown += 1
-                if over:
-                    return
                 try:
+                    arrived.clear()
+                    over = running.over  # asked first: what came before the end is in the tokens then
+                    for token, probability in zip(*running.since(shown), strict=True):
+                        painter.token(running.start + shown, token, probability, anchor=False)
+                        shown += 1
+                    if over:
+                        return
                     arrived.wait()
                 except KeyboardInterrupt:
                     self._desk.stop(live)

@@ -24,12 +24,21 @@ if TYPE_CHECKING:
     from anchorlwf.annotation.opening import Work
 
 
+def _checked_name(name: str) -> str:
+    # As in a file of annotators.
+    if not name.isprintable() or not 1 <= len(name) <= 64:
+        raise typer.BadParameter("expected 1 to 64 printable characters")
+    return name
+
+
 def annotate(
     prompts: Annotated[Path, typer.Argument(help="JSONL: `prompt` or `messages`, and `answer` for target.")],
     to: Annotated[Path, typer.Option("--out", "-o", help="Records are appended here.")],
     model: Model = None,
     annotator: Annotated[Literal["target", "terminal"], typer.Option(help="Who judges.")] = "target",
-    name: Annotated[str, typer.Option(help="Your name: whose sessions, and the anchors' source.")] = "anonymous",
+    name: Annotated[
+        str, typer.Option(callback=_checked_name, help="Your name: whose sessions, and the anchors' source.")
+    ] = "anonymous",
     confidence: Annotated[float, typer.Option(help="c_t of new anchors, above 0, at most 1.")] = 1.0,
     max_new_tokens: Tokens = 512,
     web: Annotated[bool, typer.Option("--web", help="Serve the annotator's page (needs anchorlwf[web]).")] = False,
