@@ -155,7 +155,9 @@ def test_wrong_names_and_addresses_are_refused(server):
         connect_remote(server.url.replace("http://", "http://me:secret@"), "embedded", patience=QUICK)
 
 
-@pytest.mark.parametrize("faults", [[503], [429], [500, 503], ["hang"], ["break"], ["break", 503, "break"], ["dead"]])
+@pytest.mark.parametrize("faults", [
+    [503], [429], [500, 503], ["hang"], ["break"], ["break", 503, "break"], ["dead"], ["abort", 503],
+])
 def test_a_server_in_trouble_is_asked_again(server, local, faults):
     remote = remote_of(server)
     prompt = prompt_of(local, PROMPT)

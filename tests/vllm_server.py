@@ -1,7 +1,7 @@
 """A small real HTTP server that speaks vLLM's completion protocol over a model of ours, answering from real logits.
 
 What it sends and refuses was compared with vLLM 0.32.0 (docs/vllm.md). `faults` makes it misbehave, one entry per
-request: a status, "hang", "break" (after two tokens), "dead" (an engine that dies after two tokens), or None.
+request: a status, "hang", or what happens after two tokens, "break", "dead" (an engine's end) or "abort" (a shutdown).
 """
 
 import json
@@ -102,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         if body["logprobs"] > 20:
             return f"Requested sample logprobs of {body['logprobs']}, which is greater than max allowed: 20"
         if len(prompt) > context:
-            return f"This model's maximum context length is {context} tokens. However, your prompt contains {len(prompt)}"
+            return f"This model's maximum context length is {context} tokens. Your prompt contains {len(prompt)}."
         if len(prompt) == context:
             return "max_tokens must be at least 1, got 0."
         if body["max_tokens"] > context - len(prompt):
@@ -129,7 +129,9 @@ class _Handler(BaseHTTPRequestHandler):
                 choice = self._choice(body, prompt, ids)
                 ids.append(choice.pop("_id"))
                 cut = len(ids) >= min(body["max_tokens"], self.server.most or body["max_tokens"])
-                finish = "stop" if ids[-1] in {*body["stop_token_ids"], *self.server.ends} else "length" if cut else None
+                ends = {*body["stop_token_ids"], *self.server.ends}
+                finish = "stop" if ids[-1] in ends else "length" if cut else None
+                finish = "abort" if fault == "abort" and len(ids) == 2 else finish
                 echoed = prompt if len(ids) == 1 else None
                 self._line({"choices": [{**choice, "finish_reason": finish, "prompt_token_ids": echoed}]})
                 self.server.sent += 1

@@ -29,7 +29,7 @@ class Piece:
 
     steps: list[Chosen]
     finish: str | None
-    """Why the answer ends with them: "stop", "length", or something out of the order; None: it goes on."""
+    """Why the answer ends with them, "stop", "length" or some trouble; None: it goes on."""
 
 
 def read_choice(text: str, prompt: list[int]) -> dict[str, Any]:

@@ -221,12 +221,16 @@ class RemoteDecoder:
                 if response.status_code != 200:
                     response.read()
                     raise _failure(response)
+                finish = None
                 for line in response.iter_lines():
                     if line.startswith("data:") and line[5:].strip() == "[DONE]":
-                        return
+                        break
                     if line.startswith("data:"):
-                        yield piece_of(read_choice(line[5:], prompt), self._top)
-                raise Later("a stream that broke off")
+                        piece = piece_of(read_choice(line[5:], prompt), self._top)
+                        finish = piece.finish or finish
+                        yield piece
+                if finish not in ("stop", "length"):  # also "abort": vLLM is shutting down
+                    raise Later(f"a stream that broke off ({finish or 'without a reason'})")
 
         return self._retried(attempt)
 
