@@ -4,8 +4,8 @@
 
 How to start one: docs/vllm.md. Both in float32. Compared are ids, probabilities and alternatives of greedy answers,
 one after the other and eight at once; corrections in the middle with what follows them; judging up to the end of the
-context. Then: a stream that is stopped, a server that is too slow, and a whole session of the annotator's page over the
-server, whose records `anchorlwf verify` replays here.
+context. Then: a stream that is stopped, and a whole session of the annotator's page over the server, whose records
+`anchorlwf verify` replays here.
 """
 
 import argparse
@@ -23,9 +23,7 @@ import torch
 
 from anchorlwf.annotation.connect import connect_remote
 from anchorlwf.annotation.decoders import LocalDecoder
-from anchorlwf.annotation.remote import Patience
 from anchorlwf.cli.shared import quiet_libraries
-from anchorlwf.errors import ServerError
 from anchorlwf.model import EMBEDDED, load_model
 from anchorlwf.run import environment
 from anchorlwf.world import build_world
@@ -147,15 +145,6 @@ def running(url):
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:num_requests_running"))
 
 
-def too_slow(url, model):
-    """A server that does not answer within a microsecond is given up after three tries."""
-    try:
-        connect_remote(url, model, patience=Patience(read=1e-6, tries=3))
-    except ServerError as error:
-        return {"gave_up": True, "said": str(error)}
-    return {"gave_up": False, "said": None}
-
-
 class Page:
     """`anchorlwf annotate --web --remote`, as a person starts it, spoken to through its HTTP API."""
 
@@ -248,13 +237,15 @@ def main():
         "server": httpx.get(url.removesuffix("/v1") + "/version").json(), "answers": greedy,
         "corrections": corrections(local, remote, prompts, firsts, options.tokens),
         "full_context": full_context(local, remote, prompts[0]), "stopped": stopped(local, remote, url, prompts[0]),
-        "too_slow": too_slow(url, options.model), "page": session(url, options.model, asked[:10]),
+        "page": session(url, options.model, asked[:10]),
     }
     local.close()
     remote.close()
     print(json.dumps(report, indent=2, ensure_ascii=False))
-    alike = all(part["identical"] == part["of"] for part in (greedy["one_by_one"], report["corrections"]["continued"]))
-    sys.exit(0 if alike and report["page"]["verify_exit_code"] == 0 else 1)
+    alike = [part["identical"] == part["of"] for part in (*greedy.values(), report["corrections"]["continued"])]
+    alike += [report["corrections"]["judged_alike"] == len(prompts), report["page"]["verify_exit_code"] == 0,
+              report["stopped"]["left_alone"]["same"], (report["full_context"] or {"same": True})["same"]]
+    sys.exit(0 if all(alike) else 1)
 
 
 if __name__ == "__main__":
