@@ -71,6 +71,51 @@ def test_judging_and_options_agree_with_the_model_here(server, local):
     remote.close()
 
 
+@pytest.mark.parametrize("known", [0, 3])
+def test_an_answer_that_fills_the_context_is_decoded_and_judged(server, local, base, known):
+    remote = remote_of(server)
+    prompt = (prompt_of(local, PROMPT) * 40)[: base.context_length - 4]
+    ours, theirs = (list(d.stream("k", prompt, [], 100)) for d in (local, remote))
+    assert [s.token_id for s in theirs] == [s.token_id for s in ours]
+    wanted = [17, 900, 40, 3][known:]  # the last one where vLLM has no room for a token behind it
+    ours, theirs = (d.judge("k", prompt, [17, 900, 40][:known], wanted) for d in (local, remote))
+    assert (theirs.best_ids, theirs.tied) == (ours.best_ids, ours.tied)
+    assert theirs.probabilities == pytest.approx(ours.probabilities, abs=1e-4)
+    remote.close()
+
+
+def test_the_last_place_cannot_be_judged_by_a_server_that_tells_only_the_best(server, local, base):
+    remote = remote_of(server)
+    prompt = (prompt_of(local, PROMPT) * 40)[: base.context_length - 1]
+    ranked = [token for token, _ in local.options("k", prompt, [], 100)]
+    server.lacks = {"logprob_token_ids"}
+    assert remote.judge("k", prompt, [], ranked[5:6]).best_ids == ranked[:1]
+    with pytest.raises(ModelError, match="log-probability of every"):
+        remote.judge("k", prompt, [], ranked[60:61])
+    remote.close()
+
+
+def test_a_server_that_caps_answers_is_asked_on(server, local):
+    remote = remote_of(server)
+    server.most = 4
+    prompt = prompt_of(local, PROMPT)
+    expected = [s.token_id for s in local.stream("k", prompt, [], LIMIT)]
+    assert len(expected) > 8
+    assert [s.token_id for s in remote.stream("k", prompt, [], LIMIT)] == expected
+    assert [len(body["prompt"]) for body in server.requests] == list(range(len(prompt), len(prompt + expected), 4))
+    remote.close()
+
+
+def test_a_server_that_stops_at_another_token_is_refused(server):
+    remote = remote_of(server)
+    prompt = prompt_of(remote, PROMPT)
+    first = next(iter(remote.stream("k", prompt, [], 1))).token_id
+    server.ends = {first}
+    with pytest.raises(ModelError, match=rf"expected an end-of-turn token .*, got an end after token {first}"):
+        list(remote.stream("k", prompt, [], LIMIT))
+    remote.close()
+
+
 def test_it_asks_for_ids_plain_greedy_and_log_probabilities(server):
     remote = remote_of(server)
     prompt = prompt_of(remote, PROMPT)
@@ -110,7 +155,9 @@ def test_wrong_names_and_addresses_are_refused(server):
         connect_remote(server.url.replace("http://", "http://me:secret@"), "embedded", patience=QUICK)
 
 
-@pytest.mark.parametrize("faults", [[503], [429], [500, 503], ["hang"], ["break"], ["break", 503, "break"]])
+@pytest.mark.parametrize("faults", [
+    [503], [429], [500, 503], ["hang"], ["break"], ["break", 503, "break"], ["dead"], ["abort", 503],
+])
 def test_a_server_in_trouble_is_asked_again(server, local, faults):
     remote = remote_of(server)
     prompt = prompt_of(local, PROMPT)

@@ -1,6 +1,7 @@
 """A small real HTTP server that speaks vLLM's completion protocol over a model of ours, answering from real logits.
 
-`faults` makes it misbehave, one entry per request: a status, "hang", "break" (after two tokens), or None.
+What it sends and refuses was compared with vLLM 0.32.0 (docs/vllm.md). `faults` makes it misbehave, one entry per
+request: a status, "hang", or what happens after two tokens, "break", "dead" (an engine's end) or "abort" (a shutdown).
 """
 
 import json
@@ -29,6 +30,8 @@ class VllmServer(ThreadingHTTPServer):
         self.requests: list[dict[str, Any]] = []
         self.retokenises = False
         self.delay = 0.0
+        self.most: int | None = None  # tokens of an answer, as max_new_tokens of a generation config caps them
+        self.ends: set[int] = set()  # tokens it stops at of its own accord
         self.gone = threading.Event()
         self.sent = 0
         self.lock = threading.Lock()
@@ -75,14 +78,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append(body)
         fault = self.server.faults.pop(0) if self.server.faults else None
         if isinstance(fault, int):
-            self._reply(fault, {"error": "busy"}, **({"Retry-After": "1"} if fault == 429 else {}))
+            self._reply(fault, {"error": {"message": "busy"}}, **({"Retry-After": "1"} if fault == 429 else {}))
             return
         if fault == "hang":
             time.sleep(2)
             return
         prompt = body["prompt"]
         if not (isinstance(prompt, list) and all(isinstance(token, int) for token in prompt)):
-            self._reply(400, {"error": "prompt must be token ids"})
+            self._reply(400, {"error": {"message": "prompt must be token ids"}})
+            return
+        if refused := self._refused(body, prompt):
+            self._reply(400, {"error": {"message": refused, "type": "BadRequestError", "code": 400}})
             return
         if self.server.retokenises:
             prompt = [*prompt, prompt[-1]]
@@ -91,9 +97,21 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._whole(body, prompt)
 
+    def _refused(self, body: dict[str, Any], prompt: list[int]) -> str | None:
+        context = self.server.model.context_length
+        if body["logprobs"] > 20:
+            return f"Requested sample logprobs of {body['logprobs']}, which is greater than max allowed: 20"
+        if len(prompt) > context:
+            return f"This model's maximum context length is {context} tokens. Your prompt contains {len(prompt)}."
+        if len(prompt) == context:
+            return "max_tokens must be at least 1, got 0."
+        if body["max_tokens"] > context - len(prompt):
+            return f"max_tokens={body['max_tokens']} is too large"
+        return None
+
     def _whole(self, body: dict[str, Any], prompt: list[int]) -> None:
         choice = self._choice(body, prompt, [])
-        choice.pop("_id")
+        choice |= {"finish_reason": "stop" if choice.pop("_id") in body["stop_token_ids"] else "length"}
         if body.get("prompt_logprobs") is not None and "prompt_logprobs" not in self.server.lacks:
             choice["prompt_logprobs"] = self._prompt_logprobs(prompt, body["prompt_logprobs"])
         self._reply(200, {"choices": [choice]})
@@ -106,15 +124,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         ids: list[int] = []
         try:
-            while len(ids) < body["max_tokens"] and not (ids and ids[-1] in body["stop_token_ids"]):
+            finish = None
+            while finish is None:
                 choice = self._choice(body, prompt, ids)
                 ids.append(choice.pop("_id"))
-                self._line({"choices": [choice]})
+                cut = len(ids) >= min(body["max_tokens"], self.server.most or body["max_tokens"])
+                ends = {*body["stop_token_ids"], *self.server.ends}
+                finish = "stop" if ids[-1] in ends else "length" if cut else None
+                finish = "abort" if fault == "abort" and len(ids) == 2 else finish
+                echoed = prompt if len(ids) == 1 else None
+                self._line({"choices": [{**choice, "finish_reason": finish, "prompt_token_ids": echoed}]})
                 self.server.sent += 1
                 time.sleep(self.server.delay)
                 if fault == "break" and len(ids) == 2:
                     return
-            self._line({"choices": []})
+                if fault == "dead" and len(ids) == 2:
+                    self._line({"error": {"message": "EngineCore encountered an issue.", "code": 500}})
+                    break
             self.wfile.write(b"data: [DONE]\n\n")
         except OSError:
             self.server.gone.set()
@@ -133,10 +159,13 @@ class _Handler(BaseHTTPRequestHandler):
         token = int(row.argmax())
         values, names = row.topk(body["logprobs"])
         name = (lambda i: f"token_id:{i}") if body.get("return_tokens_as_token_ids") else str
+        listed = {name(int(i)): float(v) for i, v in zip(names, values, strict=True)}
+        if body.get("logprob_token_ids") and "logprob_token_ids" not in self.server.lacks:
+            listed = {name(i): float(row[i]) for i in [token, *body["logprob_token_ids"]]}
         choice = {
             "index": 0, "text": "ignored", "_id": token, "token_ids": [token], "prompt_token_ids": prompt,
             "logprobs": {"tokens": [name(token)], "token_logprobs": [float(row[token])],
-                         "top_logprobs": [{name(int(i)): float(v) for i, v in zip(names, values, strict=True)}]},
+                         "top_logprobs": [listed]},
         }
         if "as_ids" in self.server.lacks:
             choice["logprobs"]["top_logprobs"] = [{"the": -0.1}]

@@ -3,10 +3,9 @@
     POST /v1/completions  {"prompt": [ids], "temperature": 0, "logprobs": k, "return_token_ids": true,
                            "return_tokens_as_token_ids": true, "stream": true}
 
-A server that re-tokenises, or leaves ids or log-probabilities out, would spoil records silently: it is refused.
+What the answers must hold, and what refuses a server, stands in `completions.py`.
 """
 
-import json
 import math
 import os
 import random
@@ -17,6 +16,16 @@ from typing import Any
 
 import httpx
 
+from anchorlwf.annotation.completions import (
+    Later,
+    Piece,
+    first_of,
+    next_logprobs,
+    piece_of,
+    prompt_logprobs,
+    read_choice,
+    refuse,
+)
 from anchorlwf.annotation.decoders import Chosen
 from anchorlwf.annotation.tokens import TokenTable
 from anchorlwf.decode import TIE, Choices
@@ -50,57 +59,11 @@ class Patience:
         return min(8.0, wanted) * (1 + random.random() / 4)
 
 
-class _Later(Exception):  # noqa: N818 - no error yet: a reason to ask again
-    def __init__(self, reason: str, after: str | None = None) -> None:
-        super().__init__(reason)
-        self.after = after
-
-
-def _refuse(missing: str, got: object) -> ModelError:
-    fix = "Use vLLM, which gives them; `transformers serve`, for one, gives no log-probabilities."
-    return ModelError(wrong("remote model", missing, str(got)[:200], fix))
-
-
-def _number(name: str) -> int:
-    head, _, digits = name.partition(":")
-    if head != "token_id" or not digits.isdigit():
-        raise _refuse("tokens named by id (return_tokens_as_token_ids)", repr(name))
-    return int(digits)
-
-
-def _steps(choice: dict[str, Any], top: int) -> list[Chosen]:
-    """The tokens of a choice (whole, or a piece of a stream). Raises `ModelError`."""
-    ids, logprobs = choice.get("token_ids"), choice.get("logprobs")
-    if not isinstance(ids, list):
-        raise _refuse("token ids in the answer (return_token_ids)", "none")
-    if not ids:
-        return []
-    if not isinstance(logprobs, dict):
-        raise _refuse("log-probabilities of the answer (logprobs)", "none")
-    own, best = logprobs.get("token_logprobs") or [], logprobs.get("top_logprobs") or []
-    if not len(own) == len(best) == len(ids):
-        raise _refuse("log-probabilities for every token", f"{len(own)} for {len(ids)} tokens")
-    found = []
-    for token, logprob, others in zip(ids, own, best, strict=True):
-        ranked = sorted(((_number(name), math.exp(value)) for name, value in others.items()), key=lambda pair: -pair[1])
-        probability = min(1.0, math.exp(logprob))
-        rest = [pair for pair in ranked if pair[0] != token]
-        alternatives = tuple([(token, probability), *rest][:top])
-        found.append(Chosen(token, probability, alternatives, _entropy([p for _, p in alternatives])))
-    return found
-
-
-def _entropy(probabilities: list[float]) -> float:
-    """Nats, with all that is not listed counted as one outcome: a lower bound."""
-    parts = [*probabilities, max(0.0, 1.0 - sum(probabilities))]
-    return sum(-part * math.log(part) for part in parts if part > 0)
-
-
 class _RemoteStream:
     """Tokens of one continuation; a connection that breaks is taken up again behind the last token."""
 
     def __init__(
-        self, ask: Callable[[list[int], dict[str, Any]], Generator[list[Chosen]]], prompt: list[int],
+        self, ask: Callable[[list[int], dict[str, Any]], Generator[Piece]], prompt: list[int],
         prefix: list[int], limit: int, stop_ids: frozenset[int],
     ) -> None:
         self._ask, self._prompt, self._ids, self._limit, self._stop = ask, prompt, prefix, limit, stop_ids
@@ -117,20 +80,23 @@ class _RemoteStream:
         while not self._over():
             room = self._limit - len(self._ids)
             pieces = self._ask(self._prompt + self._ids, {"max_tokens": room, "stream": True})
-            before = len(self._ids)
+            before, finish = len(self._ids), None
             try:
-                for step in (step for steps in pieces for step in steps):
-                    self._ids.append(step.token_id)
-                    yield step
-                    if self._over():
-                        break
+                for piece in pieces:
+                    finish = piece.finish or finish
+                    for step in piece.steps:
+                        self._ids.append(step.token_id)
+                        yield step
+                        if self._over():
+                            return
             except ServerError:
                 if len(self._ids) == before:
                     raise
                 continue
             finally:
                 pieces.close()
-            if not self._over():
+            # Servers may cap answers on their own (max_new_tokens of a generation config): asked again, they go on.
+            if finish != "length" or len(self._ids) == before:
                 got = f"an end after token {self._ids[-1] if self._ids else 'none'}"
                 fix = "Give the tokenizer and generation_config.json of the model that is served."
                 raise ModelError(wrong("remote answer", f"an end-of-turn token ({sorted(self._stop)})", got, fix))
@@ -192,20 +158,26 @@ class RemoteDecoder:
         self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], token_ids: Sequence[int]
     ) -> Choices:
         """See `Decoder`."""
-        ids = [*prompt_ids, *prefix_ids, *token_ids]
-        listed = self._whole(ids, {"max_tokens": 1, "prompt_logprobs": 1}).get("prompt_logprobs")
-        if not isinstance(listed, list) or len(listed) != len(ids):
-            raise _refuse("log-probabilities of the prompt (prompt_logprobs)", "none")
         found = Choices([], [], [])
-        for token, entry in zip(token_ids, listed[len(ids) - len(token_ids) :], strict=True):
-            values = {int(name): value["logprob"] for name, value in (entry or {}).items()}
+        for token, values in zip(token_ids, self._weights([*prompt_ids, *prefix_ids], [*token_ids]), strict=True):
             if token not in values:
-                raise _refuse("the log-probability of every prompt token", "some left out")
+                raise refuse("the log-probability of every prompt token", "some left out")
             best = max(values, key=lambda number: (values[number], -number))
             found.best_ids.append(best)
             found.probabilities.append(min(1.0, math.exp(values[token])))
             found.tied.append(best != token and values[best] - values[token] < TIE)
         return found
+
+    def _weights(self, before: list[int], tokens: list[int]) -> list[dict[int, float]]:
+        """For each of the tokens (id -> nats): itself and the best one there."""
+        ids = before + tokens
+        if self._context is not None and len(ids) >= self._context:
+            # vLLM wants room for one token behind every prompt: the last one is weighed as an answer.
+            options = {"max_tokens": 1, "logprobs": _MOST_LOGPROBS, "logprob_token_ids": tokens[-1:]}
+            inside = self._weights(before, tokens[:-1]) if tokens[:-1] else []
+            return [*inside, next_logprobs(self._whole(ids[:-1], options))]
+        choice = self._whole(ids, {"max_tokens": 1, "prompt_logprobs": 1})
+        return prompt_logprobs(choice, len(ids))[len(before) :]
 
     def options(
         self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], top: int, starts: str = ""
@@ -214,7 +186,7 @@ class RemoteDecoder:
         count = min(_MOST_LOGPROBS, max(top, self._top)) if not starts else _MOST_LOGPROBS
         choice = self._whole([*prompt_ids, *prefix_ids], {"max_tokens": 1, "logprobs": count})
         wanted = starts.lstrip().lower()
-        ranked = sorted(_steps(choice, count)[0].alternatives, key=lambda pair: -pair[1])
+        ranked = sorted(first_of(choice, count).alternatives, key=lambda pair: -pair[1])
         return [pair for pair in ranked if self.table.beginnings[pair[0]].startswith(wanted)][:top]
 
     def _body(self, prompt: list[int], options: dict[str, Any]) -> dict[str, Any]:
@@ -233,7 +205,7 @@ class RemoteDecoder:
                 for piece in attempt():
                     begun = True
                     yield piece
-            except (_Later, httpx.TransportError) as error:
+            except (Later, httpx.TransportError) as error:
                 reason, after = (str(error) or type(error).__name__), getattr(error, "after", None)
                 # Broken off midway: whoever reads goes on behind the last token, with tries of its own.
                 if begun or number == self._patience.tries:
@@ -243,18 +215,22 @@ class RemoteDecoder:
             else:
                 return
 
-    def _pieces(self, prompt: list[int], options: dict[str, Any]) -> Generator[list[Chosen]]:
-        def attempt() -> Generator[list[Chosen]]:
+    def _pieces(self, prompt: list[int], options: dict[str, Any]) -> Generator[Piece]:
+        def attempt() -> Generator[Piece]:
             with self._client.stream("POST", "completions", json=self._body(prompt, options)) as response:
                 if response.status_code != 200:
                     response.read()
                     raise _failure(response)
+                finish = None
                 for line in response.iter_lines():
                     if line.startswith("data:") and line[5:].strip() == "[DONE]":
-                        return
+                        break
                     if line.startswith("data:"):
-                        yield _steps(self._choice(_parsed(line[5:]), prompt), self._top)
-                raise _Later("a stream that broke off")
+                        piece = piece_of(read_choice(line[5:], prompt), self._top)
+                        finish = piece.finish or finish
+                        yield piece
+                if finish not in ("stop", "length"):  # also "abort": vLLM is shutting down
+                    raise Later(f"a stream that broke off ({finish or 'without a reason'})")
 
         return self._retried(attempt)
 
@@ -263,37 +239,15 @@ class RemoteDecoder:
             response = self._client.post("completions", json=self._body(prompt, options))
             if response.status_code != 200:
                 raise _failure(response)
-            yield self._choice(_parsed(response.text), prompt)
+            yield read_choice(response.text, prompt)
 
         return next(self._retried(attempt))
-
-    @staticmethod
-    def _choice(data: dict[str, Any], prompt: list[int]) -> dict[str, Any]:
-        if "error" in data:
-            raise _Later(str(data["error"])[:200])
-        choices = data.get("choices")
-        if not choices:
-            return {"token_ids": []}
-        echoed = choices[0].get("prompt_token_ids")
-        if echoed is not None and echoed != prompt:
-            raise _refuse("the prompt's ids taken as they are", "other ids")
-        return choices[0]
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except ValueError:
-        raise _Later(f"no JSON: {text[:80]!r}") from None
-    if not isinstance(data, dict):
-        raise _Later(f"no JSON object: {text[:80]!r}")
-    return data
 
 
 def _failure(response: httpx.Response) -> Exception:
     said = f"status {response.status_code}: {response.text[:200]}"
     if response.status_code in (408, 425, 429) or response.status_code >= 500:
-        return _Later(said, response.headers.get("retry-after"))
+        return Later(said, response.headers.get("retry-after"))
     if response.status_code in (401, 403):
         return ModelError(wrong("remote model", "to be let in", said, f"Put the key into {KEY_VARIABLE}."))
     return ModelError(wrong("remote model", "a completion of token ids", said, "Check URL and model name."))
