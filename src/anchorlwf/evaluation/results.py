@@ -1,8 +1,10 @@
 """From scored answers to results.json and a table that can be read at a glance."""
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.table import Column, Table
@@ -10,6 +12,7 @@ from rich.table import Column, Table
 from anchorlwf.config import EvaluateConfig
 from anchorlwf.evaluation.measure import Drift, ProbeResult
 from anchorlwf.evaluation.stats import bootstrap_interval
+from anchorlwf.files import write_atomic
 
 __all__ = ["Group", "Results", "summarize"]
 
@@ -56,6 +59,10 @@ class Results:
         details = {name: asdict(group) for name, group in self.groups.items()}
         return _plain({**top, "kl": self.kl, **self.facts, "kl_interval": self.kl_interval,
                        "kl_tokens": self.kl_tokens, "missed": self.missed, "details": details})
+
+    def save(self, path: str | Path) -> None:
+        """Write results.json, atomically. Raises `StorageError`; the old file then still stands."""
+        write_atomic(path, json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n")
 
     def table(self) -> Table:
         """A rich table: one row per kind, then the drift."""
