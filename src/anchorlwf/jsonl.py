@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from anchorlwf.errors import RecordError, wrong
+from anchorlwf.errors import AnchorLwfError, RecordError, wrong
 from anchorlwf.files import append_line, write_atomic
 from anchorlwf.probe import Probe
 from anchorlwf.record import Prompt, Record
@@ -19,6 +19,7 @@ __all__ = [
     "BadLineWarning",
     "append_record",
     "dpo_rows",
+    "earlier_records",
     "load_probes",
     "load_prompts",
     "load_records",
@@ -45,6 +46,8 @@ class BadLine:
     """Counted from 1."""
     problem: str
     """Field, expected and got."""
+    kind: type[AnchorLwfError] = RecordError
+    """What is raised where no other kind of line is bad."""
 
     def __str__(self) -> str:
         return f"{self.source}, line {self.line}: {self.problem}"
@@ -106,8 +109,15 @@ def _raw_rows(source: Source) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 yield number, row if isinstance(row, dict) else f"expected a JSON object, got {type(row).__name__}"
 
 
-def read_lines(source: Source, kind: type[Row]) -> tuple[list[Row], list[BadLine]]:
+def read_lines(
+    source: Source, kind: type[Row], check: Callable[[Row], object] | None = None
+) -> tuple[list[Row], list[BadLine]]:
     """Read every line of a JSONL file (or rows of a dataset) as `kind`; the good ones and the bad ones.
+
+    Args:
+        source: path, or rows.
+        kind: of the lines.
+        check: raises an `AnchorLwfError` for a line that is well-formed and yet no good, such as a prompt too long.
 
     Raises:
         RecordError: the file does not exist or holds no line at all.
@@ -122,20 +132,31 @@ def read_lines(source: Source, kind: type[Row]) -> tuple[list[Row], list[BadLine
             bad.append(BadLine(name, number, row))
             continue
         try:
-            good.append(kind.model_validate(row))
+            found = kind.model_validate(row)
+            if check is not None:
+                check(found)
         except ValidationError as error:
             bad.append(BadLine(name, number, _problem(error)))
+        except AnchorLwfError as error:
+            bad.append(BadLine(name, number, str(error), type(error)))
+        else:
+            good.append(found)
     if not good and not bad:
         what = f"at least one {kind.__name__.lower()}"
         raise RecordError(wrong(name, what, "an empty file", "Write one JSON object per line."))
     return good, bad
 
 
-def _load(source: Source, kind: type[Row], skip_bad: bool) -> list[Row]:
-    good, bad = read_lines(source, kind)
+def _load(
+    source: Source, kind: type[Row], skip_bad: bool, check: Callable[[Row], object] | None = None
+) -> list[Row]:
+    good, bad = read_lines(source, kind, check)
     if bad and not skip_bad:
         listing = "\n".join(str(line) for line in bad)
-        raise RecordError(f"{listing}\n{len(good)} other lines are good. Mend the bad ones, or skip them (skip_bad).")
+        kinds = {line.kind for line in bad}
+        error = kinds.pop() if len(kinds) == 1 else RecordError
+        fix = "Mend the bad ones, or skip them (--skip-bad, where the command has it; in Python skip_bad=True)."
+        raise error(f"{listing}\n{len(good)} other lines are good. {fix}")
     for line in bad:
         warnings.warn(str(line), BadLineWarning, stacklevel=3)
     return good
@@ -171,9 +192,31 @@ def load_probes(source: Source, *, skip_bad: bool = False) -> list[Probe]:
     return probes
 
 
-def load_prompts(source: Source, *, skip_bad: bool = False) -> list[Prompt]:
-    """Read prompts: lines with `prompt` (text) or `messages` (a chat), and an optional `answer`."""
-    return _load(source, Prompt, skip_bad)
+def load_prompts(
+    source: Source, *, skip_bad: bool = False, check: Callable[[Prompt], object] | None = None
+) -> list[Prompt]:
+    """Read prompts: lines with `prompt` (text) or `messages` (a chat), and an optional `answer`.
+
+    Args:
+        source, skip_bad: as for `load_records`.
+        check: raises an `AnchorLwfError` for a prompt that cannot be taken; its line is a bad one then.
+
+    Raises:
+        RecordError: as `load_records`; or what `check` raised, where nothing else was wrong.
+    """
+    return _load(source, Prompt, skip_bad, check)
+
+
+def earlier_records(path: str | Path) -> dict[str, Record]:
+    """What an interrupted run has left in `path`, by id; nothing where the file is missing or empty.
+
+    A line torn by a crash is warned of and must not keep the work from going on. A file without any record is
+    something else: `RecordError`.
+    """
+    if not Path(path).is_file() or not Path(path).stat().st_size:
+        return {}
+    some_good = bool(read_lines(path, Record)[0])
+    return {record.id: record for record in load_records(path, skip_bad=some_good)}
 
 
 def save_lines(path: str | Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """Stage one: prompts in, records out (paper section 3.1)."""
 
 from anchorlwf.annotation.annotators import Accept, Annotator, Correct, Quit, Reject, Undo, Verdict, View
+from anchorlwf.annotation.fitting import fits
 from anchorlwf.annotation.session import Session, drive
 from anchorlwf.annotation.stage import PromptLike, annotate, as_prompts, retention_records
 from anchorlwf.annotation.target import TargetAnnotator, target_record
@@ -24,6 +25,7 @@ __all__ = [
     "annotate",
     "as_prompts",
     "drive",
+    "fits",
     "retention_records",
     "target_record",
     "verify_records",

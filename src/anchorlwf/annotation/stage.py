@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from anchorlwf.annotation.annotators import Annotator
+from anchorlwf.annotation.fitting import fits
 from anchorlwf.annotation.session import Session, drive
 from anchorlwf.annotation.target import target_record
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.decode import Decoded, GreedyDecoder, decode_batch
 from anchorlwf.files import ensure_writable
-from anchorlwf.jsonl import append_record, load_prompts, load_records, read_lines
+from anchorlwf.jsonl import append_record, earlier_records, load_prompts
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Prompt, Record
 
@@ -19,15 +20,18 @@ __all__ = ["PromptLike", "annotate", "as_prompts", "retention_records"]
 PromptLike = Prompt | str | dict[str, Any]
 
 
-def as_prompts(prompts: str | Path | Iterable[PromptLike]) -> list[Prompt]:
-    """Prompts from a JSONL file, or from texts, dicts and `Prompt`s. Raises `RecordError`."""
+def as_prompts(
+    prompts: str | Path | Iterable[PromptLike], *, skip_bad: bool = False,
+    check: Callable[[Prompt], object] | None = None,
+) -> list[Prompt]:
+    """Prompts from a JSONL file, or from texts, dicts and `Prompt`s. Options and errors: `load_prompts`."""
     if isinstance(prompts, str | Path):
-        return load_prompts(prompts)
+        return load_prompts(prompts, skip_bad=skip_bad, check=check)
     rows = [
         {"prompt": row} if isinstance(row, str) else row.model_dump() if isinstance(row, Prompt) else row
         for row in prompts
     ]
-    return load_prompts(rows) if rows else []
+    return load_prompts(rows, skip_bad=skip_bad, check=check) if rows else []
 
 
 def _originals(model: LanguageModel, prompts: list[Prompt], config: AnnotateConfig) -> list[Decoded | None]:
@@ -69,6 +73,7 @@ def annotate(
     *,
     out: str | Path | None = None,
     config: AnnotateConfig | None = None,
+    skip_bad: bool = False,
     on_record: Callable[[Record, int, int], None] | None = None,
 ) -> list[Record]:
     """Turn prompts into records by the paper's protocol (section 3.1).
@@ -80,6 +85,8 @@ def annotate(
         out: append each record durably as it is finished; prompts already finished there are skipped, and a draft
             is taken up where it was left.
         config: token limit, alternatives, confidence.
+        skip_bad: go on without the prompts that are no good (broken, without a target, too long) and warn of each
+            (`BadLineWarning`) instead of raising.
         on_record: called with each new record, its number and how many there will be.
 
     Returns:
@@ -87,20 +94,17 @@ def annotate(
         status is draft means that the annotator quit there.
 
     Raises:
-        RecordError, PromptError: a prompt without target, or too long.
+        RecordError, PromptError: prompts without target, or too long; each is named by its line. All are looked at
+            before any work begins.
         StorageError: `out` cannot be written; what it held is still there.
     """
     config = config or AnnotateConfig()
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
-    waiting = as_prompts(prompts)
+    waiting = as_prompts(prompts, skip_bad=skip_bad, check=fits(language_model, target=annotator == "target"))
     earlier: dict[str, Record] = {}
     if out is not None:
         ensure_writable(out)
-        if Path(out).is_file() and Path(out).stat().st_size:
-            # A line torn by a crash is warned of and must not keep the work from going on; a file without any record
-            # is something else, and refused.
-            some_good = bool(read_lines(out, Record)[0])
-            earlier = {record.id: record for record in load_records(out, skip_bad=some_good)}
+        earlier = earlier_records(out)
     codec = language_model.codec
     # By id, so that a prompt that stands twice in the file is asked once.
     keyed = {prompt.record_id(language_model.name, codec.encode_prompt(prompt.messages, prompt.tools)): prompt
@@ -121,15 +125,17 @@ def annotate(
 
 
 def retention_records(
-    model: LanguageModel, prompts: str | Path | Iterable[PromptLike], config: AnnotateConfig | None = None
+    model: LanguageModel, prompts: str | Path | Iterable[PromptLike], config: AnnotateConfig | None = None, *,
+    skip_bad: bool = False,
 ) -> list[Record]:
     """Keep records: the model's own greedy answers to unrelated prompts, without any anchor.
 
-    They tell training what must stay as it is where no correction speaks of it.
+    They tell training what must stay as it is where no correction speaks of it. `skip_bad` and errors: as `annotate`.
     """
     config = (config or AnnotateConfig()).model_copy(update={"original": True})
     kept = []
-    for prompt, answer in zip(listed := as_prompts(prompts), _originals(model, listed, config), strict=True):
+    listed = as_prompts(prompts, skip_bad=skip_bad, check=fits(model))
+    for prompt, answer in zip(listed, _originals(model, listed, config), strict=True):
         assert answer is not None
         kept.append(Record(
             id=prompt.record_id(model.name, ids := model.codec.encode_prompt(prompt.messages, prompt.tools)),

@@ -6,13 +6,14 @@ prompt and answer shows them all. `TargetAnnotator` finds the same anchors step 
 
 from anchorlwf.annotation.annotators import Accept, Correct, Verdict, View
 from anchorlwf.annotation.session import anchors_of
+from anchorlwf.batch import KeepTurn
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.decode import Decoded, greedy_choices
 from anchorlwf.errors import AnchorLwfError, PromptError, RecordError, wrong
 from anchorlwf.model import LanguageModel
 from anchorlwf.record import Prompt, Record
 
-__all__ = ["TargetAnnotator", "target_ids", "target_record"]
+__all__ = ["TargetAnnotator", "target_ids", "target_record", "target_turn"]
 
 
 def target_ids(model: LanguageModel, answer: str | None) -> list[int]:
@@ -33,6 +34,21 @@ def target_ids(model: LanguageModel, answer: str | None) -> list[int]:
     return ids
 
 
+def target_turn(model: LanguageModel, prompt: Prompt) -> KeepTurn:
+    """A prompt and its target answer as token ids.
+
+    Raises:
+        RecordError: no answer given.
+        PromptError: prompt and answer together do not fit the context.
+    """
+    prompt_ids = model.codec.encode_prompt(prompt.messages, prompt.tools)
+    ids = target_ids(model, prompt.answer)
+    if model.room(prompt_ids, len(ids)) < len(ids):
+        got = f"{len(prompt_ids)} + {len(ids)}"
+        raise PromptError(wrong("prompt + answer", f"at most {model.context_length} tokens", got, "Shorten them."))
+    return KeepTurn(prompt_ids, ids)
+
+
 def target_record(
     model: LanguageModel, prompt: Prompt, config: AnnotateConfig, original: Decoded | None = None
 ) -> Record:
@@ -45,14 +61,10 @@ def target_record(
         original: the model's own greedy answer, where it was decoded.
 
     Raises:
-        RecordError: no answer given.
-        PromptError: prompt and answer together do not fit the context.
+        RecordError, PromptError: as `target_turn`.
     """
-    prompt_ids = model.codec.encode_prompt(prompt.messages, prompt.tools)
-    ids = target_ids(model, prompt.answer)
-    if model.room(prompt_ids, len(ids)) < len(ids):
-        got = f"{len(prompt_ids)} + {len(ids)}"
-        raise PromptError(wrong("prompt + answer", f"at most {model.context_length} tokens", got, "Shorten them."))
+    turn = target_turn(model, prompt)
+    prompt_ids, ids = turn.prompt_ids, turn.completion_ids
     anchors, ties = anchors_of(greedy_choices(model, prompt_ids, ids), ids, 0, config.confidence, "target")
     return Record(
         id=prompt.record_id(model.name, prompt_ids), model=model.stamp, messages=prompt.messages, tools=prompt.tools,

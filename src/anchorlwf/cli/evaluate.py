@@ -13,7 +13,17 @@ from typing import Annotated
 
 import typer
 
-from anchorlwf.cli.shared import Adapter, AsJson, Model, TrustCode, out, phase_progress, print_json, quiet_libraries
+from anchorlwf.cli.shared import (
+    Adapter,
+    AsJson,
+    Model,
+    SkipBad,
+    TrustCode,
+    out,
+    phase_progress,
+    print_json,
+    quiet_libraries,
+)
 
 
 def evaluate(
@@ -26,6 +36,7 @@ def evaluate(
     max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Prompts decoded together.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the bootstrap and the choice of KL prompts.")] = None,
+    skip_bad: SkipBad = False,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
@@ -38,7 +49,8 @@ def evaluate(
     tuned = load_model(model, adapter=adapter, trust_remote_code=trust_remote_code)
     before = load_model(base, trust_remote_code=trust_remote_code) if base else None
     with phase_progress() as progress:
-        results = evaluate(tuned, probes, records=records, base=before, out=to, config=config, progress=progress)
+        results = evaluate(tuned, probes, records=records, base=before, out=to, config=config, skip_bad=skip_bad,
+                           progress=progress)
     if as_json:
         print_json(results.as_dict())
     else:
