@@ -28,6 +28,7 @@ from anchorlwf.annotation.tree import apply, replay
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.decode import Choices
 from anchorlwf.errors import ConflictError, MissingError, NothingToDoError, StorageError, wrong
+from anchorlwf.record import Record
 
 __all__ = ["Desk"]
 
@@ -86,6 +87,11 @@ class Desk:
             for key in idle[: max(0, len(self._live) - _LIVE)]:
                 del self._live[key]
         return live
+
+    def draft(self, row: SessionRow) -> Record:
+        """The record of an undecided session as it is stored, whoever's it is."""
+        prompt_ids = self.decoder.table.codec.encode_prompt(row.prompt.messages, row.prompt.tools)
+        return self.ledger.record(row, prompt_ids, replay(self.store.events(row.id)))
 
     def _begun(self, row: SessionRow) -> Live:
         with self._lock:
