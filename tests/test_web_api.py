@@ -21,7 +21,7 @@ from anchorlwf.jsonl import load_records
 from anchorlwf.record import Prompt
 from anchorlwf.web.app import create_app
 from anchorlwf.web.guard import HEADERS
-from anchorlwf.web.settings import WebSettings, kept_token, load_annotators
+from anchorlwf.web.settings import WebSettings, checked_hosts, kept_token, load_annotators
 
 ADA, BOB = "a" * 32, "b" * 32
 ORIGIN = "http://127.0.0.1:8642"
@@ -367,6 +367,19 @@ def test_annotators_come_from_a_file_with_tokens_of_their_own(tmp_path):
         path.write_text(bad)
         with pytest.raises(ConfigError):
             load_annotators(path)
+
+
+def test_names_that_are_allowed_are_let_in_from_any_port(tiny_model, tmp_path):
+    assert checked_hosts(["annotate.example.org", "box"]) == ("annotate.example.org", "box")
+    for bad in ("https://annotate.example.org", "box:8642", "", "a b", "*"):
+        with pytest.raises(ConfigError, match="--allow-host: expected a name such as"):
+            checked_hosts([bad])
+    for hosts, status in (((), 403), (("annotate.example.org",), 200)):
+        rig = Rig(tiny_model, tmp_path, host="0.0.0.0", hosts=hosts)
+        for host in ("annotate.example.org", "Annotate.Example.Org:443"):
+            person = rig.person(host=host, origin=f"https://{host}")
+            assert person.get("/api/me").status_code == status, (hosts, host)
+        rig.close()
 
 
 def test_the_token_survives_a_restart_and_is_its_owners_alone(tmp_path):

@@ -75,7 +75,7 @@ class Continuation:
         except AnchorLwfError as error:
             self.error = error
         except Exception as error:  # noqa: BLE001 - out of memory, a driver: the person must hear of it
-            fix = "Try again; if it comes back, start anew with a smaller --memory."
+            fix = "Try again; if it comes back, start anew with a smaller --memory (GiB)."
             self.error = ModelError(wrong("continuation", "tokens from the model", repr(error)[:200], fix))
         try:
             finish(self)

@@ -9,6 +9,7 @@ Examples:
   anchorlwf annotate prompts.jsonl --out records.jsonl --annotator terminal --name ada
   anchorlwf annotate prompts.jsonl --out records.jsonl --web --name ada
   anchorlwf annotate prompts.jsonl --out records.jsonl --web --annotators team.yaml --store postgresql:///team
+  anchorlwf annotate prompts.jsonl --out records.jsonl --web --remote http://127.0.0.1:8000/v1 --model ./served
 """
 
 from pathlib import Path
@@ -16,10 +17,26 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from anchorlwf.cli.shared import AsJson, Model, Tokens, TrustCode, count_progress, err, out, print_json, quiet_libraries
+from anchorlwf.cli.shared import (
+    AsJson,
+    Model,
+    SkipBad,
+    Tokens,
+    TrustCode,
+    count_progress,
+    err,
+    out,
+    print_json,
+    quiet_libraries,
+)
+from anchorlwf.errors import ConfigError, wrong
+
+_PAGE_ONLY = ("port", "host", "allow_host", "annotators", "memory")
+_STORED = ("store", "per_item", "remote")
 
 
 def annotate(
+    context: typer.Context,
     prompts: Annotated[Path, typer.Argument(help="JSONL: `prompt` or `messages`, and `answer` for target.")],
     to: Annotated[Path, typer.Option("--out", "-o", help="Records are appended here.")],
     model: Model = None,
@@ -30,10 +47,13 @@ def annotate(
     web: Annotated[bool, typer.Option("--web", help="Serve the annotator's page (needs anchorlwf[web]).")] = False,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Of the page (8642, or a free one).")] = None,
     host: Annotated[str, typer.Option(help="Address the page is served on.")] = "127.0.0.1",
+    allow_host: Annotated[list[str] | None, typer.Option(help="Name browsers may use for it; repeatable.")] = None,
     store: Annotated[str | None, typer.Option(help="SQLite file or PostgreSQL URL (beside --out).")] = None,
     annotators: Annotated[Path | None, typer.Option(help="YAML of `name: token`, where several people work.")] = None,
     per_item: Annotated[int, typer.Option(min=1, help="How many people do each prompt on the page.")] = 1,
     remote: Annotated[str | None, typer.Option(help="Decode on an OpenAI-compatible server, http://.../v1.")] = None,
+    memory: Annotated[float | None, typer.Option(help="GiB for the caches of all sessions (2).")] = None,
+    skip_bad: SkipBad = False,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
@@ -42,20 +62,37 @@ def annotate(
     from anchorlwf.model import load_model
     from anchorlwf.web.start import PageOptions, serve_page
 
+    _check_given(_given(context), web=web, terminal=annotator == "terminal")
     quiet_libraries()
     config = AnnotateConfig.of(max_new_tokens=max_new_tokens, confidence=confidence)
     if web:
-        options = PageOptions(host, port, store, annotators, name, per_item, remote)
+        options = PageOptions(**{key: value for key, value in locals().items() if key in PageOptions.__annotations__})
         serve_page(prompts, to, model, config, options, announce=_announce, trust_remote_code=trust_remote_code)
         return
     person = TerminalAnnotator(f"human:{name}", err, confidence=confidence)
     loaded = load_model(model, trust_remote_code=trust_remote_code)
     if annotator == "target":
         with count_progress("annotate") as progress:
-            records = annotate(loaded, prompts, "target", out=to, config=config, on_record=progress)
+            records = annotate(loaded, prompts, out=to, config=config, skip_bad=skip_bad, on_record=progress)
     else:  # no bar: it would wipe out what is being typed
-        records = annotate(loaded, prompts, person, out=to, config=config)
+        records = annotate(loaded, prompts, person, out=to, config=config, skip_bad=skip_bad)
     _print(records, to, as_json)
+
+
+def _given(context: typer.Context) -> set[str]:
+    """The options that were typed, whatever their value."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+
+
+def _check_given(given: set[str], *, web: bool, terminal: bool) -> None:
+    """Raise `ConfigError` for an option that this way of annotating would leave unused."""
+    unused = [] if web else [*_PAGE_ONLY, *(() if terminal else _STORED)]
+    for name in unused:
+        if name in given:
+            needed = "--web" if name in _PAGE_ONLY else "--web or --annotator terminal"
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(wrong(option, needed, "none", f"Add {needed} to use {option}, or leave it out."))
 
 
 def _announce(line: str) -> None:

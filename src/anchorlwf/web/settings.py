@@ -3,7 +3,9 @@
 import hashlib
 import hmac
 import ipaddress
+import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import yaml
 
 from anchorlwf.errors import ConfigError, StorageError, wrong
 
-__all__ = ["WebSettings", "is_loopback", "kept_token", "load_annotators"]
+__all__ = ["WebSettings", "checked_hosts", "is_loopback", "kept_token", "load_annotators"]
 
 _SHORTEST = 16
 
@@ -84,6 +86,15 @@ class WebSettings:
 
 def _digest(token: str) -> str:
     return hashlib.sha256(token.encode(errors="replace")).hexdigest()
+
+
+def checked_hosts(names: Sequence[str]) -> tuple[str, ...]:
+    """Names for `WebSettings.hosts`. Raises `ConfigError` for what no browser would send as one, such as a URL."""
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", name):
+            fix = "Give it without scheme and port; any port of it is allowed."
+            raise ConfigError(wrong("--allow-host", "a name such as annotate.example.org", repr(name), fix))
+    return tuple(names)
 
 
 def load_annotators(path: Path) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """`anchorlwf annotate --web`: model, store and server put together."""
 
 import contextlib
+import math
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
     from anchorlwf.annotation.exchange import Exchange
     from anchorlwf.annotation.store import Store
 
-__all__ = ["PORT", "PageOptions", "open_exchange", "serve_page"]
+__all__ = ["MEMORY", "PORT", "PageOptions", "open_exchange", "serve_page"]
 
 PORT = 8642
 """Where the page is unless told otherwise; the next free one where that is taken."""
+MEMORY = 2.0
+"""GiB for the caches of all sessions, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class PageOptions:
     """How many people each item wants."""
     remote: str | None = None
     """URL of a server that decodes; the model then gives its tokenizer alone."""
+    allow_host: Sequence[str] | None = None
+    """Names besides `host` and addresses under which browsers may ask, such as that of a proxy."""
+    memory: float | None = None
+    """GiB that the caches of all sessions may hold; None: `MEMORY`."""
+    skip_bad: bool = False
+    """Go on without prompts that are no good, and warn of each."""
 
 
 def _needs_extra() -> None:
@@ -51,6 +60,17 @@ def _needs_extra() -> None:
         raise ConfigError(wrong("--web", "the packages of the extra `web`", error, fix)) from error
 
 
+def _memory(options: PageOptions) -> int:
+    """Bytes for the caches of all sessions. Raises `ConfigError`."""
+    if options.memory is None:
+        return int(MEMORY * 2**30)
+    if options.remote is not None or not 0 < options.memory < math.inf:
+        got = options.memory if options.remote is None else "--remote"
+        fix = "A remote server has caches of its own."
+        raise ConfigError(wrong("--memory", "GiB above 0, for a model in this process", got, fix))
+    return int(options.memory * 2**30)
+
+
 def _decoder(model: str | None, options: PageOptions, config: AnnotateConfig, trust: bool) -> "Decoder":
     if options.remote is not None:
         from anchorlwf.annotation.connect import connect_remote
@@ -60,25 +80,25 @@ def _decoder(model: str | None, options: PageOptions, config: AnnotateConfig, tr
     from anchorlwf.annotation.decoders import LocalDecoder
     from anchorlwf.model import load_model
 
-    return LocalDecoder(load_model(model, trust_remote_code=trust), alternatives=config.alternatives)
+    return LocalDecoder(load_model(model, trust_remote_code=trust), alternatives=config.alternatives,
+                        memory=_memory(options))
 
 
 @contextlib.contextmanager
 def open_exchange(
     prompts: Path, out: Path, store: "Store", decoder: "Decoder", config: AnnotateConfig, *, per_item: int = 1,
-    decode_ahead: bool = True,
+    decode_ahead: bool = True, skip_bad: bool = False,
 ) -> Iterator["Exchange"]:
     """The project of a prompt file over a store, with `out` brought up to date; closed on leaving.
 
     Raises:
-        RecordError, PromptError: a prompt that cannot be.
+        RecordError, PromptError: prompts that cannot be, each named by its line. `skip_bad` warns of them instead.
         StampError: the store holds work on another model.
     """
     from anchorlwf.annotation.ahead import Ahead
     from anchorlwf.annotation.desk import Desk
     from anchorlwf.annotation.exchange import Exchange
     from anchorlwf.annotation.ledger import Ledger
-    from anchorlwf.annotation.queue import export_records
     from anchorlwf.jsonl import load_prompts
 
     ledger = Ledger(decoder.stamp, decoder.table.codec, out, shared=per_item > 1)
@@ -87,8 +107,8 @@ def open_exchange(
     ahead = Ahead(store, project, decoder, config.max_new_tokens) if decode_ahead else None
     exchange = Exchange(prompts.stem, desk, per_item=per_item, ahead=ahead)
     try:
-        exchange.add(load_prompts(prompts), ledger.known())
-        ledger.reconcile(export_records(store, project))
+        exchange.add(load_prompts(prompts, skip_bad=skip_bad, check=exchange.fits), ledger.known())
+        exchange.publish()
         yield exchange
     finally:
         if ahead is not None:
@@ -140,17 +160,20 @@ def serve_page(
 
     from anchorlwf.annotation.store import Store
     from anchorlwf.web.app import create_app
-    from anchorlwf.web.settings import WebSettings, kept_token, load_annotators
+    from anchorlwf.web.settings import WebSettings, checked_hosts, kept_token, load_annotators
 
+    hosts = checked_hosts(options.allow_host or ())
+    _memory(options)  # a mistake there is told before anything is made
     ensure_writable(out)
     url = options.store or str(out.with_suffix(".store.db"))
     file = None if "://" in url else Path(url)
     people = load_annotators(options.annotators) if options.annotators else {options.name: kept_token(file)}
     store = Store(url)
     decoder = _decoder(model, options, config, trust_remote_code)
-    with open_exchange(prompts, out, store, decoder, config, per_item=options.per_item) as exchange, \
+    with open_exchange(prompts, out, store, decoder, config, per_item=options.per_item,
+                       skip_bad=options.skip_bad) as exchange, \
             _listening(options) as listener:
-        settings = WebSettings(people, host=options.host, port=listener.getsockname()[1])
+        settings = WebSettings(people, host=options.host, port=listener.getsockname()[1], hosts=hosts)
         app = create_app(exchange, settings, per_item=options.per_item)
         # No access log: addresses hold the token.
         server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning", server_header=False,
