@@ -16,7 +16,7 @@ from anchorlwf.annotation.ledger import Ledger
 from anchorlwf.annotation.store import Store
 from anchorlwf.annotation.verify import verify_records
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.errors import ConfigError
+from anchorlwf.errors import ConfigError, StorageError
 from anchorlwf.jsonl import load_records
 from anchorlwf.record import Prompt
 from anchorlwf.web.app import create_app
@@ -174,6 +174,69 @@ def test_a_desk_that_starts_again_shows_the_same(rig):
     reply = ada.post(f"{url}/note", {"text": "late"})
     assert reply.status_code == 409
     assert ada.ok(ada.post(f"{url}/note", {"text": "now"}))["head"]["note"] == "now"
+
+
+def test_a_step_asked_for_twice_is_done_once(rig):
+    rig.ask("Where was she born?")
+    ada = rig.person()
+    session = whole(ada)
+    url = f"/api/sessions/{session['id']}"
+
+    def twice(name, path, body=None):
+        """The same request again: at once, and after the server has forgotten everything it had in memory."""
+        replies = []
+        for _ in range(3):
+            reply = ada.client.post(f"{url}/{path}", json=body or {}, headers={"idempotency-key": name})
+            replies.append(ada.ok(reply)["head"])
+            if replies[-1]["streaming"]:
+                ada.stream(session["id"], replies[-1]["node"], 0)
+            if len(replies) == 2:
+                rig.desk._live.clear()
+        return replies
+
+    first, second, third = twice("correct-1", "correct", {"node": 0, "position": 2, "token_ids": [100]})
+    assert (len(first["nodes"]), len(third["nodes"])) == (2, 2)
+    assert second["version"] == third["version"] == first["version"] + 1  # what streamed behind it
+    # Undo changes what a second undo would do, and note would only grow the history.
+    for name, path, body in (("u", "undo", None), ("r", "redo", None), ("n", "note", {"text": "x"}),
+                             ("t", "tags", {"tags": ["x"]}), ("w", "confidence", {"position": 2, "confidence": 0.5}),
+                             ("m", "move", {"node": 0}), ("d", "decide", {"verdict": "reject"}),
+                             ("o", "reopen", None), ("k", "decide", {"verdict": "skip"})):
+        before = ada.ok(ada.get(url))["version"]
+        assert [head["version"] for head in twice(name, path, body)] == [before + 1] * 3, path
+    # Another name is another step; and what fails is not remembered.
+    assert ada.client.post(f"{url}/undo", headers={"idempotency-key": "again"}).status_code == 200
+    for status in (400, 400):
+        reply = ada.client.post(f"{url}/move", json={"node": 99}, headers={"idempotency-key": "bad"})
+        assert reply.status_code == status
+    assert ada.client.post(f"{url}/undo", headers={"idempotency-key": "x" * 65}).status_code == 422
+
+
+def test_a_step_that_only_came_as_far_as_the_tokens_before_it_is_not_done(rig, monkeypatch):
+    rig.ask("Where was she born?")
+    ada = rig.person()
+    session = ada.ok(ada.post("/api/next"))
+    url, head = f"/api/sessions/{session['id']}", {"idempotency-key": "one"}
+    while not ada.ok(ada.get(url))["length"]:
+        time.sleep(0.01)
+    live = rig.desk.session(session["id"], "ada")
+    # The disk fills up between the tokens that had come and the correction.
+    append, calls = rig.store.append, []
+
+    def failing(*given):
+        calls.append(given)
+        if any(event.kind == "corrected" for event in given[2]):
+            raise StorageError("the disk is full")
+        return append(*given)
+
+    body = {"node": 0, "position": 0, "token_ids": [100]}
+    monkeypatch.setattr(rig.store, "append", failing)
+    assert ada.client.post(f"{url}/correct", json=body, headers=head).status_code == 507
+    monkeypatch.undo()
+    assert live.step is None
+    assert "one" not in live.tree.steps
+    reply = ada.ok(ada.client.post(f"{url}/correct", json=body, headers=head))
+    assert reply["head"]["anchors"][0]["token_id"] == 100
 
 
 def test_corrections_while_tokens_stream_are_all_honoured(rig):

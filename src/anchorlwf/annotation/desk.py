@@ -5,10 +5,12 @@ The rules of the protocol are those of `session.py`; the state is that of `tree.
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from anchorlwf.annotation.decoders import Decoder
 from anchorlwf.annotation.events import (
+    Continued,
     Corrected,
     Decided,
     Event,
@@ -28,7 +30,6 @@ from anchorlwf.annotation.tree import apply, replay
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.decode import Choices
 from anchorlwf.errors import ConflictError, MissingError, NothingToDoError, StorageError, wrong
-from anchorlwf.record import Record
 
 __all__ = ["Desk"]
 
@@ -88,11 +89,6 @@ class Desk:
                 del self._live[key]
         return live
 
-    def draft(self, row: SessionRow) -> Record:
-        """The record of an undecided session as it is stored, whoever's it is."""
-        prompt_ids = self.decoder.table.codec.encode_prompt(row.prompt.messages, row.prompt.tools)
-        return self.ledger.record(row, prompt_ids, replay(self.store.events(row.id)))
-
     def _begun(self, row: SessionRow) -> Live:
         with self._lock:
             live = self._live.get(row.id)
@@ -106,7 +102,27 @@ class Desk:
                 self.resume(live)
         return live
 
+    def step(self, live: Live, name: str | None, do: Callable[[Live], None]) -> None:
+        """One step of a client's; nothing where a step of that name is stored already.
+
+        Args:
+            live: the session.
+            name: the client's own, new for every step; None: it will not ask twice.
+            do: one of the methods below.
+        """
+        with live.lock:
+            if name is not None and name in live.tree.steps:
+                return
+            live.step = name
+            try:
+                do(live)
+            finally:
+                live.step = None
+
     def _commit(self, live: Live, happened: list[Event]) -> None:
+        # Tokens that came by themselves are stored on the way to a step, and are not yet what was asked for.
+        if live.step is not None and not isinstance(happened[-1], Continued):
+            happened = [*happened[:-1], happened[-1].model_copy(update={"step": live.step})]
         tree = live.tree
         for event in happened:
             tree = apply(tree, event)

@@ -8,6 +8,7 @@ from anchorlwf.annotation.decoders import LocalDecoder
 from anchorlwf.annotation.desk import Desk
 from anchorlwf.annotation.lawftrack import Span, read_lawftrack
 from anchorlwf.annotation.queue import add_items, export_records, reopened
+from anchorlwf.annotation.tree import replay
 from anchorlwf.annotation.views import tokens
 from anchorlwf.errors import ModelError, RecordError, wrong
 from anchorlwf.jsonl import load_prompts, load_records
@@ -55,9 +56,15 @@ class Exchange:
 
     def publish(self) -> None:
         """Bring the file of records up to the store, which is ahead of it where a process died between the two."""
-        store, project = self.desk.store, self.desk.project
-        drafts = [self.desk.draft(store.session(session)) for session in reopened(store, project)]
-        self.desk.ledger.reconcile(export_records(store, project), drafts)
+        desk = self.desk
+        drafts = [self._draft(session) for session in reopened(desk.store, desk.project)]
+        desk.ledger.reconcile(export_records(desk.store, desk.project), drafts)
+
+    def _draft(self, session: int) -> Record:
+        """The record of an undecided session as it is stored, whoever's it is."""
+        desk, row = self.desk, self.desk.store.session(session)
+        prompt_ids = desk.decoder.table.codec.encode_prompt(row.prompt.messages, row.prompt.tools)
+        return desk.ledger.record(row, prompt_ids, replay(desk.store.events(session)))
 
     def take(
         self, form: Literal["records", "lawftrack", "prompts"], content: str, span: Span = "first"

@@ -139,6 +139,8 @@ class Live:
     tree: Tree = field(default_factory=Tree)
     lock: threading.RLock = field(default_factory=threading.RLock)
     continuation: Continuation | None = None
+    step: str | None = None
+    """The client's name for the step under way; the event that it makes will bear it."""
     memories: "OrderedDict[int, Memory]" = field(default_factory=OrderedDict)
 
     @property
