@@ -80,8 +80,20 @@ def test_eight_quick_clicks_are_all_honoured(serve, endless, new_page):
     assert page.locator(".node").first.get_attribute("aria-current") == "true"
 
 
-def test_the_page_heals_after_the_server_died(serve, endless, new_page):
-    server = serve(RIVER, model=endless, limit=400)
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request):
+    """None, or the URL of an empty database of a real PostgreSQL server."""
+    if request.param == "sqlite":
+        yield None
+        return
+    from postgres import postgres_server
+
+    with postgres_server() as database:
+        yield database()
+
+
+def test_the_page_heals_after_the_server_died(serve, endless, new_page, store_url):
+    server = serve(RIVER, model=endless, limit=400, store_url=store_url)
     page = new_page(server, expect_errors=True)
     settled(page)
     click_token(page, 5)

@@ -120,17 +120,16 @@ def load_annotators(path: Path) -> dict[str, str]:
     return found
 
 
-def kept_token(beside: Path | None) -> str:
+def kept_token(beside: Path) -> str:
     """A random token, the same on every start over one store, so that an open page heals after a restart.
 
     Args:
-        beside: the store's file; the token goes next to it, readable by its owner alone. None: a new token each time.
+        beside: the store's file, or the records of a store elsewhere; the token goes next to it, readable by its owner
+            alone.
 
     Raises:
         StorageError: it cannot be written.
     """
-    if beside is None:
-        return secrets.token_urlsafe(32)
     path = beside.with_name(beside.name + ".token")
     try:
         if path.is_file() and len(token := path.read_text(encoding="ascii").strip()) >= _SHORTEST:
@@ -141,6 +140,6 @@ def kept_token(beside: Path | None) -> str:
         token = secrets.token_urlsafe(32)
         path.write_text(token + "\n", encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
-        fix = "Choose another --store."
+        fix = "Choose another --store or --out."
         raise StorageError(wrong(f"cannot write {path}", "a writable place", error, fix)) from error
     return token

@@ -166,7 +166,7 @@ def serve_page(
     _memory(options)  # a mistake there is told before anything is made
     ensure_writable(out)
     url = options.store or str(out.with_suffix(".store.db"))
-    file = None if "://" in url else Path(url)
+    file = out if "://" in url else Path(url)
     people = load_annotators(options.annotators) if options.annotators else {options.name: kept_token(file)}
     store = Store(url)
     decoder = _decoder(model, options, config, trust_remote_code)
