@@ -43,6 +43,8 @@ class Server:
     port: int = field(default_factory=free_port)
     store_url: str | None = None
     """None: a file in the folder."""
+    more: Sequence[str] = ()
+    """Further options."""
     url: str = ""
     _process: "subprocess.Popen[str] | None" = None
 
@@ -63,7 +65,7 @@ class Server:
         command = [
             sys.executable, "-m", "anchorlwf", "annotate", str(self.write_prompts()), "-o", str(self.out), "--web",
             "--port", str(self.port), "--store", self.store, "--name", "ada", "--max-new-tokens", str(self.limit),
-            *([] if self.model is None else ["--model", self.model]),
+            *([] if self.model is None else ["--model", self.model]), *self.more,
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with (self.folder / "server.log").open("a") as log:
