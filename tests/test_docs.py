@@ -50,7 +50,7 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
 def test_commands_named_in_the_docs_exist():
     root = typer.main.get_command(app)
     for page in PAGES:
-        for name, rest in re.findall(r"^\s+anchorlwf (\w+)([^\n#]*)", page.read_text(), re.MULTILINE):
+        for name, rest in re.findall(r"^\s+anchorlwf ([\w-]+)([^\n#]*)", page.read_text(), re.MULTILINE):
             assert name in root.commands, f"{page.name}: anchorlwf {name}"
             known = {option for parameter in root.commands[name].params for option in parameter.opts}
             for option in re.findall(r"(--[\w-]+)", rest):

@@ -124,6 +124,6 @@ def test_how_far_people_agree(serve, new_page, tmp_path):
     page.keyboard.press("q")
     page.wait_for_selector("#queue-dialog p:not([hidden]):text('several people')")
     said = page.locator("#queue-dialog p:text('several people')").text_content()
-    assert said == ("Where several people did the same item (1 pair of answers): same first error 0 %, same token there "
-                    "0 %, same text in the end 0 %.")
+    assert said == ("Where several people did the same item (1 pair of answers): same first error 0 %, "
+                    "same token there 0 %, same text in the end 0 %.")
     assert page.evaluate(_FLAWS) == []

@@ -2,6 +2,7 @@
 
 from anchorlwf.annotation.annotators import Accept, Annotator, Correct, Quit, Reject, Undo, Verdict, View
 from anchorlwf.annotation.fitting import fits
+from anchorlwf.annotation.importing import Imported, import_lawftrack
 from anchorlwf.annotation.session import Session, drive
 from anchorlwf.annotation.stage import PromptLike, annotate, as_prompts, retention_records
 from anchorlwf.annotation.target import TargetAnnotator, target_record
@@ -13,6 +14,7 @@ __all__ = [
     "Annotator",
     "Correct",
     "Finding",
+    "Imported",
     "PromptLike",
     "Quit",
     "Reject",
@@ -26,6 +28,7 @@ __all__ = [
     "as_prompts",
     "drive",
     "fits",
+    "import_lawftrack",
     "retention_records",
     "target_record",
     "verify_records",

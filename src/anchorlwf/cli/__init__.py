@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from anchorlwf.cli import annotate, arena, chat, demo, evaluate, export, fix, train, verify
+from anchorlwf.cli import annotate, arena, chat, demo, evaluate, export, fix, import_lawftrack, train, verify
 from anchorlwf.errors import AnchorLwfError
 
 __all__ = ["app", "main"]
@@ -22,11 +22,11 @@ app = typer.Typer(
     name="anchorlwf", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
     pretty_exceptions_enable=False, help="Correct a language model with a few tokens, and keep the rest as it was.",
 )
-for module in (annotate, verify, train, evaluate, chat, fix, demo, arena, export):
+for module in (annotate, verify, train, evaluate, chat, fix, demo, arena, export, import_lawftrack):
     name = module.__name__.rsplit(".", 1)[-1]
     # Click wraps paragraphs unless they begin with a backspace: the examples must stay as they are.
     text = (module.__doc__ or "").replace("Examples:\n", "Examples:\n\n\b\n")
-    app.command(name, help=text, no_args_is_help=module not in (demo, chat))(getattr(module, name))
+    app.command(name.replace("_", "-"), help=text, no_args_is_help=module not in (demo, chat))(getattr(module, name))
 
 
 @app.callback()
