@@ -4,10 +4,13 @@
 
 Two lengths of answer, 500 and 4,000 tokens, streamed by the model itself (given a wider window, so that it goes on).
 Click: from the mouse event to the painted selection, and to the painted alternatives. Stream: from the key that
-corrects to the first token of the continuation, next to the time that one token takes the model.
+corrects to the first token of the continuation, beside the time that the same correction and its first token take the
+model alone, in this process.
 """
 
+import os
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -15,19 +18,43 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "browser"))
 
-from acts import click_token, count, settled
+from acts import click_token, count, session, settled
 from playwright.sync_api import sync_playwright
 from served import Server, long_model
 from timing import clicks, first_streamed, median
 
 CLICKS, CORRECTIONS = 25, 9
+PROMPT = {"prompt": "Tell me everything about the river."}
+
+
+def own_time(model, ids, corrected):
+    """Milliseconds, median, that judging a correction and decoding the first token behind it take the model alone.
+
+    As in the server, the cache holds the whole answer (and is rewound) when the correction comes.
+    """
+    from anchorlwf.annotation.decoders import LocalDecoder
+    from anchorlwf.model import load_model
+    from anchorlwf.record import Prompt
+
+    decoder, taken = LocalDecoder(load_model(model)), []
+    messages = Prompt.model_validate(PROMPT).messages
+    prompt_ids = decoder.table.codec.encode_prompt(messages)
+    for position, token in corrected:
+        decoder.options("own", prompt_ids, ids, 1)
+        began = time.perf_counter()
+        decoder.judge("own", prompt_ids, ids[:position], [token])
+        stream = decoder.stream("own", prompt_ids, [*ids[:position], token], len(ids))
+        next(iter(stream))
+        taken.append((time.perf_counter() - began) * 1000)
+        stream.close()
+    decoder.close()
+    return statistics.median(taken)
 
 
 def measure(browser, length, folder):
     folder.mkdir()
     model = long_model(folder / "model")
-    prompts = [{"prompt": "Tell me everything about the river."}]
-    server = Server(folder, prompts, model=model, limit=length).start()
+    server = Server(folder, [PROMPT], model=model, limit=length).start()
     try:
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.goto(server.url)
@@ -42,18 +69,23 @@ def measure(browser, length, folder):
         print(f"{total} tokens, streamed and shown in {pace:.1f} ms each")
         print(f"  click to painted selection     median {median(selected):5.1f} ms   worst {max(selected):5.1f} ms")
         print(f"  click to painted alternatives  median {median(shown):5.1f} ms   worst {max(shown):5.1f} ms")
-        arrived, painted = [], []
+        arrived, painted, corrected = [], [], []
+        ids = [token["id"] for token in session(page)["tokens"]]
         for turn in range(CORRECTIONS):
             page.keyboard.press("Escape")
             click_token(page, length // 2 + turn)
             came, shown_at = first_streamed(page, "3")
             page.keyboard.press(".")
             settled(page)
+            corrected.append((length // 2 + turn, session(page)["tokens"][length // 2 + turn]["id"]))
             page.keyboard.press("u")
             count(page, total)
             arrived.append(came)
             painted.append(shown_at)
+        own = own_time(model, ids, corrected)
         print(f"  key to first streamed token    median {median(arrived):5.1f} ms   painted {median(painted):5.1f} ms")
+        print(f"  of which the model alone       median {own:5.1f} ms   beyond it {median(painted) - own:5.1f} ms")
+        print(f"  load {os.getloadavg()[0]:.1f}")
     finally:
         server.stop()
 

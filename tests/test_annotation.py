@@ -558,8 +558,12 @@ def test_a_target_that_is_missing_is_refused(tiny_model, answer, got):
 
 @pytest.mark.parametrize("annotator", ["target", Scripted(Accept())])
 def test_a_prompt_longer_than_the_context_is_refused(tiny_model, annotator):
-    with pytest.raises(PromptError, match=r"prompt: expected fewer than 96 tokens \(context\), got \d+"):
-        annotate(tiny_model, [ask("she " * 200, "in a town")], annotator, config=CONFIG)
+    told = []
+    with (counting_passes(tiny_model) as passes,
+          pytest.raises(PromptError, match=r"line 2: prompt: expected fewer than 96 tokens \(context\), got \d+")):
+        annotate(tiny_model, [ask("hello", "in a town"), ask("she " * 200, "in a town")], annotator, config=CONFIG,
+                 on_record=lambda *_: told.append(1))
+    assert (passes, told) == ([], [])
 
 
 def below_a_file(folder: Path) -> Path:

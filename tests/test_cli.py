@@ -321,6 +321,35 @@ def test_bad_lines_can_be_skipped(tiny, corrected, tmp_path):
     assert re.sub(r"\s+", " ", done.err).count("line 2: expected one JSON object, got broken JSON") == 1
 
 
+def test_every_command_that_speaks_of_skipping_has_the_option(tiny, corrected, tmp_path):
+    records = with_line(tmp_path / "r.jsonl", corrected, "{")
+    refused(run("export", records, "--out", tmp_path / "x"), r"skip them \(--skip-bad")
+    assert well("export", records, "--out", tmp_path / "x", "--skip-bad").out == f"2 of 2 records in {tmp_path / 'x'}\n"
+    probes = tmp_path / "probes.jsonl"
+    save_lines(probes, [fact_probe(ERRATUM.fact, templates("home")[0], "retain")])
+    probes.write_text(probes.read_text() + "{\n")
+    ask = ["evaluate", "--probes", probes, "--records", records, *tiny, "--json", "--max-new-tokens", 3]
+    refused(run(*ask), r"skip them \(--skip-bad")
+    done = well(*ask, "--skip-bad")
+    assert json.loads(done.out)["details"]["recall"]["probes"] == 2
+    assert done.err.count("expected one JSON object, got broken JSON") == 2
+
+
+def test_prompts_that_are_no_good_are_all_named_before_any_work_and_can_be_skipped(tiny, tmp_path):
+    rows = [{"prompt": "hello", "answer": "in a town"}, {"prompt": LONG, "answer": "in a town"}, {"prompt": "Who?"},
+            {"prompt": "Who?", "answer": "a town"}]
+    prompts, out = save(tmp_path / "p.jsonl", *rows), tmp_path / "r.jsonl"
+    prompts.write_text(prompts.read_text() + "{\n")
+    done = run("annotate", prompts, "--out", out, *tiny)
+    refused(done, rf"Error: {prompts}, line 2: prompt: expected fewer than 96 tokens \(context\), got \d+\..*\n"
+                  rf"{prompts}, line 3: target answer: expected some text, got nothing\..*\n"
+                  rf"{prompts}, line 5: expected one JSON object, got broken JSON .*\n2 other lines are good\. ")
+    assert not out.exists()
+    done = well("annotate", prompts, "--out", out, *tiny, "--skip-bad")
+    assert done.out.startswith("2 records, ")
+    assert [f"line {number}: " in done.err for number in range(1, 6)] == [False, True, True, False, True]
+
+
 EMPTY = {
     "annotate": lambda path, out: ["annotate", path, "--out", out],
     "verify": lambda path, out: ["verify", path],
@@ -381,7 +410,7 @@ LONG = "she " * 200
 def test_what_does_not_fit_the_context_is_refused(tiny, corrected, tmp_path):
     question = save(tmp_path / "p.jsonl", {"prompt": "hello", "answer": LONG})
     refused(run("annotate", question, "--out", tmp_path / "r.jsonl", *tiny),
-            r"Error: prompt \+ answer: expected at most 96 tokens, got \d+ \+ \d+")
+            rf"Error: {question}, line 1: prompt \+ answer: expected at most 96 tokens, got \d+ \+ \d+")
     question = save(tmp_path / "p.jsonl", {"prompt": LONG, "answer": "in a town"})
     probes = save(tmp_path / "probes.jsonl", {"id": "1", "kind": "retain", "expected": "x",
                                               "messages": [{"role": "user", "content": LONG}]})
@@ -389,7 +418,7 @@ def test_what_does_not_fit_the_context_is_refused(tiny, corrected, tmp_path):
                       ["evaluate", "--probes", probes],
                       ["fix", "--prompt", LONG, "--answer", "in a town", "--out", tmp_path / "run"],
                       ["train", corrected, "--out", tmp_path / "run", "--retain", question]):
-        refused(run(*arguments, *tiny), r"Error: prompt: expected fewer than 96 tokens \(context\), got \d+")
+        refused(run(*arguments, *tiny), r"Error: (.*p\.jsonl, line 1: )?prompt: expected fewer than 96 tokens")
     first = load_records(corrected)[0]
     long = save(tmp_path / "long.jsonl", first.model_copy(update={"prompt_ids": first.prompt_ids * 9}))
     refused(run("train", long, "--out", tmp_path / "run", *tiny),
@@ -411,7 +440,7 @@ def test_records_without_an_anchor_teach_nothing(tiny, corrected, tmp_path):
 def test_a_prompt_without_an_answer_is_refused(tiny, tmp_path):
     prompts = save(tmp_path / "p.jsonl", {"prompt": "hello"})
     refused(run("annotate", prompts, "--out", tmp_path / "r.jsonl", *tiny),
-            "Error: target answer: expected some text, got nothing")
+            rf"Error: {prompts}, line 1: target answer: expected some text, got nothing")
 
 
 # --- mistakes in options ---
@@ -427,6 +456,17 @@ ANNOTATE = ["annotate", "p.jsonl", "--out", "r.jsonl"]
         (["verify", "r.jsonl", "--colour"], r"No such option: --colour"),
         (["annotate", "p.jsonl"], r"Missing option '--out'"),
         ([*ANNOTATE, "--annotator", "oracle"], r"'oracle' is not one of 'target'"),
+        ([*ANNOTATE, "--store", "x.db"], r"--store: expected --web or --annotator terminal, got none\. Add"),
+        ([*ANNOTATE, "--remote", "http://x/v1"], r"--remote: expected --web or --annotator terminal, got none"),
+        ([*ANNOTATE, "--per-item", "1"], r"--per-item: expected --web or"),
+        ([*ANNOTATE, "--host", "0.0.0.0"], r"--host: expected --web, got none\. Add --web to use --host, or leave it"),
+        ([*ANNOTATE, "--annotator", "terminal", "--port", "1"], r"--port: expected --web, got none"),
+        ([*ANNOTATE, "--annotators", "team.yaml"], r"--annotators: expected --web, got none"),
+        ([*ANNOTATE, "--allow-host", "x.example"], r"--allow-host: expected --web, got none"),
+        ([*ANNOTATE, "--memory", "1"], r"--memory: expected --web, got none"),
+        ([*ANNOTATE, "--web", "--allow-host", "http://x.example"], r"--allow-host: expected a name such as"),
+        ([*ANNOTATE, "--web", "--memory", "0"], r"--memory: expected GiB above 0"),
+        ([*ANNOTATE, "--web", "--memory", "1", "--remote", "http://x/v1"], r"--memory: expected .*, got --remote"),
         ([*ANNOTATE, "--max-new-tokens", "0"], r"'--max-new-tokens'.*1"),
         ([*ANNOTATE, "--confidence", "high"], r"'--confidence'"),
         ([*ANNOTATE, "--confidence", "0"], r"confidence: expected greater than 0, got 0"),

@@ -11,17 +11,16 @@ from hypothesis import strategies as st
 from strategies import records
 
 from anchorlwf.errors import RecordError, StorageError
+from anchorlwf.export import dpo_rows, sft_rows
 from anchorlwf.jsonl import (
     BadLineWarning,
     append_record,
-    dpo_rows,
     load_probes,
     load_prompts,
     load_records,
     read_lines,
     save_lines,
     save_records,
-    sft_rows,
 )
 from anchorlwf.probe import Probe
 from anchorlwf.record import Anchor, ModelStamp, Prompt, Record, new_id

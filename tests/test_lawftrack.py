@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from anchorlwf.annotation.lawftrack import CHECK, read_lawftrack, strip_template
 from anchorlwf.annotation.tokens import TokenTable
+from anchorlwf.cli import main
 from anchorlwf.errors import RecordError
+from anchorlwf.jsonl import load_records, save_records
 from anchorlwf.model import LanguageModel
 
 ASK = [{"role": "user", "content": "你好 👋"}]
@@ -154,3 +156,45 @@ def test_a_sample_that_cannot_be_read_is_flagged_and_the_others_come_in(read, ro
 def test_what_is_no_data_set_is_refused(read, content):
     with pytest.raises(RecordError):
         read(content)
+
+
+def test_a_file_of_records_from_the_command_line(tiny_path, tiny_model, tmp_path, capsys):
+    answer = "The capital of Freedonia is Fredville"
+    ids = tiny_model.codec.encode(answer)
+    [piece] = tiny_model.codec.pieces([ids[3]])
+    data = sample(answer, at(3, piece))
+    data["samples"].append({**data["samples"][0], "id": "s2", "anchors": [at(3, piece), at(3, "zebra")]})
+    path, out = tmp_path / "set.json", tmp_path / "records.jsonl"
+    path.write_text(json.dumps(data, ensure_ascii=False))
+
+    def run(*more):
+        with pytest.raises(SystemExit) as ended:
+            main(["import-lawftrack", str(path), "--out", str(out), "--model", str(tiny_path), *more])
+        return ended.value.code, *capsys.readouterr()
+
+    code, said, told = run()
+    assert code == 0
+    assert said == (f"2 records, 2 anchors, in {out}\n"
+                    "1 places flagged, 1 records are drafts because of them\n")
+    assert told.replace("\n", " ").startswith("sample s2, anchor 2: 'zebra' stands nowhere")
+    one, other = load_records(out)
+    assert (one.status, other.status, one.model.tokenizer_sha) == ("complete", "draft", tiny_model.stamp.tokenizer_sha)
+    tiny_model.check_stamp(one)
+    # What was there stays: somebody may have finished a draft meanwhile.
+    finished = other.model_copy(update={"status": "complete"})
+    save_records(out, [one, finished])
+    code, said, _ = run("--json")
+    assert (code, json.loads(said)["records"], json.loads(said)["known"]) == (0, 0, 2)
+    assert load_records(out) == [one, finished]
+    # The whole span; and files that are none.
+    out.unlink()
+    wanted = "Freedonia"
+    path.write_text(json.dumps(sample(wanted, at(0, wanted))))
+    anchors = [json.loads(run("--json", "--span", span)[1])["anchors"] for span in ("first", "whole") if not
+               out.unlink(missing_ok=True)]
+    assert anchors == [1, len(tiny_model.codec.encode(wanted))]
+    for content in (b"\xff", b"5"):
+        path.write_bytes(content)
+        code, _, told = run()
+        assert code == 2
+        assert told.startswith("Error: ")

@@ -30,6 +30,9 @@ def test_the_demo_learns_and_keeps(report):
     assert 0 < results["kl"] < 0.005
     assert results["annotated_tokens"] < results["completion_tokens"] / 4
     assert results["seconds"] < 120
+    # All of the job: nothing but the parts was measured, and no part is left out.
+    parts = results["train_seconds"] + results["evaluate_seconds"]
+    assert parts < results["seconds"] == report.seconds
     assert report.training.converged
 
 

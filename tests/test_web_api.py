@@ -1,13 +1,18 @@
 """The page's API over real HTTP semantics: the whole loop, the door, and whatever fuzzing sends."""
 
+import itertools
 import json
+import os
 import stat
+import sys
 import time
+from collections import Counter, defaultdict
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 
 from anchorlwf.annotation.decoders import LocalDecoder
 from anchorlwf.annotation.desk import Desk
@@ -16,12 +21,12 @@ from anchorlwf.annotation.ledger import Ledger
 from anchorlwf.annotation.store import Store
 from anchorlwf.annotation.verify import verify_records
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.errors import ConfigError
+from anchorlwf.errors import ConfigError, StorageError
 from anchorlwf.jsonl import load_records
 from anchorlwf.record import Prompt
 from anchorlwf.web.app import create_app
 from anchorlwf.web.guard import HEADERS
-from anchorlwf.web.settings import WebSettings, kept_token, load_annotators
+from anchorlwf.web.settings import WebSettings, checked_hosts, kept_token, load_annotators
 
 ADA, BOB = "a" * 32, "b" * 32
 ORIGIN = "http://127.0.0.1:8642"
@@ -174,6 +179,69 @@ def test_a_desk_that_starts_again_shows_the_same(rig):
     reply = ada.post(f"{url}/note", {"text": "late"})
     assert reply.status_code == 409
     assert ada.ok(ada.post(f"{url}/note", {"text": "now"}))["head"]["note"] == "now"
+
+
+def test_a_step_asked_for_twice_is_done_once(rig):
+    rig.ask("Where was she born?")
+    ada = rig.person()
+    session = whole(ada)
+    url = f"/api/sessions/{session['id']}"
+
+    def twice(name, path, body=None):
+        """The same request again: at once, and after the server has forgotten everything it had in memory."""
+        replies = []
+        for _ in range(3):
+            reply = ada.client.post(f"{url}/{path}", json=body or {}, headers={"idempotency-key": name})
+            replies.append(ada.ok(reply)["head"])
+            if replies[-1]["streaming"]:
+                ada.stream(session["id"], replies[-1]["node"], 0)
+            if len(replies) == 2:
+                rig.desk._live.clear()
+        return replies
+
+    first, second, third = twice("correct-1", "correct", {"node": 0, "position": 2, "token_ids": [100]})
+    assert (len(first["nodes"]), len(third["nodes"])) == (2, 2)
+    assert second["version"] == third["version"] == first["version"] + 1  # what streamed behind it
+    # Undo changes what a second undo would do, and note would only grow the history.
+    for name, path, body in (("u", "undo", None), ("r", "redo", None), ("n", "note", {"text": "x"}),
+                             ("t", "tags", {"tags": ["x"]}), ("w", "confidence", {"position": 2, "confidence": 0.5}),
+                             ("m", "move", {"node": 0}), ("d", "decide", {"verdict": "reject"}),
+                             ("o", "reopen", None), ("k", "decide", {"verdict": "skip"})):
+        before = ada.ok(ada.get(url))["version"]
+        assert [head["version"] for head in twice(name, path, body)] == [before + 1] * 3, path
+    # Another name is another step; and what fails is not remembered.
+    assert ada.client.post(f"{url}/undo", headers={"idempotency-key": "again"}).status_code == 200
+    for status in (400, 400):
+        reply = ada.client.post(f"{url}/move", json={"node": 99}, headers={"idempotency-key": "bad"})
+        assert reply.status_code == status
+    assert ada.client.post(f"{url}/undo", headers={"idempotency-key": "x" * 65}).status_code == 422
+
+
+def test_a_step_that_only_came_as_far_as_the_tokens_before_it_is_not_done(rig, monkeypatch):
+    rig.ask("Where was she born?")
+    ada = rig.person()
+    session = ada.ok(ada.post("/api/next"))
+    url, head = f"/api/sessions/{session['id']}", {"idempotency-key": "one"}
+    while not ada.ok(ada.get(url))["length"]:
+        time.sleep(0.01)
+    live = rig.desk.session(session["id"], "ada")
+    # The disk fills up between the tokens that had come and the correction.
+    append, calls = rig.store.append, []
+
+    def failing(*given):
+        calls.append(given)
+        if any(event.kind == "corrected" for event in given[2]):
+            raise StorageError("the disk is full")
+        return append(*given)
+
+    body = {"node": 0, "position": 0, "token_ids": [100]}
+    monkeypatch.setattr(rig.store, "append", failing)
+    assert ada.client.post(f"{url}/correct", json=body, headers=head).status_code == 507
+    monkeypatch.undo()
+    assert live.step is None
+    assert "one" not in live.tree.steps
+    reply = ada.ok(ada.client.post(f"{url}/correct", json=body, headers=head))
+    assert reply["head"]["anchors"][0]["token_id"] == 100
 
 
 def test_corrections_while_tokens_stream_are_all_honoured(rig):
@@ -334,29 +402,60 @@ def test_any_body_gets_an_answer_that_is_no_failure(rig, path, body):
     assert reply.status_code < 500, (path, body, reply.text)
 
 
+def _within(value, draw, ids):
+    """Numbers of a generated request brought to what is there, so that it gets past the first check."""
+    if not isinstance(value, dict):
+        return value
+    near = {"node": st.sampled_from([0, 0, 1]), "position": st.integers(0, 30), "session": st.sampled_from(ids),
+            "token_ids": st.lists(st.integers(0, 330), max_size=4)}
+    return {key: draw(near[key]) if key in near and draw(st.booleans()) else item for key, item in value.items()}
+
+
 def test_the_schema_is_fuzzed_without_a_failure(rig):
+    """Well-formed requests and broken ones, to sessions and items that exist.
+
+    ANCHORLWF_FUZZ=5000 sends so many requests.
+    """
     schemathesis = pytest.importorskip("schemathesis")
+    wanted = int(os.environ.get("ANCHORLWF_FUZZ", "150"))
     rig.ask("Where was she born?", "hello")
-    ada = rig.person()
-    whole(ada)
+    ada, bob = rig.person(), rig.person(BOB)
+    mine, theirs = whole(ada), whole(bob)
+    there = {"session": [*[mine["id"]] * 9, theirs["id"]], "item": [mine["item"], theirs["item"]]}
     schema = schemathesis.openapi.from_dict(ada.ok(ada.get("/api/openapi.json")))
-    count = 0
-    for found in schema.get_all_operations():
-        operation = found.ok()
+    operations = [found.ok() for found in schema.get_all_operations()]
+    kinds = [(operation, mode) for operation in operations for mode in schemathesis.GenerationMode]
+    answers: Counter[int] = Counter()
+    seen: dict[str, set[int]] = defaultdict(set)
 
-        @settings(max_examples=6, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-        @given(case=operation.as_strategy())
-        def ask(case):
-            nonlocal count
-            count += 1
-            content = case.as_transport_kwargs(base_url=ORIGIN)
-            reply = ada.client.request(content["method"], content["url"], params=content.get("params"),
-                                       json=content.get("json"), headers=dict(content.get("headers") or {}) | {
-                                           "origin": ORIGIN, "cookie": f"anchorlwf_8642={ADA}"})
-            assert reply.status_code < 500, (case.method, case.path, reply.text)
+    def ask(case, data):
+        case.path_parameters = {name: data.draw(st.sampled_from(there[name])) for name in case.path_parameters or {}}
+        case.query, case.body = (_within(part, data.draw, there["session"]) for part in (case.query, case.body))
+        sent = case.as_transport_kwargs(base_url=ORIGIN)
+        sent["headers"] = dict(sent.get("headers") or {}) | {"origin": ORIGIN, "cookie": f"anchorlwf_8642={ADA}"}
+        content = sent.pop("data", None)
+        more = {} if content is None else {"content" if isinstance(content, bytes | str) else "data": content}
+        reply = ada.client.request(sent["method"], sent["url"], params=sent.get("params"), json=sent.get("json"),
+                                   headers=sent["headers"], **more)
+        assert reply.status_code < 500, (case.method, case.path, sent, reply.text)
+        answers[reply.status_code] += 1
+        seen[f"{case.method} {case.path}"].add(reply.status_code)
 
-        ask()
-    assert count > 60
+    for turn in itertools.count():
+        for operation, mode in kinds:
+            limits = settings(max_examples=max(1, wanted // len(kinds)), deadline=None, database=None,
+                              derandomize=False, suppress_health_check=list(HealthCheck))
+            try:
+                seed(turn)(limits(given(case=operation.as_strategy(generation_mode=mode), data=st.data())(ask)))()
+            except Unsatisfiable:
+                assert mode is schemathesis.GenerationMode.NEGATIVE  # nothing to get wrong: no parameter, no body
+        if answers.total() >= wanted:
+            break
+    sys.stderr.write(f"\n{answers.total()} requests to {len(operations)} operations: {dict(answers)}\n")
+    # Most were looked at, not turned away at the door; those that were right were carried out.
+    assert answers[404] < answers.total() / 10
+    assert answers[200] > answers.total() / 5
+    assert sum(200 in statuses for statuses in seen.values()) > len(operations) / 2
 
 
 def test_annotators_come_from_a_file_with_tokens_of_their_own(tmp_path):
@@ -369,9 +468,22 @@ def test_annotators_come_from_a_file_with_tokens_of_their_own(tmp_path):
             load_annotators(path)
 
 
+def test_names_that_are_allowed_are_let_in_from_any_port(tiny_model, tmp_path):
+    assert checked_hosts(["annotate.example.org", "box"]) == ("annotate.example.org", "box")
+    for bad in ("https://annotate.example.org", "box:8642", "", "a b", "*"):
+        with pytest.raises(ConfigError, match="--allow-host: expected a name such as"):
+            checked_hosts([bad])
+    for hosts, status in (((), 403), (("annotate.example.org",), 200)):
+        rig = Rig(tiny_model, tmp_path, host="0.0.0.0", hosts=hosts)
+        for host in ("annotate.example.org", "Annotate.Example.Org:443"):
+            person = rig.person(host=host, origin=f"https://{host}")
+            assert person.get("/api/me").status_code == status, (hosts, host)
+        rig.close()
+
+
 def test_the_token_survives_a_restart_and_is_its_owners_alone(tmp_path):
     first = kept_token(tmp_path / "s.db")
     assert kept_token(tmp_path / "s.db") == first
     assert stat.S_IMODE((tmp_path / "s.db.token").stat().st_mode) == 0o600
-    assert kept_token(None) != kept_token(None)
+    assert kept_token(tmp_path / "t.db") != first
     assert ADA not in repr(WebSettings({"ada": "sha256:" + "0" * 64}))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from anchorlwf.errors import RecordError, wrong
+from anchorlwf.errors import AnchorLwfError, RecordError, wrong
 from anchorlwf.files import append_lines, write_atomic
 from anchorlwf.probe import Probe
 from anchorlwf.record import Prompt, Record
@@ -19,10 +19,10 @@ __all__ = [
     "BadLineWarning",
     "append_record",
     "append_records",
-    "dpo_rows",
     "each_line",
     "each_prompt",
     "each_record",
+    "earlier_records",
     "load_probes",
     "load_prompts",
     "load_records",
@@ -30,7 +30,6 @@ __all__ = [
     "read_lines",
     "save_lines",
     "save_records",
-    "sft_rows",
 ]
 
 Row = TypeVar("Row", bound=BaseModel)
@@ -50,6 +49,8 @@ class BadLine:
     """Counted from 1."""
     problem: str
     """Field, expected and got."""
+    kind: type[AnchorLwfError] = RecordError
+    """What is raised where no other kind of line is bad."""
 
     def __str__(self) -> str:
         return f"{self.source}, line {self.line}: {self.problem}"
@@ -112,8 +113,15 @@ def _raw_rows(source: Source) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 yield number, row if isinstance(row, dict) else f"expected a JSON object, got {type(row).__name__}"
 
 
-def each_line(source: Source, kind: type[Row]) -> Iterator[Row | BadLine]:
+def each_line(
+    source: Source, kind: type[Row], check: Callable[[Row], object] | None = None
+) -> Iterator[Row | BadLine]:
     """Read a JSONL file (or rows of a dataset) as `kind`, line by line, good and bad; memory does not grow with it.
+
+    Args:
+        source: path, or rows.
+        kind: of the lines.
+        check: raises an `AnchorLwfError` for a line that is well-formed and yet no good, such as a prompt too long.
 
     Raises:
         RecordError: the file does not exist or holds no line at all.
@@ -127,9 +135,15 @@ def each_line(source: Source, kind: type[Row]) -> Iterator[Row | BadLine]:
             yield BadLine(name, number, row)
             continue
         try:
-            yield kind.model_validate(row)
+            found = kind.model_validate(row)
+            if check is not None:
+                check(found)
         except ValidationError as error:
             yield BadLine(name, number, problem_of(error))
+        except AnchorLwfError as error:
+            yield BadLine(name, number, str(error), type(error))
+        else:
+            yield found
     if not number:
         what = f"at least one {kind.__name__.lower()}"
         raise RecordError(wrong(name, what, "an empty file", "Write one JSON object per line."))
@@ -147,10 +161,12 @@ def read_lines(source: Source, kind: type[Row]) -> tuple[list[Row], list[BadLine
     return good, bad
 
 
-def _each(source: Source, kind: type[Row], skip_bad: bool) -> Iterator[Row]:
+def _each(
+    source: Source, kind: type[Row], skip_bad: bool, check: Callable[[Row], object] | None = None
+) -> Iterator[Row]:
     """The good lines; once they have all been given, the bad ones are raised, or warned of."""
     good, bad = 0, list[BadLine]()
-    for row in each_line(source, kind):
+    for row in each_line(source, kind, check):
         if isinstance(row, BadLine):
             bad.append(row)
         else:
@@ -158,13 +174,18 @@ def _each(source: Source, kind: type[Row], skip_bad: bool) -> Iterator[Row]:
             yield row
     if bad and not skip_bad:
         listing = "\n".join(str(line) for line in bad)
-        raise RecordError(f"{listing}\n{good} other lines are good. Mend the bad ones, or skip them (skip_bad).")
+        kinds = {line.kind for line in bad}
+        error = kinds.pop() if len(kinds) == 1 else RecordError
+        fix = "Mend the bad ones, or skip them (--skip-bad, where the command has it; in Python skip_bad=True)."
+        raise error(f"{listing}\n{good} other lines are good. {fix}")
     for line in bad:
         warnings.warn(str(line), BadLineWarning, stacklevel=4)
 
 
-def _load(source: Source, kind: type[Row], skip_bad: bool) -> list[Row]:
-    return list(_each(source, kind, skip_bad))
+def _load(
+    source: Source, kind: type[Row], skip_bad: bool, check: Callable[[Row], object] | None = None
+) -> list[Row]:
+    return list(_each(source, kind, skip_bad, check))
 
 
 def each_record(source: Source, *, skip_bad: bool = False) -> Iterator[Record]:
@@ -172,9 +193,11 @@ def each_record(source: Source, *, skip_bad: bool = False) -> Iterator[Record]:
     return _each(source, Record, skip_bad)
 
 
-def each_prompt(source: Source, *, skip_bad: bool = False) -> Iterator[Prompt]:
-    """Read prompts one at a time. Raises as `load_prompts`, but at the end."""
-    return _each(source, Prompt, skip_bad)
+def each_prompt(
+    source: Source, *, skip_bad: bool = False, check: Callable[[Prompt], object] | None = None
+) -> Iterator[Prompt]:
+    """Read prompts one at a time. Arguments and errors as `load_prompts`, but it raises at the end."""
+    return _each(source, Prompt, skip_bad, check)
 
 
 def load_records(source: Source, *, skip_bad: bool = False) -> list[Record]:
@@ -207,9 +230,31 @@ def load_probes(source: Source, *, skip_bad: bool = False) -> list[Probe]:
     return probes
 
 
-def load_prompts(source: Source, *, skip_bad: bool = False) -> list[Prompt]:
-    """Read prompts: lines with `prompt` (text) or `messages` (a chat), and an optional `answer`."""
-    return _load(source, Prompt, skip_bad)
+def load_prompts(
+    source: Source, *, skip_bad: bool = False, check: Callable[[Prompt], object] | None = None
+) -> list[Prompt]:
+    """Read prompts: lines with `prompt` (text) or `messages` (a chat), and an optional `answer`.
+
+    Args:
+        source, skip_bad: as for `load_records`.
+        check: raises an `AnchorLwfError` for a prompt that cannot be taken; its line is a bad one then.
+
+    Raises:
+        RecordError: as `load_records`; or what `check` raised, where nothing else was wrong.
+    """
+    return _load(source, Prompt, skip_bad, check)
+
+
+def earlier_records(path: str | Path) -> dict[str, Record]:
+    """What an interrupted run has left in `path`, by id; nothing where the file is missing or empty.
+
+    A line torn by a crash is warned of and must not keep the work from going on. A file without any record is
+    something else: `RecordError`.
+    """
+    if not Path(path).is_file() or not Path(path).stat().st_size:
+        return {}
+    some_good = bool(read_lines(path, Record)[0])
+    return {record.id: record for record in load_records(path, skip_bad=some_good)}
 
 
 def save_lines(path: str | Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
@@ -233,33 +278,3 @@ def append_record(path: str | Path, record: Record) -> None:
 def append_records(path: str | Path, records: Sequence[Record]) -> None:
     """Append records durably, with one fsync. Raises `StorageError`; the file is then as it was."""
     append_lines(path, [record.model_dump_json() for record in records])
-
-
-def sft_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """Complete records as TRL's conversational prompt-completion rows (SFTTrainer)."""
-    return [
-        {
-            "prompt": record.messages,
-            "completion": [{"role": "assistant", "content": record.completion}],
-            **({"tools": record.tools} if record.tools else {}),
-        }
-        for record in records
-        if record.status == "complete"
-    ]
-
-
-def dpo_rows(records: Iterable[Record], decode: Callable[[list[int]], str]) -> list[dict[str, Any]]:
-    """Complete, corrected records as TRL's preference rows: the corrected answer over the original one.
-
-    Args:
-        records: records with anchors and `original_ids`; others have no rejected side and are left out.
-        decode: token ids to text without special tokens.
-    """
-    views = []
-    for record in records:
-        if record.anchors and record.original_ids:
-            for row in sft_rows([record]):
-                rejected = [{"role": "assistant", "content": decode(record.original_ids)}]
-                views.append({**row, "chosen": row["completion"], "rejected": rejected})
-                del views[-1]["completion"]
-    return views

@@ -41,12 +41,16 @@ class Server:
     model: str | None = None
     limit: int = 256
     port: int = field(default_factory=free_port)
+    store_url: str | None = None
+    """None: a file in the folder."""
+    more: Sequence[str] = ()
+    """Further options."""
     url: str = ""
     _process: "subprocess.Popen[str] | None" = None
 
     @property
-    def store(self) -> Path:
-        return self.folder / "store.db"
+    def store(self) -> str:
+        return self.store_url or str(self.folder / "store.db")
 
     @property
     def out(self) -> Path:
@@ -60,8 +64,8 @@ class Server:
     def start(self) -> "Server":
         command = [
             sys.executable, "-m", "anchorlwf", "annotate", str(self.write_prompts()), "-o", str(self.out), "--web",
-            "--port", str(self.port), "--store", str(self.store), "--name", "ada", "--max-new-tokens", str(self.limit),
-            *([] if self.model is None else ["--model", self.model]),
+            "--port", str(self.port), "--store", self.store, "--name", "ada", "--max-new-tokens", str(self.limit),
+            *([] if self.model is None else ["--model", self.model]), *self.more,
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with (self.folder / "server.log").open("a") as log:
@@ -101,7 +105,7 @@ def given(ids: Sequence[int], probabilities: Sequence[float | None] = ()) -> Pro
 
 def prepare(server: Server, model: LanguageModel, answers: dict[int, Proposal]) -> None:
     """Put prompts into the store with these answers (by number of the prompt), before the server starts."""
-    store, ledger = Store(str(server.store)), Ledger(model.stamp, model.codec)
+    store, ledger = Store(server.store), Ledger(model.stamp, model.codec)
     prompts = [Prompt.model_validate(prompt) for prompt in server.prompts]
     project = store.project("world", model.stamp)
     add_items(store, project, [(ledger.key(prompt), prompt) for prompt in prompts])

@@ -80,8 +80,20 @@ def test_eight_quick_clicks_are_all_honoured(serve, endless, new_page):
     assert page.locator(".node").first.get_attribute("aria-current") == "true"
 
 
-def test_the_page_heals_after_the_server_died(serve, endless, new_page):
-    server = serve(RIVER, model=endless, limit=400)
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request):
+    """None, or the URL of an empty database of a real PostgreSQL server."""
+    if request.param == "sqlite":
+        yield None
+        return
+    from postgres import postgres_server
+
+    with postgres_server() as database:
+        yield database()
+
+
+def test_the_page_heals_after_the_server_died(serve, endless, new_page, store_url):
+    server = serve(RIVER, model=endless, limit=400, store_url=store_url)
     page = new_page(server, expect_errors=True)
     settled(page)
     click_token(page, 5)
@@ -118,6 +130,35 @@ def test_the_page_heals_after_the_server_died(serve, endless, new_page):
     settled(page)
     assert page.locator("#answer .anchor").count() == 2
     assert session(page)["ended"]
+
+
+def test_a_step_whose_way_or_reply_is_lost_happens_once(serve, endless, new_page):
+    page = new_page(serve(RIVER, model=endless, limit=3000), expect_errors=True)
+    url = f"/api/sessions/{session(page)['id']}"
+    lost = []
+
+    def on_the_way_there(route):
+        # And meanwhile the session moves on for another reason: what streamed is stored.
+        origin = page.evaluate("location.origin")
+        assert page.request.post(f"{origin}{url}/stop", headers={"origin": origin}).ok
+        lost.append(session(page)["version"])
+        route.abort()
+
+    def on_the_way_back(route):
+        assert route.fetch().ok
+        lost.append(session(page)["version"])
+        route.abort()
+
+    page.wait_for_selector("#stream-line.running")
+    for text, handler in (("first", on_the_way_there), ("second", on_the_way_back)):
+        page.route(f"**{url}/note", handler, times=1)
+        page.locator("#note").fill(text)
+        page.locator("#note").blur()
+        until(page, "() => document.querySelector('#notes-state').textContent === 'Stored.'")
+        assert session(page)["note"] == text
+    before, after = lost
+    assert after == before + 2  # the first note, and the second, once each
+    assert session(page)["version"] == after
 
 
 def test_an_address_without_its_token_is_told_what_to_do(serve, new_page):

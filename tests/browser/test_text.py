@@ -1,6 +1,8 @@
 """What models say, as it is shown: hostile text, marks for what prints nothing, split characters, other scripts."""
 
 import json
+import sys
+import time
 
 import pytest
 from acts import answer, click_token, count, open_item, session, settled, tokens, until
@@ -26,7 +28,10 @@ CHAT = {
     ],
     "tools": [{"type": "function", "function": {"name": "lookup", "parameters": {"type": "object"}}}],
 }
-ITEMS = {"hostile": 0, "thinking": 1, "spaces": 2, "scripts": 3, "broken": 4, "chat": 5, "long": 6}
+# The longest words of the vocabulary, so that a megabyte is 92 thousand tokens: the words below, hostile text between.
+WORDS = " instrument occupation birthplace" * 4 + "\n"
+MEGABYTE = "".join(WORDS * 80 + HOSTILE for _ in range(1_000_000 // len(WORDS * 80 + HOSTILE) + 1))
+ITEMS = {"hostile": 0, "thinking": 1, "spaces": 2, "scripts": 3, "broken": 4, "chat": 5, "long": 6, "megabyte": 7}
 
 
 def sign(*codes):
@@ -50,8 +55,9 @@ def server(serve, base):
     answers[4] = given([*(token for part in BROKEN for token in byte_ids(part)), end])
     answers[5] = given([*encode("She is the mayor."), end])
     answers[6] = given([*encode("a very long line without an end " * 1200), end])
+    answers[7] = given([*encode(MEGABYTE), end])
     prompts = [{"prompt": name} for name in ITEMS]
-    return serve([*prompts[:5], CHAT, prompts[6]], answers)
+    return serve([*prompts[:5], CHAT, *prompts[6:]], answers)
 
 
 @pytest.fixture
@@ -84,6 +90,22 @@ def test_hostile_output_is_text(show):
     page.wait_for_selector("#view-changes del")
     assert "<script" not in page.locator("#view-changes ins").first.text_content()
     assert page.locator(":is(main, aside) :is(script, img, style)").count() == 0
+    assert page.title() == title
+
+
+def test_a_megabyte_is_shown_as_text_too(show):
+    began = time.monotonic()
+    page = show("megabyte")
+    title, count = page.title(), page.locator("#answer .t").count()
+    sys.stderr.write(f"\n{len(MEGABYTE)} characters, {count} tokens: shown after {time.monotonic() - began:.1f} s\n")
+    shown = answer(page).replace("·", " ")
+    assert shown.count("<script>document.title = 'owned'</script>") == MEGABYTE.count("<script>") > 50
+    assert len(MEGABYTE) > 1_000_000
+    assert page.evaluate("document.querySelectorAll('#answer :is(script, img, style, textarea, b)').length") == 0
+    # And it is still a page to work on.
+    page.locator("#answer .t").nth(40).click()
+    page.wait_for_selector("#picker[data-shown*='/40/']:not([hidden])", timeout=60_000)
+    page.keyboard.press("Escape")
     assert page.title() == title
 
 

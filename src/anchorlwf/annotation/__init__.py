@@ -1,6 +1,8 @@
 """Stage one: prompts in, records out (paper section 3.1)."""
 
 from anchorlwf.annotation.annotators import Accept, Annotator, Correct, Quit, Reject, Undo, Verdict, View
+from anchorlwf.annotation.fitting import fits
+from anchorlwf.annotation.importing import Imported, import_lawftrack
 from anchorlwf.annotation.session import Session, drive
 from anchorlwf.annotation.stage import PromptLike, annotate, annotate_stream, as_prompts, retention_records
 from anchorlwf.annotation.target import TargetAnnotator, target_record
@@ -11,6 +13,7 @@ __all__ = [
     "Annotator",
     "Correct",
     "Finding",
+    "Imported",
     "PromptLike",
     "Quit",
     "Reject",
@@ -23,6 +26,8 @@ __all__ = [
     "annotate_stream",
     "as_prompts",
     "drive",
+    "fits",
+    "import_lawftrack",
     "retention_records",
     "target_record",
     "verify_records",

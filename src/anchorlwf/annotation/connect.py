@@ -12,16 +12,17 @@ from anchorlwf.model import EMBEDDED, embedded_path
 from anchorlwf.record import ModelStamp
 from anchorlwf.text import Codec
 
-__all__ = ["connect_remote"]
+__all__ = ["connect_remote", "load_codec"]
 
 
-def _codec(name: str, trust_remote_code: bool) -> tuple[Codec, frozenset[int]]:
+def load_codec(name: str, trust_remote_code: bool) -> tuple[Codec, frozenset[int]]:
+    """Tokenizer and end-of-turn ids of a model, without its weights. Raises `ModelError`."""
     source = str(embedded_path()) if name == EMBEDDED else name
     try:
         codec = Codec(AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code))
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        fix = "Name the served model's folder or hub name: only its tokenizer is read."
+        fix = "Name the model's folder or hub name: only its tokenizer is read."
         raise ModelError(wrong(f"tokenizer {name!r}", "a folder or hub name", first, fix)) from error
     try:
         ends = GenerationConfig.from_pretrained(source).eos_token_id
@@ -67,7 +68,7 @@ def connect_remote(
         ServerError: it cannot be reached.
     """
     patience = patience or Patience()
-    codec, stop_ids = _codec(tokenizer, trust_remote_code)
+    codec, stop_ids = load_codec(tokenizer, trust_remote_code)
     key = os.environ.get(KEY_VARIABLE)
     name, context = _served(url, served, {"Authorization": f"Bearer {key}"} if key else {}, patience)
     stamp = ModelStamp(name=tokenizer, tokenizer_sha=codec.tokenizer_sha, template_sha=codec.template_sha)

@@ -5,10 +5,12 @@ The rules of the protocol are those of `session.py`; the state is that of `tree.
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from anchorlwf.annotation.decoders import Decoder
 from anchorlwf.annotation.events import (
+    Continued,
     Corrected,
     Decided,
     Event,
@@ -103,7 +105,27 @@ class Desk:
                 self.resume(live)
         return live
 
+    def step(self, live: Live, name: str | None, do: Callable[[Live], None]) -> None:
+        """One step of a client's; nothing where a step of that name is stored already.
+
+        Args:
+            live: the session.
+            name: the client's own, new for every step; None: it will not ask twice.
+            do: one of the methods below.
+        """
+        with live.lock:
+            if name is not None and name in live.tree.steps:
+                return
+            live.step = name
+            try:
+                do(live)
+            finally:
+                live.step = None
+
     def _commit(self, live: Live, happened: list[Event]) -> None:
+        # Tokens that came by themselves are stored on the way to a step, and are not yet what was asked for.
+        if live.step is not None and not isinstance(happened[-1], Continued):
+            happened = [*happened[:-1], happened[-1].model_copy(update={"step": live.step})]
         tree = live.tree
         for event in happened:
             tree = apply(tree, event)

@@ -21,6 +21,8 @@ class _Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     at: datetime
     """When, in UTC; part of the event, so that a replay gives the same state."""
+    step: str | None = None
+    """The client's own name for the step that made it, by which a step asked for twice is known again."""
 
 
 class Started(_Event):

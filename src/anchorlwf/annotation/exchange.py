@@ -7,7 +7,8 @@ from anchorlwf.annotation.ahead import Ahead
 from anchorlwf.annotation.decoders import LocalDecoder
 from anchorlwf.annotation.desk import Desk
 from anchorlwf.annotation.lawftrack import Span, read_lawftrack
-from anchorlwf.annotation.queue import add_items
+from anchorlwf.annotation.queue import add_items, export_records, reopened
+from anchorlwf.annotation.tree import replay
 from anchorlwf.annotation.views import tokens
 from anchorlwf.errors import ModelError, RecordError, wrong
 from anchorlwf.jsonl import load_prompts, load_records
@@ -35,20 +36,35 @@ class Exchange:
         decoder = self.desk.decoder
         return isinstance(decoder, LocalDecoder) and decoder.has_adapter
 
+    def fits(self, prompt: Prompt) -> None:
+        """Raise `PromptError` where the model cannot take a prompt: the `check` of `load_prompts`."""
+        self.desk.decoder.room(self.desk.decoder.table.codec.encode_prompt(prompt.messages, prompt.tools), 1)
+
     def add(self, prompts: list[Prompt], known: dict[str, Record] | None = None) -> tuple[int, int]:
         """Prompts into the queue: how many were new, and how many there before.
 
         Raises:
             PromptError: one that the model cannot take; none is added then.
         """
-        keyed = []
         for prompt in prompts:
-            self.desk.decoder.room(self.desk.decoder.table.codec.encode_prompt(prompt.messages, prompt.tools), 1)
-            keyed.append((self.desk.ledger.key(prompt), prompt))
+            self.fits(prompt)
+        keyed = [(self.desk.ledger.key(prompt), prompt) for prompt in prompts]
         counts = add_items(self.desk.store, self.desk.project, keyed, seats_each=self._per_item, known=known)
         if self._ahead is not None:
             self._ahead.more()
         return counts
+
+    def publish(self) -> None:
+        """Bring the file of records up to the store, which is ahead of it where a process died between the two."""
+        desk = self.desk
+        drafts = [self._draft(session) for session in reopened(desk.store, desk.project)]
+        desk.ledger.reconcile(export_records(desk.store, desk.project), drafts)
+
+    def _draft(self, session: int) -> Record:
+        """The record of an undecided session as it is stored, whoever's it is."""
+        desk, row = self.desk, self.desk.store.session(session)
+        prompt_ids = desk.decoder.table.codec.encode_prompt(row.prompt.messages, row.prompt.tools)
+        return desk.ledger.record(row, prompt_ids, replay(desk.store.events(session)))
 
     def take(
         self, form: Literal["records", "lawftrack", "prompts"], content: str, span: Span = "first"
@@ -61,7 +77,7 @@ class Exchange:
         """
         flagged: list[dict[str, Any]] = []
         if form == "prompts":
-            added, known = self.add(load_prompts(_lines(content)))
+            added, known = self.add(load_prompts(_lines(content), check=self.fits))
         else:
             if form == "records":
                 records = load_records(_lines(content))

@@ -36,8 +36,11 @@ class Flag:
 
     sample: str
     anchor: int | None
-    """Its number in the sample; None: the sample itself."""
+    """Its number in the sample, from 0; None: the sample itself."""
     reason: str
+
+    def __str__(self) -> str:
+        return f"sample {self.sample}{'' if self.anchor is None else f', anchor {self.anchor + 1}'}: {self.reason}"
 
     def json(self) -> dict[str, Any]:
         """For the page."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from anchorlwf.annotation.store import SessionRow
 from anchorlwf.annotation.tree import Tree
 from anchorlwf.errors import StorageError
-from anchorlwf.jsonl import append_record, load_records, read_lines
+from anchorlwf.jsonl import append_record, earlier_records, save_records
 from anchorlwf.record import ModelStamp, Prompt, Record, new_id
 from anchorlwf.text import Codec
 
@@ -60,17 +60,20 @@ class Ledger:
             _log.warning("%s The store has the record; the next start writes it to the file.", error)
 
     def known(self) -> dict[str, Record]:
-        """What `out` holds, by id."""
-        if self._out is None or not self._out.is_file() or not self._out.stat().st_size:
-            return {}
-        # A line torn by a crash is warned of and must not keep the work from going on: the store has that record. A
-        # file without any record is something else, and refused.
-        some_good = bool(read_lines(self._out, Record)[0])
-        return {record.id: record for record in load_records(self._out, skip_bad=some_good)}
+        """What `out` holds, by id. A line torn by a crash is warned of: the store has what it held."""
+        return {} if self._out is None else earlier_records(self._out)
 
-    def reconcile(self, stored: Sequence[Record]) -> None:
-        """Bring `out` up to the store, which may have gone further when a process died between the two."""
-        known = self.known()
-        for record in stored:
-            if self._out is not None and known.get(record.id) != record:
-                append_record(self._out, record)
+    def reconcile(self, stored: Sequence[Record], taken_back: Sequence[Record] = ()) -> None:
+        """Bring `out` up to the store, which may have gone further when a process died between the two.
+
+        Args:
+            stored: every finished record.
+            taken_back: drafts of the sessions whose decision was taken back. Where `out` still holds one as finished
+                and `stored` has none, the draft takes its place.
+        """
+        known, finished = self.known(), {record.id for record in stored}
+        behind = [record for record in stored if known.get(record.id) != record]
+        behind += [draft for draft in taken_back
+                   if draft.id not in finished and draft.id in known and known[draft.id].status != "draft"]
+        if self._out is not None and behind:
+            save_records(self._out, {**known, **{record.id: record for record in behind}}.values())

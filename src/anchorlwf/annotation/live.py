@@ -75,7 +75,7 @@ class Continuation:
         except AnchorLwfError as error:
             self.error = error
         except Exception as error:  # noqa: BLE001 - out of memory, a driver: the person must hear of it
-            fix = "Try again; if it comes back, start anew with a smaller --memory."
+            fix = "Try again; if it comes back, start anew with a smaller --memory (GiB)."
             self.error = ModelError(wrong("continuation", "tokens from the model", repr(error)[:200], fix))
         try:
             finish(self)
@@ -139,6 +139,8 @@ class Live:
     tree: Tree = field(default_factory=Tree)
     lock: threading.RLock = field(default_factory=threading.RLock)
     continuation: Continuation | None = None
+    step: str | None = None
+    """The client's name for the step under way; the event that it makes will bear it."""
     memories: "OrderedDict[int, Memory]" = field(default_factory=OrderedDict)
 
     @property

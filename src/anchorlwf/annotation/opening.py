@@ -1,6 +1,7 @@
 """Prompts, records, store and model put together: what a page and a terminal work on."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,17 @@ from anchorlwf.annotation.decoders import Decoder, LocalDecoder
 from anchorlwf.annotation.desk import Desk
 from anchorlwf.annotation.exchange import Exchange
 from anchorlwf.annotation.ledger import Ledger
-from anchorlwf.annotation.queue import export_records
 from anchorlwf.annotation.store import Store
 from anchorlwf.config import AnnotateConfig
+from anchorlwf.errors import ConfigError, wrong
 from anchorlwf.files import ensure_writable
 from anchorlwf.jsonl import load_prompts
 from anchorlwf.model import load_model
 
-__all__ = ["Work"]
+__all__ = ["MEMORY", "Work", "open_exchange"]
+
+MEMORY = 2.0
+"""GiB for the caches of all sessions, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Work:
     """How many people each item wants."""
     remote: str | None = None
     """URL of a server that decodes; the model then gives its tokenizer alone."""
+    memory: float | None = None
+    """GiB that the caches of all sessions may hold; None: `MEMORY`."""
+    skip_bad: bool = False
+    """Go on without prompts that are no good, and warn of each."""
     trust_remote_code: bool = False
 
     @property
@@ -46,9 +54,9 @@ class Work:
         return self.store or str(self.out.with_suffix(".store.db"))
 
     @property
-    def store_file(self) -> Path | None:
-        """The store's file; None for a database server."""
-        return None if "://" in self.url else Path(self.url)
+    def beside(self) -> Path:
+        """The file of this work that lies on this machine: the store, or the records of a store elsewhere."""
+        return self.out if "://" in self.url else Path(self.url)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Exchange]:
@@ -56,31 +64,58 @@ class Work:
 
         Raises:
             ConfigError, ModelError, ServerError, StorageError: what is needed is not there.
-            RecordError, PromptError: a prompt that cannot be.
+            RecordError, PromptError: prompts that cannot be, each named by its line.
             StampError: the store holds work on another model.
         """
+        memory = self._memory_bytes()  # a mistake there is told before anything is made
         ensure_writable(self.out)
-        prompts = load_prompts(self.prompts)
         with contextlib.ExitStack() as stack:
             store = Store(self.url)
             stack.callback(store.close)
-            decoder = self._decoder()
+            decoder = self._decoder(memory)
             stack.callback(decoder.close)
-            ledger = Ledger(decoder.stamp, decoder.table.codec, self.out, shared=self.per_item > 1)
-            project = store.project(self.prompts.stem, decoder.stamp)
-            desk = Desk(store, decoder, project, self.config, ledger)
-            stack.callback(desk.close)
-            ahead = Ahead(store, project, decoder, self.config.max_new_tokens)
-            stack.callback(ahead.close)
-            exchange = Exchange(self.prompts.stem, desk, per_item=self.per_item, ahead=ahead)
-            exchange.add(prompts, ledger.known())
-            ledger.reconcile(export_records(store, project))
-            yield exchange
+            yield stack.enter_context(open_exchange(
+                self.prompts, self.out, store, decoder, self.config, per_item=self.per_item, skip_bad=self.skip_bad,
+            ))
 
-    def _decoder(self) -> Decoder:
+    def _memory_bytes(self) -> int:
+        if self.memory is None:
+            return int(MEMORY * 2**30)
+        if self.remote is not None or not 0 < self.memory < math.inf:
+            got = self.memory if self.remote is None else "--remote"
+            fix = "A remote server has caches of its own."
+            raise ConfigError(wrong("--memory", "GiB above 0, for a model in this process", got, fix))
+        return int(self.memory * 2**30)
+
+    def _decoder(self, memory: int) -> Decoder:
         alternatives = self.config.alternatives
         if self.remote is not None:
             return connect_remote(self.remote, self.model or "embedded", alternatives=alternatives,
                                   trust_remote_code=self.trust_remote_code)
         model = load_model(self.model, trust_remote_code=self.trust_remote_code)
-        return LocalDecoder(model, alternatives=alternatives)
+        return LocalDecoder(model, alternatives=alternatives, memory=memory)
+
+
+@contextlib.contextmanager
+def open_exchange(
+    prompts: Path, out: Path, store: Store, decoder: Decoder, config: AnnotateConfig, *, per_item: int = 1,
+    decode_ahead: bool = True, skip_bad: bool = False,
+) -> Iterator[Exchange]:
+    """The project of a prompt file over a store, with `out` brought up to date; closed on leaving.
+
+    Raises:
+        RecordError, PromptError: prompts that cannot be, each named by its line. `skip_bad` warns of them instead.
+        StampError: the store holds work on another model.
+    """
+    ledger = Ledger(decoder.stamp, decoder.table.codec, out, shared=per_item > 1)
+    project = store.project(prompts.stem, decoder.stamp)
+    with contextlib.ExitStack() as stack:
+        desk = Desk(store, decoder, project, config, ledger)
+        stack.callback(desk.close)
+        ahead = Ahead(store, project, decoder, config.max_new_tokens) if decode_ahead else None
+        if ahead is not None:
+            stack.callback(ahead.close)
+        exchange = Exchange(prompts.stem, desk, per_item=per_item, ahead=ahead)
+        exchange.add(load_prompts(prompts, skip_bad=skip_bad, check=exchange.fits), ledger.known())
+        exchange.publish()
+        yield exchange

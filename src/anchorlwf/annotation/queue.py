@@ -9,13 +9,13 @@ from typing import Any
 from sqlalchemy import and_, func, insert, select, update
 
 from anchorlwf.annotation.events import Started
-from anchorlwf.annotation.schema import items, reading, records, seats, sessions, writing
+from anchorlwf.annotation.schema import events, items, reading, records, seats, sessions, writing
 from anchorlwf.annotation.store import Order, Store, ordering
 from anchorlwf.errors import MissingError, RecordError, wrong
 from anchorlwf.record import Prompt, Record
 
-__all__ = ["Proposal", "add_items", "agreement", "export_records", "progress", "propose", "set_priority", "unproposed",
-           "waiting"]
+__all__ = ["Proposal", "add_items", "agreement", "export_records", "progress", "propose", "reopened",
+           "set_priority", "unproposed", "waiting"]
 
 _IMPORTED = "import"
 """The annotator's name on records that came finished."""
@@ -196,6 +196,18 @@ def _finished(store: Store, project: int) -> list[tuple[int, str, Record]]:
 def export_records(store: Store, project: int) -> list[Record]:
     """All finished records, in the order of the items."""
     return [record for _item, _annotator, record in _finished(store, project)]
+
+
+def reopened(store: Store, project: int) -> list[int]:
+    """Numbers of the sessions whose decision was taken back and that have no record now."""
+    query = (
+        select(sessions.c.id).distinct().join(items, items.c.id == sessions.c.item_id)
+        .join(events, events.c.session_id == sessions.c.id)
+        .outerjoin(records, records.c.session_id == sessions.c.id)
+        .where(items.c.project_id == project, events.c.kind == "reopened", records.c.session_id.is_(None))
+    )
+    with reading(store.engine) as db:
+        return list(db.execute(query).scalars())
 
 
 def _same(one: Record, other: Record) -> tuple[bool, bool, bool]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from anchorlwf.annotation.annotators import Annotator
+from anchorlwf.annotation.fitting import fits
 from anchorlwf.annotation.session import Session, drive
 from anchorlwf.annotation.target import target_records, target_turn
 from anchorlwf.config import AnnotateConfig
@@ -24,15 +25,18 @@ _WINDOW = 128
 PromptLike = Prompt | str | dict[str, Any]
 
 
-def as_prompts(prompts: str | Path | Iterable[PromptLike]) -> list[Prompt]:
-    """Prompts from a JSONL file, or from texts, dicts and `Prompt`s. Raises `RecordError`."""
+def as_prompts(
+    prompts: str | Path | Iterable[PromptLike], *, skip_bad: bool = False,
+    check: Callable[[Prompt], object] | None = None,
+) -> list[Prompt]:
+    """Prompts from a JSONL file, or from texts, dicts and `Prompt`s. Options and errors: `load_prompts`."""
     if isinstance(prompts, str | Path):
-        return load_prompts(prompts)
+        return load_prompts(prompts, skip_bad=skip_bad, check=check)
     rows = [
         {"prompt": row} if isinstance(row, str) else row.model_dump() if isinstance(row, Prompt) else row
         for row in prompts
     ]
-    return load_prompts(rows) if rows else []
+    return load_prompts(rows, skip_bad=skip_bad, check=check) if rows else []
 
 
 def _originals(model: LanguageModel, prompts: list[list[int]], config: AnnotateConfig) -> list[Decoded | None]:
@@ -98,10 +102,6 @@ def _plan(
     return waiting, drafts
 
 
-def _each(prompts: str | Path | list[Prompt]) -> Iterator[Prompt]:
-    return each_prompt(prompts) if isinstance(prompts, str | Path) else iter(prompts)
-
-
 def annotate_stream(
     model: LanguageModel | str | None,
     prompts: str | Path | Iterable[PromptLike],
@@ -109,6 +109,7 @@ def annotate_stream(
     *,
     out: str | Path | None = None,
     config: AnnotateConfig | None = None,
+    skip_bad: bool = False,
     on_record: Callable[[Record, int, int], None] | None = None,
 ) -> Iterator[Record]:
     """`annotate`, record by record: a file of prompts is read as it is worked on, and no record is kept.
@@ -121,11 +122,17 @@ def annotate_stream(
     config = config or AnnotateConfig()
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
     # Read twice: the first time finds every bad line, and what is left to do, before any work begins.
-    listed = prompts if isinstance(prompts, str | Path) else as_prompts(prompts)
+    check = fits(language_model, target=annotator == "target")
     if out is not None:
         ensure_writable(out)
-    waiting, drafts = _plan(language_model, _each(listed), out)
-    todo, count = compress(_each(listed), waiting), sum(waiting)
+    if isinstance(prompts, str | Path):
+        first = each_prompt(prompts, skip_bad=skip_bad, check=check)
+        second = (line for line in each_line(prompts, Prompt, check) if isinstance(line, Prompt))
+    else:
+        listed = as_prompts(prompts, skip_bad=skip_bad, check=check)
+        first, second = iter(listed), (prompt for prompt in listed)
+    waiting, drafts = _plan(language_model, first, out)
+    todo, count = compress(second, waiting), sum(waiting)
     if annotator == "target":
         parts = _by_target(language_model, todo, config)
     else:
@@ -148,6 +155,7 @@ def annotate(
     *,
     out: str | Path | None = None,
     config: AnnotateConfig | None = None,
+    skip_bad: bool = False,
     on_record: Callable[[Record, int, int], None] | None = None,
 ) -> list[Record]:
     """Turn prompts into records by the paper's protocol (section 3.1).
@@ -160,6 +168,8 @@ def annotate(
             are skipped, and a draft is taken up where it was left. An interrupted run over targets loses no more than
             the 128 prompts at hand.
         config: token limit, alternatives, confidence.
+        skip_bad: go on without the prompts that are no good (broken, without a target, too long) and warn of each
+            (`BadLineWarning`) instead of raising.
         on_record: called with each new record, its number and how many there will be.
 
     Returns:
@@ -167,21 +177,24 @@ def annotate(
         status is draft means that the annotator quit there. Where they are too many to hold, see `annotate_stream`.
 
     Raises:
-        RecordError, PromptError: a prompt without target, or too long.
+        RecordError, PromptError: prompts without target, or too long; each is named by its line. All are looked at
+            before any work begins.
         StorageError: `out` cannot be written; what it held is still there.
     """
-    return list(annotate_stream(model, prompts, annotator, out=out, config=config, on_record=on_record))
+    return list(annotate_stream(model, prompts, annotator, out=out, config=config, skip_bad=skip_bad,
+                                on_record=on_record))
 
 
 def retention_records(
-    model: LanguageModel, prompts: str | Path | Iterable[PromptLike], config: AnnotateConfig | None = None
+    model: LanguageModel, prompts: str | Path | Iterable[PromptLike], config: AnnotateConfig | None = None, *,
+    skip_bad: bool = False,
 ) -> list[Record]:
     """Keep records: the model's own greedy answers to unrelated prompts, without any anchor.
 
-    They tell training what must stay as it is where no correction speaks of it.
+    They tell training what must stay as it is where no correction speaks of it. `skip_bad` and errors: as `annotate`.
     """
     config = (config or AnnotateConfig()).model_copy(update={"original": True})
-    listed, stamp, kept = as_prompts(prompts), model.stamp, []
+    listed, stamp, kept = as_prompts(prompts, skip_bad=skip_bad, check=fits(model)), model.stamp, []
     encoded = [model.codec.encode_prompt(prompt.messages, prompt.tools) for prompt in listed]
     for prompt, ids, answer in zip(listed, encoded, _originals(model, encoded, config), strict=True):
         assert answer is not None

@@ -64,6 +64,8 @@ class Tree:
     tags: tuple[str, ...] = ()
     version: int = 0
     """Number of events."""
+    steps: frozenset[str] = frozenset()
+    """Names of the steps that clients asked for and that are among the events."""
 
     @property
     def node(self) -> Node:
@@ -246,7 +248,8 @@ def apply(tree: Tree, event: Event) -> Tree:
         raise ConflictError(wrong("session", "an open one", f"one decided as {tree.verdict}", "Reopen it first."))
     if tree.verdict is None and isinstance(event, Reopened):
         raise ConflictError(wrong("session", "a decided one", "an open one", "There is nothing to take back."))
-    return replace(_changed(tree, event), version=tree.version + 1)
+    steps = tree.steps if event.step is None else tree.steps | {event.step}
+    return replace(_changed(tree, event), version=tree.version + 1, steps=steps)
 
 
 def replay(events: Iterable[Event]) -> Tree:

@@ -10,6 +10,7 @@ Examples:
   anchorlwf annotate prompts.jsonl --out records.jsonl --annotator terminal --name ada
   anchorlwf annotate prompts.jsonl --out records.jsonl --web --name ada
   anchorlwf annotate prompts.jsonl --out records.jsonl --web --annotators team.yaml --store postgresql:///team
+  anchorlwf annotate prompts.jsonl --out records.jsonl --web --remote http://127.0.0.1:8000/v1 --model ./served
 """
 
 from collections.abc import Iterable
@@ -18,7 +19,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from anchorlwf.cli.shared import AsJson, Model, Tokens, TrustCode, count_progress, err, out, print_json, quiet_libraries
+from anchorlwf.cli.shared import (
+    AsJson,
+    Model,
+    SkipBad,
+    Tokens,
+    TrustCode,
+    count_progress,
+    err,
+    out,
+    print_json,
+    quiet_libraries,
+)
+from anchorlwf.errors import ConfigError, wrong
+
+_PAGE_ONLY = ("port", "host", "allow_host")
+_STORED = ("store", "per_item", "remote", "annotators", "memory")
 
 if TYPE_CHECKING:
     from anchorlwf.annotation.opening import Work
@@ -32,6 +48,7 @@ def _checked_name(name: str) -> str:
 
 
 def annotate(
+    context: typer.Context,
     prompts: Annotated[Path, typer.Argument(help="JSONL: `prompt` or `messages`, and `answer` for target.")],
     to: Annotated[Path, typer.Option("--out", "-o", help="Records are appended here.")],
     model: Model = None,
@@ -44,10 +61,13 @@ def annotate(
     web: Annotated[bool, typer.Option("--web", help="Serve the annotator's page (needs anchorlwf[web]).")] = False,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Of the page (8642, or a free one).")] = None,
     host: Annotated[str, typer.Option(help="Address the page is served on.")] = "127.0.0.1",
+    allow_host: Annotated[list[str] | None, typer.Option(help="Name browsers may use for it; repeatable.")] = None,
     store: Annotated[str | None, typer.Option(help="SQLite file or PostgreSQL URL (beside --out).")] = None,
     annotators: Annotated[Path | None, typer.Option(help="YAML of `name: token`, where several people work.")] = None,
     per_item: Annotated[int, typer.Option(min=1, help="How many people do each prompt.")] = 1,
     remote: Annotated[str | None, typer.Option(help="Decode on an OpenAI-compatible server, http://.../v1.")] = None,
+    memory: Annotated[float | None, typer.Option(help="GiB for the caches of all sessions (2).")] = None,
+    skip_bad: SkipBad = False,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
@@ -57,30 +77,48 @@ def annotate(
     from anchorlwf.model import load_model
     from anchorlwf.web.start import PageOptions, serve_page
 
+    _check_given(_given(context), web=web, terminal=annotator == "terminal")
     quiet_libraries()
     config = AnnotateConfig.of(max_new_tokens=max_new_tokens, confidence=confidence)
-    work = Work(prompts, to, model, config, store, per_item, remote, trust_remote_code)
+    work = Work(prompts, to, model, config, store, per_item, remote, memory, skip_bad, trust_remote_code)
     if web:
-        serve_page(work, PageOptions(host, port, annotators, name), announce=_announce)
+        serve_page(work, PageOptions(host, port, annotators, name, allow_host or ()), announce=_announce)
         return
     if annotator == "terminal":  # no bar: it would wipe out what is being typed
         counts = _counted(_at_terminal(work, name, annotators))
     else:
         loaded = load_model(model, trust_remote_code=trust_remote_code)
         with count_progress("annotate") as progress:
-            counts = _counted(annotate_stream(loaded, prompts, "target", out=to, config=config, on_record=progress))
+            stream = annotate_stream(loaded, prompts, "target", out=to, config=config, skip_bad=skip_bad,
+                                     on_record=progress)
+            counts = _counted(stream)
     _print(counts, to, as_json)
 
 
 def _at_terminal(work: "Work", name: str, annotators: Path | None) -> list[Any]:
     from anchorlwf.annotation.terminal import Terminal
-    from anchorlwf.errors import ConfigError, wrong
     from anchorlwf.web.settings import load_annotators
 
     if annotators is not None and name not in (people := load_annotators(annotators)):
         raise ConfigError(wrong("--name", f"one of {', '.join(people)}", name, f"They are those of {annotators}."))
     with work.open() as exchange:
         return Terminal(exchange.desk, name, err).run()
+
+
+def _given(context: typer.Context) -> set[str]:
+    """The options that were typed, whatever their value."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+
+
+def _check_given(given: set[str], *, web: bool, terminal: bool) -> None:
+    """Raise `ConfigError` for an option that this way of annotating would leave unused."""
+    unused = [] if web else [*_PAGE_ONLY, *(() if terminal else _STORED)]
+    for name in unused:
+        if name in given:
+            needed = "--web" if name in _PAGE_ONLY else "--web or --annotator terminal"
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(wrong(option, needed, "none", f"Add {needed} to use {option}, or leave it out."))
 
 
 def _announce(line: str) -> None:

@@ -24,6 +24,7 @@ from anchorlwf.cli.shared import (
     AsJson,
     Base,
     Model,
+    SkipBad,
     TrustCode,
     err,
     out,
@@ -54,6 +55,7 @@ def evaluate(
     certificate: Gate = None,
     certificate_out: GateOut = None,
     seed: Annotated[int | None, typer.Option(help="Of bootstrap, KL prompts and few-shot draws.")] = None,
+    skip_bad: SkipBad = False,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
@@ -68,7 +70,8 @@ def evaluate(
     tuned = load_model(model, adapter=adapter, trust_remote_code=trust_remote_code)
     before = load_model(base, trust_remote_code=trust_remote_code) if base else None
     with phase_progress() as progress:
-        results = evaluate(tuned, probes, records=records, base=before, out=to, config=settings, progress=progress)
+        results = evaluate(tuned, probes, records=records, base=before, out=to, config=settings, skip_bad=skip_bad,
+                           progress=progress)
     _print(results, as_json)
     if gate is not None:
         report = certify(results, gate, tuned, probes=probes, records=records, base=before, config=settings, out=place)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from anchorlwf.cli.shared import Model, TrustCode, out, quiet_libraries
+from anchorlwf.cli.shared import Model, SkipBad, TrustCode, out, plain_warnings, quiet_libraries
 
 
 def export(
@@ -21,11 +21,14 @@ def export(
     path: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
     to: Annotated[Literal["sft", "dpo"], typer.Option(help="Which view.")] = "sft",
     model: Model = None,
+    skip_bad: SkipBad = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
-    from anchorlwf.jsonl import dpo_rows, load_records, save_lines, sft_rows
+    from anchorlwf.export import dpo_rows, sft_rows
+    from anchorlwf.jsonl import load_records, save_lines
 
-    loaded = load_records(records)
+    plain_warnings()
+    loaded = load_records(records, skip_bad=skip_bad)
     if to == "sft":
         rows = sft_rows(loaded)
     else:

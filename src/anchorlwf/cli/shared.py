@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from anchorlwf.jsonl import BadLineWarning
 
 __all__ = [
-    "Adapter", "AsJson", "Base", "Model", "Tokens", "TrustCode", "count_progress", "err", "out", "phase_progress",
-    "print_json", "quiet_libraries", "step_progress",
+    "Adapter", "AsJson", "Base", "Model", "SkipBad", "Tokens", "TrustCode", "count_progress", "err", "out",
+    "phase_progress", "plain_warnings", "print_json", "quiet_libraries", "step_progress",
 ]
 
 Model = Annotated[
@@ -27,6 +27,7 @@ Adapter = Annotated[str | None, typer.Option("--adapter", "-a", help="Folder of 
 Base = Annotated[str | None, typer.Option("--base", help="The model before training, for a fully tuned model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on after bad lines and name them.")]
 TrustCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 
 out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
@@ -42,7 +43,11 @@ def quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    # What a library warns of is for its developers; our own warnings speak to the user.
+    plain_warnings()
+
+
+def plain_warnings() -> None:
+    """Our own warnings as lines on standard error; what a library warns of is for its developers."""
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", BadLineWarning)
     warnings.showwarning = lambda message, *_rest, **_more: err.print(str(message), style="yellow", markup=False)

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from anchorlwf.cli.shared import AsJson, Model, TrustCode, out, print_json, quiet_libraries, step_progress
+from anchorlwf.cli.shared import AsJson, Model, SkipBad, TrustCode, out, print_json, quiet_libraries, step_progress
 
 Loss = Annotated[Literal["forward", "reverse"] | None, typer.Option(help="forward (default), or the printed formula.")]
 Mean = Annotated[Literal["token", "balanced"] | None, typer.Option(help="token: the paper's mean. Default: balanced.")]
@@ -42,7 +42,7 @@ def train(
     reduction: Mean = None,
     save_steps: Annotated[int | None, typer.Option(help="Checkpoint every so many steps; 0: never.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of adapter, order and dropout.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on after broken lines and name them.")] = False,
+    skip_bad: SkipBad = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
@@ -73,7 +73,7 @@ def _inputs(
 
     chosen = load_records(records, skip_bad=skip_bad)
     loaded = load_model(model, trust_remote_code=trust)
-    return loaded, [*chosen, *(retention_records(loaded, retain) if retain else [])]
+    return loaded, [*chosen, *(retention_records(loaded, retain, skip_bad=skip_bad) if retain else [])]
 
 
 def _print(result: Any, as_json: bool) -> None:

@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
-from anchorlwf.cli.shared import AsJson, Model, TrustCode, err, out, print_json, quiet_libraries
+from anchorlwf.cli.shared import AsJson, Model, SkipBad, TrustCode, err, out, print_json, quiet_libraries
 
 
 def verify(
     records: Annotated[Path, typer.Argument(help="records.jsonl")],
     model: Model = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on after broken lines and name them.")] = False,
+    skip_bad: SkipBad = False,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:

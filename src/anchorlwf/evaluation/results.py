@@ -1,8 +1,10 @@
 """From scored answers to results.json and a table that can be read at a glance."""
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.table import Column, Table
@@ -11,6 +13,7 @@ from anchorlwf.config import EvaluateConfig
 from anchorlwf.evaluation.harness import TaskChange
 from anchorlwf.evaluation.measure import Drift, ProbeResult
 from anchorlwf.evaluation.stats import bootstrap_interval
+from anchorlwf.files import write_atomic
 
 __all__ = ["Group", "Results", "summarize"]
 
@@ -62,6 +65,10 @@ class Results:
         return _plain({**top, "kl": self.kl, **self.facts, "kl_interval": self.kl_interval,
                        "kl_tokens": self.kl_tokens, "missed": self.missed, "details": details,
                        **({"tasks": {name: asdict(task) for name, task in self.tasks.items()}} if self.tasks else {})})
+
+    def save(self, path: str | Path) -> None:
+        """Write results.json, atomically. Raises `StorageError`; the old file then still stands."""
+        write_atomic(path, json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n")
 
     def table(self) -> Table:
         """A rich table: one row per kind, then the drift."""

@@ -1,6 +1,5 @@
 """The evaluation stage: what a tuned model learned, what it kept, how far it drifted."""
 
-import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +10,7 @@ from anchorlwf.errors import RecordError, StampError, wrong
 from anchorlwf.evaluation.harness import run_tasks
 from anchorlwf.evaluation.measure import Progress, compare, drift, recall_probes
 from anchorlwf.evaluation.results import Results, summarize
-from anchorlwf.files import ensure_writable, write_atomic
+from anchorlwf.files import ensure_writable
 from anchorlwf.jsonl import load_probes, load_records
 from anchorlwf.model import LanguageModel
 from anchorlwf.probe import Probe
@@ -29,6 +28,7 @@ def evaluate(
     out: str | Path | None = None,
     config: EvaluateConfig | None = None,
     facts: dict[str, Any] | None = None,
+    skip_bad: bool = False,
     progress: Progress | None = None,
 ) -> Results:
     """Measure recall and forgetting by free-running greedy decoding, and drift by KL (paper section 4).
@@ -41,6 +41,7 @@ def evaluate(
         out: write results.json there, atomically.
         config: limits, batch size, intervals, tasks of lm-evaluation-harness.
         facts: further top-level entries of results.json, such as training seconds.
+        skip_bad: go on after bad lines of the files and warn of each (`BadLineWarning`) instead of raising.
         progress: called with (phase, done, all).
 
     Raises:
@@ -58,8 +59,8 @@ def evaluate(
                            ("chat template", theirs.template_sha == ours.template_sha)):
             if not same:
                 raise StampError(wrong("base", f"the tuned model's {what}", "another", "Give the one that was tuned."))
-    asked = load_probes(probes) if isinstance(probes, str | Path) else list(probes)
-    trained = load_records(records) if isinstance(records, str | Path) else list(records or [])
+    asked = load_probes(probes, skip_bad=skip_bad) if isinstance(probes, str | Path) else list(probes)
+    trained = load_records(records, skip_bad=skip_bad) if isinstance(records, str | Path) else list(records or [])
     if not any(probe.kind == "recall" for probe in asked):
         asked = [*recall_probes(trained), *asked]
     if not asked:
@@ -75,5 +76,5 @@ def evaluate(
     seconds = {"evaluate_seconds": time.perf_counter() - began}
     summary = summarize(results, measured, config, {**costs, **seconds, **(facts or {})}, tasks)
     if out is not None:
-        write_atomic(out, json.dumps(summary.as_dict(), indent=2, ensure_ascii=False) + "\n")
+        summary.save(out)
     return summary

@@ -2,12 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import Path, Query
+from fastapi import Header, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "Choice", "Comparison", "Confidence", "Correction", "Import", "Note", "Number", "Order", "Position",
-    "Priority", "Start", "Tags", "Target", "Text", "Top", "Verdict",
+    "Priority", "Start", "StepName", "Tags", "Target", "Text", "Top", "Verdict",
 ]
 
 _LARGEST = 2**31 - 1
@@ -18,6 +18,8 @@ Number = Annotated[int, Path(ge=1, le=_LARGEST)]
 Position = Annotated[int, Query(ge=0, le=_LARGEST)]
 Start = Annotated[int, Query(ge=0, le=_LARGEST)]
 Top = Annotated[int, Query(ge=1, le=100)]
+StepName = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=64)]
+"""A client's own name for a step, new for each: asked for again under the same name, it is not done again."""
 Order = Literal["queue", "uncertain", "probability"]
 
 

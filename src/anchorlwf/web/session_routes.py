@@ -14,6 +14,7 @@ from anchorlwf.web.bodies import (
     Note,
     Number,
     Position,
+    StepName,
     Tags,
     Target,
     Top,
@@ -83,22 +84,22 @@ def step_routes(desk: "Desk") -> APIRouter:
 
     routes, table = APIRouter(prefix="/api/sessions/{session}"), desk.decoder.table
 
-    def step(session: int, who: str, do: Callable[["Live"], None]) -> Response:
+    def step(who: str, session: int, name: str | None, do: Callable[["Live"], None]) -> Response:
         live = desk.session(session, who)
         with live.lock:
             before = live.tree
-            do(live)
+            desk.step(live, name, do)
             return Json(views.step(table, live, before))
 
     @routes.post("/correct")
-    def correct(who: Who, session: Number, body: Correction) -> Response:
+    def correct(who: Who, session: Number, body: Correction, name: StepName = None) -> Response:
         """Put tokens or text at a position."""
 
         def do(live: "Live") -> None:
             ids = looking.wanted(desk, live, body.node, body.position, body.token_ids, body.text, space=body.space)
             desk.correct(live, body.node, body.position, ids, confidence=body.confidence, stream=body.stream)
 
-        return step(session, who, do)
+        return step(who, session, name, do)
 
     _simple(routes, "stop", "End the continuation where it is.", partial(step, do=desk.stop))
     _simple(routes, "undo", "Back; after a decision, take the decision back.", partial(step, do=desk.undo))
@@ -106,35 +107,35 @@ def step_routes(desk: "Desk") -> APIRouter:
     _simple(routes, "reopen", "Take the decision back.", partial(step, do=desk.reopen))
 
     @routes.post("/move")
-    def move(who: Who, session: Number, body: Target) -> Response:
+    def move(who: Who, session: Number, body: Target, name: StepName = None) -> Response:
         """To any answer of the tree."""
-        return step(session, who, lambda live: desk.move(live, body.node))
+        return step(who, session, name, lambda live: desk.move(live, body.node))
 
     @routes.post("/confidence")
-    def confidence(who: Who, session: Number, body: Confidence) -> Response:
+    def confidence(who: Who, session: Number, body: Confidence, name: StepName = None) -> Response:
         """Of an anchor."""
-        return step(session, who, lambda live: desk.weigh(live, body.position, body.confidence))
+        return step(who, session, name, lambda live: desk.weigh(live, body.position, body.confidence))
 
     @routes.post("/note")
-    def note(who: Who, session: Number, body: Note) -> Response:
+    def note(who: Who, session: Number, body: Note, name: StepName = None) -> Response:
         """Replace the note."""
-        return step(session, who, lambda live: desk.note(live, body.text))
+        return step(who, session, name, lambda live: desk.note(live, body.text))
 
     @routes.post("/tags")
-    def tags(who: Who, session: Number, body: Tags) -> Response:
+    def tags(who: Who, session: Number, body: Tags, name: StepName = None) -> Response:
         """Replace the tags."""
-        return step(session, who, lambda live: desk.tag(live, body.tags))
+        return step(who, session, name, lambda live: desk.tag(live, body.tags))
 
     @routes.post("/decide")
-    def decide(who: Who, session: Number, body: Verdict) -> Response:
+    def decide(who: Who, session: Number, body: Verdict, name: StepName = None) -> Response:
         """Accept, keep, reject or skip."""
-        return step(session, who, lambda live: desk.decide(live, body.verdict))
+        return step(who, session, name, lambda live: desk.decide(live, body.verdict))
 
     return routes
 
 
-def _simple(routes: APIRouter, name: str, text: str, do: Callable[[int, str], Response]) -> None:
-    def route(who: Who, session: Number) -> Response:
-        return do(session, who)
+def _simple(routes: APIRouter, name: str, text: str, do: Callable[[str, int, str | None], Response]) -> None:
+    def route(who: Who, session: Number, name: StepName = None) -> Response:
+        return do(who, session, name)
 
     routes.add_api_route(f"/{name}", route, methods=["POST"], description=text, name=name)

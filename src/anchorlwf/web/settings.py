@@ -3,7 +3,9 @@
 import hashlib
 import hmac
 import ipaddress
+import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import yaml
 
 from anchorlwf.errors import ConfigError, StorageError, wrong
 
-__all__ = ["WebSettings", "is_loopback", "kept_token", "load_annotators"]
+__all__ = ["WebSettings", "checked_hosts", "is_loopback", "kept_token", "load_annotators"]
 
 _SHORTEST = 16
 
@@ -86,6 +88,15 @@ def _digest(token: str) -> str:
     return hashlib.sha256(token.encode(errors="replace")).hexdigest()
 
 
+def checked_hosts(names: Sequence[str]) -> tuple[str, ...]:
+    """Names for `WebSettings.hosts`. Raises `ConfigError` for what no browser would send as one, such as a URL."""
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", name):
+            fix = "Give it without scheme and port; any port of it is allowed."
+            raise ConfigError(wrong("--allow-host", "a name such as annotate.example.org", repr(name), fix))
+    return tuple(names)
+
+
 def load_annotators(path: Path) -> dict[str, str]:
     """Read a YAML file of `name: token` lines (`sha256:<hex>` instead of a token keeps it secret).
 
@@ -109,17 +120,16 @@ def load_annotators(path: Path) -> dict[str, str]:
     return found
 
 
-def kept_token(beside: Path | None) -> str:
+def kept_token(beside: Path) -> str:
     """A random token, the same on every start over one store, so that an open page heals after a restart.
 
     Args:
-        beside: the store's file; the token goes next to it, readable by its owner alone. None: a new token each time.
+        beside: the store's file, or the records of a store elsewhere; the token goes next to it, readable by its owner
+            alone.
 
     Raises:
         StorageError: it cannot be written.
     """
-    if beside is None:
-        return secrets.token_urlsafe(32)
     path = beside.with_name(beside.name + ".token")
     try:
         if path.is_file() and len(token := path.read_text(encoding="ascii").strip()) >= _SHORTEST:
@@ -130,6 +140,6 @@ def kept_token(beside: Path | None) -> str:
         token = secrets.token_urlsafe(32)
         path.write_text(token + "\n", encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
-        fix = "Choose another --store."
+        fix = "Choose another --store or --out."
         raise StorageError(wrong(f"cannot write {path}", "a writable place", error, fix)) from error
     return token

@@ -1,7 +1,7 @@
 """`anchorlwf annotate --web`: a server over the work."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,8 @@ class PageOptions:
     """YAML of names and tokens; None: one person."""
     name: str = "anonymous"
     """That person's."""
+    allow_host: Sequence[str] = ()
+    """Names besides `host` and addresses under which browsers may ask, such as that of a proxy."""
 
 
 def _needs_extra() -> None:
@@ -75,12 +77,13 @@ def serve_page(work: "Work", options: PageOptions, *, announce: Callable[[str], 
     import uvicorn
 
     from anchorlwf.web.app import create_app
-    from anchorlwf.web.settings import WebSettings, kept_token, load_annotators
+    from anchorlwf.web.settings import WebSettings, checked_hosts, kept_token, load_annotators
 
+    hosts = checked_hosts(options.allow_host)
     people = load_annotators(options.annotators) if options.annotators else {}
     with work.open() as exchange, _listening(options) as listener:
-        people = people or {options.name: kept_token(work.store_file)}
-        settings = WebSettings(people, host=options.host, port=listener.getsockname()[1])
+        people = people or {options.name: kept_token(work.beside)}
+        settings = WebSettings(people, host=options.host, port=listener.getsockname()[1], hosts=hosts)
         app = create_app(exchange, settings, per_item=work.per_item)
         # No access log: addresses hold the token.
         server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning", server_header=False,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,12 @@ def demo(
     training = train(model, records, out=folder, config=config, on_step=on_step)
     say(f"evaluate: {len(probes)} questions to base and tuned model")
     costs = {"train_seconds": training.seconds, "steps": training.steps, "converged": training.converged}
+    measured = evaluate(model, probes, records=records, config=EvaluateConfig(), facts=costs)
     seconds = time.perf_counter() - began
-    results = evaluate(model, probes, records=records, out=folder / "results.json", config=EvaluateConfig(),
-                       facts={**costs, "seconds": seconds})
+    results = replace(measured, facts={**measured.facts, "seconds": seconds})
+    results.save(folder / "results.json")
     answers = [
         (str(result.probe.messages[-1]["content"]), result.base_answer, result.tuned_answer)
         for result in results.answers if result.probe.kind == "recall"
     ]
-    return DemoReport(records, answers, _WORDINGS, training, results, time.perf_counter() - began, str(folder))
+    return DemoReport(records, answers, _WORDINGS, training, results, seconds, str(folder))

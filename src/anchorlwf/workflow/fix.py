@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anchorlwf.annotation import PromptLike, annotate, as_prompts, retention_records
+from anchorlwf.annotation import PromptLike, annotate, as_prompts, fits, retention_records
 from anchorlwf.config import AnnotateConfig, EvaluateConfig, TrainConfig
 from anchorlwf.errors import NothingToDoError, wrong
 from anchorlwf.evaluation import Results, answers, evaluate
@@ -98,6 +98,8 @@ def fix(
     folder, settings = Path(out), EvaluateConfig()
     wanted = [Prompt(messages=[{"role": "user", "content": text}], answer=answer)
               for text in [prompt, *(paraphrases or [])]]
+    for one in wanted:
+        fits(language_model, target=True)(one)  # here, as there is no line to name
     records = annotate(language_model, wanted, "target", config=AnnotateConfig(max_new_tokens=settings.max_new_tokens))
     if not records[0].anchors:
         fix_hint = "Nothing to do."

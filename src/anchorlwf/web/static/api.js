@@ -15,13 +15,15 @@ export class Problem extends Error {
 
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
 
-async function once(method, path, body) {
+async function once(method, path, body, name) {
   let reply;
   let text;
   try {
+    const headers = body === undefined ? {} : { "content-type": "application/json" };
+    if (name) headers["idempotency-key"] = name;
     reply = await fetch(path, {
       method,
-      headers: body === undefined ? {} : { "content-type": "application/json" },
+      headers,
       body: body === undefined ? undefined : JSON.stringify(body),
     });
     text = await reply.text();
@@ -42,10 +44,10 @@ async function once(method, path, body) {
 }
 
 /** Ask, and wait patiently where the server says "too fast": it has done nothing then, so asking again is safe. */
-async function ask(method, path, body) {
+async function ask(method, path, body, name) {
   for (let attempt = 0; ; attempt += 1) {
     try {
-      return await once(method, path, body);
+      return await once(method, path, body, name);
     } catch (error) {
       if (error.status !== 429 || attempt >= 4) throw error;
       await pause(error.wait);
@@ -58,4 +60,5 @@ export const get = (path, query = {}) => {
   return ask("GET", found ? `${path}?${found}` : path);
 };
 
-export const post = (path, body = {}) => ask("POST", path, body);
+/** `name`: of a step, new for each; a request sent again under the same name is not carried out again. */
+export const post = (path, body = {}, name = null) => ask("POST", path, body, name);

@@ -33,6 +33,8 @@ export function commands(page) {
     { name: "Show or hide the dots for spaces", key: "w", can: () => true, go: () => page.toggleMarks() },
     { name: "Copy the answer", key: "y", can: shown, go: () => page.copy() },
     { name: "Light or dark", key: "t", can: () => true, go: () => page.theme.toggle() },
+    { name: "Import prompts, records or a lawftrack data set", key: "", can: () => true,
+      go: () => page.imports.open() },
     { name: "Download all records", key: "", can: () => true, go: () => { window.location.href = "/api/export"; } },
     { name: "Open the field", key: "Enter", can: selected, go: () => page.cursor.type(), hidden: true },
   ];

@@ -8,9 +8,10 @@ import { Connection } from "./connection.js";
 import { Cursor } from "./cursor.js";
 import { Help, Palette } from "./dialogs.js";
 import { $, percent, speak, tell } from "./dom.js";
+import { Imports } from "./imports.js";
 import { Notes } from "./notes.js";
 import { Picker } from "./picker.js";
-import { Queue } from "./queue.js";
+import { Queue, showProgress } from "./queue.js";
 import { Screen, VERDICTS } from "./screen.js";
 import { Theme } from "./theme.js";
 import { plain } from "./tokens.js";
@@ -36,6 +37,7 @@ class Page {
     this.notes = new Notes(this.work);
     this.clock = new Clock(this.work);
     this.queue = new Queue($("queue-dialog"), (item) => this.#open(() => this.work.openItem(item)));
+    this.imports = new Imports($("import-dialog"), () => this.#arrived());
     this.tabs = new Tabs(this.work, (name) => { if (name !== "answer") this.cursor.leave(); });
     this.picker = new Picker($("picker"), {
       choose: (position, body, shown) => this.correct(position, body, shown),
@@ -175,6 +177,12 @@ class Page {
   /** The next item of the queue. */
   next() {
     return this.#open(() => this.work.next(this.queue.order.value));
+  }
+
+  /** There is something new in the queue: whoever had finished it goes on. */
+  async #arrived() {
+    showProgress(await get("/api/progress"));
+    if (this.work.session === null) await this.next();
   }
 
   async #open(how) {

@@ -25,13 +25,14 @@ export class Queue {
       this.#fill();
     });
     this.facts = make("p", { class: "quiet" });
+    this.agreement = make("p", { class: "quiet", hidden: true });
     this.trouble = make("p", { class: "trouble", role: "alert", hidden: true });
     this.list = make("ol", { class: "queue-list" });
     this.more = make("button", { type: "button", class: "plain", hidden: true }, "Show more");
     this.more.addEventListener("click", () => this.#fill(true));
     dialog.append(
       make("div", { class: "dialog-head" }, make("h2", { id: "queue-title" }, "Queue"), closeButton(dialog)),
-      this.facts, make("p", {}, make("label", { for: "queue-order" }, "Next comes "), this.order),
+      this.facts, this.agreement, make("p", {}, make("label", { for: "queue-order" }, "Next comes "), this.order),
       this.trouble, this.list, this.more,
     );
     closeOutside(dialog);
@@ -41,6 +42,16 @@ export class Queue {
     this.#offset = 0;
     this.#dialog.showModal();
     this.#fill();
+    this.#agree();
+  }
+
+  /** How far people agree, where several did the same items. */
+  async #agree() {
+    const { pairs, same_position: place, same_token: token, same_text: text } = await get("/api/agreement")
+      .catch(() => ({ pairs: 0 })); // what is broken is told by the list itself
+    tell(this.agreement, pairs === 0 ? null
+      : `Where several people did the same item (${pairs} ${pairs === 1 ? "pair" : "pairs"} of answers): `
+        + `same first error ${percent(place)}, same token there ${percent(token)}, same text in the end ${percent(text)}.`);
   }
 
   async #fill(more = false) {

@@ -3,6 +3,9 @@
 import { get, post, Problem } from "./api.js";
 import { follow } from "./stream.js";
 
+/** 128 random bits. (`crypto.randomUUID` exists only on encrypted pages.) */
+const stepName = () => [...crypto.getRandomValues(new Uint32Array(4))].map((part) => part.toString(36)).join("-");
+
 /**
  * Events (`detail` in brackets): "session" - another session or a fresh copy (bool: another one);
  * "tokens" [from] - the tokens from there on changed; "head" - anything else changed; "stream" - it began, ended or
@@ -114,26 +117,24 @@ export class Work extends EventTarget {
   }
 
   /**
-   * One step: POST /api/sessions/{id}/{name}. Where no reply came, the version tells whether the step was stored:
-   * it is sent again only if not, so nothing is lost and nothing happens twice. `body` may be a function, asked when
-   * the steps before have arrived; null: there is nothing to do.
+   * One step: POST /api/sessions/{id}/{name}. Where no reply came, it is sent again under the same name of its own,
+   * by which the server knows whether it is stored: nothing is lost and nothing happens twice. `body` may be a
+   * function, asked when the steps before have arrived; null: there is nothing to do.
    */
   step(name, body = {}) {
     const { id } = this.session;
     return this.#inTurn(async () => {
       if (this.session?.id !== id) return;
-      const { version } = this.session;
+      const own = stepName();
       const sent = typeof body === "function" ? body() : body;
       if (sent === null) return;
       for (;;) {
         try {
-          await this.#apply(await post(`/api/sessions/${id}/${name}`, sent));
+          await this.#apply(await post(`/api/sessions/${id}/${name}`, sent, own));
           return;
         } catch (error) {
           if (error.unreachable) {
             await this.#connection.healed();
-            await this.#refresh();
-            if (this.session?.id !== id || this.session.version !== version) return;
           } else {
             // It may be that another tab moved on.
             if (error.status === 409) await this.#refresh();

@@ -1,0 +1,24 @@
+"""Whether a prompt can be annotated at all: asked of every prompt before the first one costs any work."""
+
+from collections.abc import Callable
+
+from anchorlwf.annotation.target import target_turn
+from anchorlwf.model import LanguageModel
+from anchorlwf.record import Prompt
+
+__all__ = ["fits"]
+
+
+def fits(model: LanguageModel, *, target: bool = False) -> Callable[[Prompt], object]:
+    """A check for `load_prompts`.
+
+    Args:
+        model: whose context is the limit.
+        target: the prompt's answer must be there, and fit as well.
+
+    Returns:
+        A function that raises `PromptError` (too long) or `RecordError` (no answer where one is needed).
+    """
+    if target:
+        return lambda prompt: target_turn(model, prompt)
+    return lambda prompt: model.room(model.codec.encode_prompt(prompt.messages, prompt.tools), 1)
