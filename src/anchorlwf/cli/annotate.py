@@ -13,7 +13,7 @@ Examples:
   anchorlwf annotate prompts.jsonl --out records.jsonl --web --remote http://127.0.0.1:8000/v1 --model ./served
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -71,10 +71,8 @@ def annotate(
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
-    from anchorlwf.annotation import annotate_stream
     from anchorlwf.annotation.opening import Work
     from anchorlwf.config import AnnotateConfig
-    from anchorlwf.model import load_model
     from anchorlwf.web.start import PageOptions, serve_page
 
     _check_given(_given(context), web=web, terminal=annotator == "terminal")
@@ -84,15 +82,19 @@ def annotate(
     if web:
         serve_page(work, PageOptions(host, port, annotators, name, allow_host or ()), announce=_announce)
         return
-    if annotator == "terminal":  # no bar: it would wipe out what is being typed
-        counts = _counted(_at_terminal(work, name, annotators))
-    else:
-        loaded = load_model(model, trust_remote_code=trust_remote_code)
-        with count_progress("annotate") as progress:
-            stream = annotate_stream(loaded, prompts, "target", out=to, config=config, skip_bad=skip_bad,
-                                     on_record=progress)
-            counts = _counted(stream)
-    _print(counts, to, as_json)
+    # At the terminal without a bar: it would wipe out what is being typed.
+    records = _at_terminal(work, name, annotators) if annotator == "terminal" else _from_targets(work)
+    _print(_counted(records), to, as_json)
+
+
+def _from_targets(work: "Work") -> Iterator[Any]:
+    from anchorlwf.annotation import annotate_stream
+    from anchorlwf.model import load_model
+
+    loaded = load_model(work.model, trust_remote_code=work.trust_remote_code)
+    with count_progress("annotate") as progress:
+        yield from annotate_stream(loaded, work.prompts, "target", out=work.out, config=work.config,
+                                   skip_bad=work.skip_bad, on_record=progress)
 
 
 def _at_terminal(work: "Work", name: str, annotators: Path | None) -> list[Any]:
