@@ -1,6 +1,7 @@
 """The arena's report: its statistics against independent computations, its claims on studies made to decide them."""
 
 import copy
+import dataclasses
 import itertools
 import json
 import math
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anchorlwf.arena import views
-from anchorlwf.arena.claims import judge
+from anchorlwf.arena.claims import headline, judge
 from anchorlwf.arena.compare import compare_all
 from anchorlwf.arena.labels import place
 from anchorlwf.arena.look import DARK, FAMILIES, LIGHT, glyph
@@ -533,3 +534,14 @@ def test_without_the_extra_it_says_how_to_get_it(monkeypatch, tmp_path, missing)
     with pytest.raises(ConfigError, match=r"pip install 'anchorlwf\[arena\]'"):
         write_report(small(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_many_failures_are_named_in_the_headline_and_told_at_their_regimes():
+    told = summarize(made_up())
+    failed = [dataclasses.replace(claim, holds=False, brief="figures") for claim in told.judged.on_front]
+    few, many = (
+        headline(told.study, dataclasses.replace(told.judged, on_front=failed[:count]))[1] for count in (2, 3)
+    )
+    assert few.count("(figures)") == 2
+    assert "figures" not in many
+    assert all(told.study.regimes[claim.regime].title in many for claim in failed[:3])

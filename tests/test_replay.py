@@ -14,7 +14,7 @@ from anchorlwf.batch import KeepTurn
 from anchorlwf.bench.annotate import measure_annotation, wrong_biographies
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.errors import RecordError
-from anchorlwf.jsonl import load_records, save_lines
+from anchorlwf.jsonl import BadLineWarning, load_records, save_lines
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Prompt, Record
 from anchorlwf.replay import Choices, greedy_choices, replay, windows
@@ -129,11 +129,19 @@ def test_records_stand_in_the_order_of_the_prompts_whatever_their_length(tiny_mo
     assert all(finding.holds for finding in verify_records(tiny_model, records))
 
 
-def test_what_came_before_a_prompt_without_target_is_kept(tiny_model, tmp_path):
-    prompts = [*numbered(3), "and this?", *numbered(5)[3:]]
-    with pytest.raises(RecordError, match="target answer: expected some text, got nothing"):
+@pytest.mark.parametrize("in_file", [True, False])
+def test_a_prompt_without_target_is_named_before_any_work_or_skipped(tiny_model, tmp_path, in_file):
+    prompts = [*numbered(3), {"prompt": "and this?"}, *numbered(5)[3:]]
+    if in_file:
+        save_lines(tmp_path / "p.jsonl", prompts)
+        prompts = tmp_path / "p.jsonl"
+    with pytest.raises(RecordError, match="line 4: target answer: expected some text, got nothing"):
         annotate(tiny_model, prompts, out=tmp_path / "r.jsonl", config=PLAIN)
-    assert len(load_records(tmp_path / "r.jsonl")) == 3
+    assert not (tmp_path / "r.jsonl").exists()
+    with pytest.warns(BadLineWarning) as told:
+        annotate(tiny_model, prompts, out=tmp_path / "r.jsonl", config=PLAIN, skip_bad=True)
+    assert len(told) == 1
+    assert len(load_records(tmp_path / "r.jsonl")) == 5
 
 
 def alive() -> int:

@@ -608,7 +608,9 @@ def test_a_line_torn_by_a_crash_does_not_keep_the_work_from_going_on(work, torn)
     work.out.write_bytes(whole_file + b'{"id": "half' if torn == "a line of its own" else whole_file[:-100])
     with pytest.warns(match="broken JSON"), work.open() as exchange:
         second = sit(exchange, "a")[0]
-    with pytest.warns(match="broken JSON"):
+    # A record that was torn is written anew from the store, and the file with it.
+    still_torn = pytest.warns(match="broken JSON") if torn == "a line of its own" else contextlib.nullcontext()
+    with still_torn:
         assert load_records(work.out, skip_bad=True) == [*first, *second]
 
 

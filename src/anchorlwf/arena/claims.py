@@ -9,6 +9,8 @@ from anchorlwf.arena.summary import TOLERANCE, Front
 
 __all__ = ["CLAIMS", "QUARTER", "Claim", "Judged", "headline", "judge"]
 
+_FEW = 2
+"""As many failures are told with their figures in the headline; more are named there, and told at their regimes."""
 QUARTER = 0.25
 """AnchorLwF is claimed to lose at most this many times what the baseline loses."""
 CLAIMS = (
@@ -108,7 +110,10 @@ def _tally(study: Study, claims: list[Claim]) -> str:
     """In how many regimes it holds, and what is to be said of the others."""
     judged = [claim for claim in claims if claim.holds is not None]
     count = f"{sum(bool(claim.holds) for claim in judged)} of {len(judged)} regimes"
-    fails = "; ".join(f"{study.regimes[claim.regime].title} ({claim.brief})" for claim in judged if not claim.holds)
+    failed = [claim for claim in judged if not claim.holds]
+    fails = "; ".join(f"{study.regimes[claim.regime].title} ({claim.brief})" for claim in failed)
+    if len(failed) > _FEW:
+        fails = "; ".join(study.regimes[claim.regime].title for claim in failed) + " (each says why)"
     missing = ", ".join(study.regimes[claim.regime].title for claim in claims if claim.holds is None)
     return count + (f", not in {fails}" if fails else "") + (f"; not measured in {missing}" if missing else "")
 
@@ -119,7 +124,7 @@ def _span(values: list[float], form: str) -> str:
 
 
 def headline(study: Study, judged: Judged) -> list[str]:
-    """What was measured, then a sentence for each claim with every place where it fails."""
+    """What was measured, then a sentence for each claim that names every place where it fails."""
     points = [claim.point for claim in judged.on_front if claim.point is not None]
     ratios = [claim.ratio for claim in judged.loses_less if claim.ratio is not None]
     titles = _names(study, list(dict.fromkeys(
