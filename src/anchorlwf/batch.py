@@ -60,6 +60,8 @@ class Batch(NamedTuple):
     """int64, the completion tokens."""
     confidence_N: Tensor
     """float32, 0 at keep tokens."""
+    ref_hidden_ND: Tensor | None = None
+    """The reference's final hidden states at the N positions, where they are known beforehand."""
 
     @property
     def anchors(self) -> int:
@@ -73,7 +75,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        return Batch(*(tensor.to(device) for tensor in self))
+        return Batch(*(None if tensor is None else tensor.to(device) for tensor in self))
 
     def select(self, hidden_BTD: Tensor) -> Tensor:
         """Hidden states at the N predicting positions: [N, D]."""

@@ -41,6 +41,7 @@ def train(
     direction: Loss = None,
     reduction: Mean = None,
     save_steps: Annotated[int | None, typer.Option(help="Checkpoint every so many steps; 0: never.")] = None,
+    reference_cache_size: Annotated[float | None, typer.Option(help="GiB on disk for the reference; 0: none.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of adapter, order and dropout.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on after broken lines and name them.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,

@@ -1,6 +1,7 @@
 """The training stage: records in, a run folder with an adapter out."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ from anchorlwf.head import probe_head
 from anchorlwf.jsonl import load_records
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Record
+from anchorlwf.reference import GIB, ReferenceCache, build_reference_cache, reference_bytes
 from anchorlwf.run import RunFolder, environment
 from anchorlwf.training.control import Certificate
 from anchorlwf.training.stoprule import StopRule
@@ -29,6 +31,7 @@ from anchorlwf.training.trainer import AnchorTrainer
 __all__ = ["TrainResult", "train"]
 
 _LEAST_STEPS, _PASSES = 200, 60
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ def train(
         model: the annotated model, its name, or None for the embedded one. It is changed in place: afterwards it is
             the tuned model.
         records: a JSONL file or records; only complete ones are used.
-        out: the run folder. Receives config.yaml, environment.json, metrics.jsonl, train.json and adapter/ (model/
-            for full fine-tuning).
+        out: the run folder. Receives config.yaml, environment.json, metrics.jsonl, train.json, adapter/ (model/
+            for full fine-tuning) and, where it pays, reference/ (may be deleted afterwards).
         config: the objective and its limits.
         resume: go on from the run folder's last checkpoint (needs `save_steps`).
         on_step: called with every row of metrics.jsonl.
@@ -92,6 +95,7 @@ def train(
     trainer = AnchorTrainer(language_model, chosen, config, arguments)
     rule.trainer = trainer
     trainer.add_callback(rule)
+    trainer.cache = _reference_cache(trainer, folder)
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - began
@@ -171,6 +175,23 @@ def _arguments(folder: RunFolder, config: TrainConfig, model: LanguageModel, rec
         fix = "Start with torchrun --nproc-per-node, or show one GPU (CUDA_VISIBLE_DEVICES=0)."
         raise ConfigError(wrong("devices", "one GPU per process", f"{arguments.n_gpu} in one", fix))
     return arguments
+
+
+def _reference_cache(trainer: AnchorTrainer, folder: RunFolder) -> ReferenceCache | None:
+    """The reference's hidden states on disk, where they pay and fit; built by one process for all."""
+    model, records, args = trainer.language_model, trainer.records, trainer.args
+    limit, needed = int(trainer.config.reference_cache_size * GIB), reference_bytes(trainer.language_model, records)
+    place = folder.path / "reference"
+    seen = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if seen <= len(records):
+        reason = "one pass over the records would not use it twice"
+    elif needed > limit:
+        reason = f"it would take {needed / GIB:.2f} GiB of {limit / GIB:.2f} (reference_cache_size)"
+    else:
+        with trainer.accelerator.main_process_first(), trainer.accelerator.autocast():
+            return build_reference_cache(model, records, place, limit=limit)
+    _log.info("no reference cache: %s", reason)
+    return None
 
 
 def _last_checkpoint(folder: RunFolder, config: TrainConfig) -> str:
