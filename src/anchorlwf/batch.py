@@ -73,9 +73,13 @@ class Batch(NamedTuple):
         """How many of the N tokens are keep tokens."""
         return len(self.confidence_N) - self.anchors
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are there, by name: `Batch(**batch.tensors())` is the batch."""
+        return {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        return Batch(*(None if tensor is None else tensor.to(device) for tensor in self))
+        return Batch(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     def select(self, hidden_BTD: Tensor) -> Tensor:
         """Hidden states at the N predicting positions: [N, D]."""

@@ -86,7 +86,7 @@ class ReferenceCache:
         self._open = functools.lru_cache(maxsize=_OPEN_FILES)(lambda name: _opened(folder / name))
 
     def hidden(self, turns: Sequence[Turn]) -> Tensor:
-        """The reference's states at the positions that predict completion tokens: [N, D] on the CPU, as `collate` orders.
+        """The reference's states at the predicting positions, in the order of `collate`: [N, D] on the CPU.
 
         Raises:
             RecordError: a turn the cache was not built for.
@@ -165,7 +165,8 @@ def build_reference_cache(
             _log.warning("reference cache: %s %s; computing it again", place, flaw)
         write_atomic(place, _computed(model, batch, key))
         _log.info("reference cache: batch %d of %d", number, len(batches))
-    return ReferenceCache(folder, {content: name for name, batch in zip(names, batches, strict=True) for content in batch})
+    places = {content: name for name, batch in zip(names, batches, strict=True) for content in batch}
+    return ReferenceCache(folder, places)
 
 
 def _length(turn: Turn) -> int:
@@ -183,7 +184,7 @@ def _tensors_sha(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -193,8 +194,9 @@ def _reference_sha(model: LanguageModel) -> str:
         causal: Any = net if net is not model.net else model.causal
     named = [*causal.named_parameters(), *causal.named_buffers()]
     weights = {name.replace(".base_layer.", "."): tensor for name, tensor in named if ".lora_" not in name}
+    attention = getattr(causal.config, "_attn_implementation", None)
     # Where the files lay says nothing of what is computed; how attention is computed does.
-    config = {**causal.config.to_dict(), "_name_or_path": None, "attention": causal.config._attn_implementation}
+    config = {**causal.config.to_dict(), "_name_or_path": None, "attention": attention}
     settings = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(f"{_tensors_sha(weights)} {settings}".encode()).hexdigest()
 

@@ -53,7 +53,7 @@ class AnchorTrainer(Trainer):
         self.cache: ReferenceCache | None = None
         super().__init__(
             model=language_model.net, args=arguments, train_dataset=self.records,
-            data_collator=lambda rows: {k: v for k, v in self._collated(rows)._asdict().items() if v is not None},
+            data_collator=lambda rows: self._collated(rows).tensors(),
         )
         self.remove_callback(PrinterCallback)
         # The shares returned by compute_loss are divided by global counts already.
