@@ -129,7 +129,7 @@ def test_no_reference_forward_once_it_is_built(tiny_path, records, tmp_path, for
     rows(tiny_path, records[::-1], tmp_path / "run", batch_size=3)
     assert len(forwards) == 1, "the next run in that folder finds it, whatever the order of the records"
     rows(tiny_path, records, tmp_path / "without", batch_size=2, reference_cache_size=0)
-    assert len(forwards) > 10, "the count sees what it should"
+    assert len(forwards) == 1 + 6 + 3, "six steps, and a certificate over three batches"
 
 
 def test_a_crash_half_way_loses_the_broken_batch_only(
@@ -173,7 +173,7 @@ def test_damaged_and_foreign_files_are_computed_again(
     forwards.clear()
     again = build(fresh_model, records, tmp_path / "ours").hidden(records)
     assert len(forwards) == 3
-    assert [("damaged" in line, "another cache" in line) for line in caplog.messages] == [
+    assert [("is damaged" in line, "another cache" in line) for line in caplog.messages] == [
         (True, False), (True, False), (False, True)]
     assert torch.equal(again, right)
     assert [file.stat().st_mtime_ns for file in rest] == kept
@@ -298,7 +298,7 @@ def test_batches_hold_every_turn_once_within_the_bound_in_any_order(lengths, mos
 
 def test_two_processes_share_one_cache(tiny_path, records, tmp_path):
     save_records(tmp_path / "records.jsonl", records)
-    TrainConfig(max_steps=4, batch_size=2, stop=False).save(tmp_path / "two.yaml")
+    TrainConfig(max_steps=4, batch_size=3, stop=False).save(tmp_path / "two.yaml")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
                str(ROOT / "tests" / "ddp_train.py"), str(tiny_path), str(tmp_path / "records.jsonl"),
                str(tmp_path / "two")]
@@ -306,7 +306,7 @@ def test_two_processes_share_one_cache(tiny_path, records, tmp_path):
                           check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(shards(tmp_path / "two" / "reference")) == 1
-    one, _ = rows(tiny_path, records, tmp_path / "one", batch_size=4, max_steps=4, learning_rate=3e-4,
+    one, _ = rows(tiny_path, records, tmp_path / "one", batch_size=6, max_steps=4, learning_rate=3e-4,
                   reference_cache_size=0)
     two = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["loss"] for row in two][:1] == pytest.approx([row["loss"] for row in one][:1], rel=1e-5)
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-5)

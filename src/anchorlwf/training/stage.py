@@ -182,8 +182,8 @@ def _reference_cache(trainer: AnchorTrainer, folder: RunFolder) -> ReferenceCach
     model, records, args = trainer.language_model, trainer.records, trainer.args
     limit, needed = int(trainer.config.reference_cache_size * GIB), reference_bytes(trainer.language_model, records)
     place = folder.path / "reference"
-    seen = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    if seen <= len(records):
+    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if args.max_steps <= math.ceil(len(records) / per_step):
         reason = "one pass over the records would not use it twice"
     elif needed > limit:
         reason = f"it would take {needed / GIB:.2f} GiB of {limit / GIB:.2f} (reference_cache_size)"
