@@ -51,8 +51,8 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(reference, "length_sorted", lambda turns: plain(turns, 80))
 
 
-def build(model, turns, root, limit=GIB):
-    return build_reference_cache(model, turns, root, limit=limit)
+def build(model, turns, root, limit=GIB, **options):
+    return build_reference_cache(model, turns, root, limit=limit, **options)
 
 
 def live(model, turns):
@@ -125,9 +125,8 @@ def test_no_reference_forward_once_it_is_built(tiny_path, records, tmp_path, for
     assert len(forwards) == 1 + 6 + 3, "six steps, and a certificate over three batches"
 
 
-def test_a_crash_half_way_loses_the_broken_batch_only(
-    fresh_model, records, tmp_path, forwards, small_batches, monkeypatch
-):
+@pytest.mark.usefixtures("small_batches")
+def test_a_crash_half_way_loses_the_broken_batch_only(fresh_model, records, tmp_path, forwards, monkeypatch):
     plain = reference.write_atomic
 
     def broken(path, content):
@@ -142,18 +141,19 @@ def test_a_crash_half_way_loses_the_broken_batch_only(
     written = first.stat().st_mtime_ns
     monkeypatch.setattr(reference, "write_atomic", plain)
     forwards.clear()
-    cache = build(fresh_model, records, tmp_path)
+    progress = []
+    cache = build(fresh_model, records, tmp_path, on_batch=lambda *done: progress.append(done))
     batches = len(length_sorted(records, 80))
     assert batches >= 3
+    assert progress == [(number, batches) for number in range(2, batches + 1)]
     assert len(forwards) == batches - 1
     assert len(shards(tmp_path)) == batches
     assert first.stat().st_mtime_ns == written
     assert float((cache.hidden(records) - live(fresh_model, records)).abs().max()) < 1e-5
 
 
-def test_damaged_and_foreign_files_are_computed_again(
-    fresh_model, records, tmp_path, forwards, small_batches, caplog
-):
+@pytest.mark.usefixtures("small_batches")
+def test_damaged_and_foreign_files_are_computed_again(fresh_model, records, tmp_path, forwards, caplog):
     right = build(fresh_model, records, tmp_path / "ours").hidden(records)
     build(fresh_model, records[:2], tmp_path / "other")
     torn, flipped, foreign, *rest = shards(tmp_path / "ours")

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,8 @@ def length_sorted(turns: Iterable[Turn], most: int = _BATCH_TOKENS) -> list[dict
 
 
 def build_reference_cache(
-    model: LanguageModel, turns: Sequence[Turn], root: str | Path, *, limit: int
+    model: LanguageModel, turns: Sequence[Turn], root: str | Path, *, limit: int,
+    on_batch: Callable[[int, int], None] | None = None,
 ) -> ReferenceCache:
     """The cache of these turns: computed, or as much of it as is not there yet, and ready to be read.
 
@@ -142,6 +143,7 @@ def build_reference_cache(
         turns: at least one.
         root: folder of the caches. Those of other keys go where both would not fit.
         limit: most bytes of hidden states in `root`.
+        on_batch: called with (batches done, all) after each batch that is computed.
 
     Raises:
         ConfigError: more than `limit` is needed; or the folder of this key holds something else.
@@ -164,7 +166,8 @@ def build_reference_cache(
                 continue
             _log.warning("reference cache: %s %s; computing it again", place, flaw)
         write_atomic(place, _computed(model, batch, key))
-        _log.info("reference cache: batch %d of %d", number, len(batches))
+        if on_batch is not None:
+            on_batch(number, len(batches))
     places = {content: name for name, batch in zip(names, batches, strict=True) for content in batch}
     return ReferenceCache(folder, places)
 
