@@ -158,7 +158,7 @@ def test_accumulation_and_two_processes_give_the_same_parameters(tiny_path, tmp_
     found = {}
     for accumulation in (1, 2, 4):
         out = tmp_path / f"accumulation{accumulation}"
-        config = steps(4, batch_size=8 // accumulation, accumulation=accumulation)
+        config = steps(4, batch_size=8 // accumulation, accumulation=accumulation, reference_cache_size=0)
         train(load_model(str(tiny_path)), records, out=out, config=config)
         found[accumulation] = adapter(out)
     save_records(tmp_path / "records.jsonl", records)
@@ -170,6 +170,7 @@ def test_accumulation_and_two_processes_give_the_same_parameters(tiny_path, tmp_
                           check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found["two processes"] = adapter(tmp_path / "two")
+    assert len(list((tmp_path / "two" / "reference").rglob("*.safetensors"))) == 1, "one cache for both"
     assert largest_gap(found[1], found[2]) < 1e-5
     assert largest_gap(found[1], found[4]) < 1e-5
     assert largest_gap(found[1], found["two processes"]) < 1e-5

@@ -60,6 +60,8 @@ class Batch(NamedTuple):
     """int64, the completion tokens."""
     confidence_N: Tensor
     """float32, 0 at keep tokens."""
+    ref_hidden_ND: Tensor | None = None
+    """The reference's final hidden states at the N positions, where they are known beforehand."""
 
     @property
     def anchors(self) -> int:
@@ -71,9 +73,13 @@ class Batch(NamedTuple):
         """How many of the N tokens are keep tokens."""
         return len(self.confidence_N) - self.anchors
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are there, by name: `Batch(**batch.tensors())` is the batch."""
+        return {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        return Batch(*(tensor.to(device) for tensor in self))
+        return Batch(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     def select(self, hidden_BTD: Tensor) -> Tensor:
         """Hidden states at the N predicting positions: [N, D]."""

@@ -124,6 +124,9 @@ class TrainConfig(Config):
     save_steps: Annotated[int, Field(ge=0)] = 0
     """Checkpoint every so many steps, for resuming; 0: none."""
     gradient_checkpointing: bool = False
+    reference_cache_size: Annotated[float, Field(ge=0)] = 8.0
+    """Most GiB on disk for the reference's hidden states, kept where there is more than one pass over the records and
+    they fit. Steps then need no reference forward. 0: never kept."""
     seed: int = 0
 
 

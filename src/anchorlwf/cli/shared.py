@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +18,7 @@ from anchorlwf.jsonl import BadLineWarning
 
 __all__ = [
     "Adapter", "AsJson", "Base", "Model", "SkipBad", "Tokens", "TrustCode", "count_progress", "err", "out",
-    "phase_progress", "plain_warnings", "print_json", "quiet_libraries", "step_progress",
+    "phase_progress", "plain_warnings", "print_json", "quiet_libraries", "step_progress", "train_progress",
 ]
 
 Model = Annotated[
@@ -85,14 +86,23 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
+def _step(show: Callable[[str, int, int], None], row: dict[str, Any]) -> None:
+    text = f"train  {row['held']}/{row['anchors']} anchors held, drift {row['keep_kl']:.4f}"
+    show(text, row["step"], row["max_steps"])
+
+
 @contextmanager
 def step_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
     """For `train(on_step=...)`: step, anchors held, drift."""
     with _bars() as show:
-        yield lambda row: show(
-            f"train  {row['held']}/{row['anchors']} anchors held, drift {row['keep_kl']:.4f}", row["step"],
-            row["max_steps"],
-        )
+        yield partial(_step, show)
+
+
+@contextmanager
+def train_progress() -> Iterator[dict[str, Callable[..., None]]]:
+    """For `train(**...)`: the steps, and before them the reference's batches."""
+    with _bars() as show:
+        yield {"on_step": partial(_step, show), "on_reference": partial(show, "reference")}
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from anchorlwf.cli.shared import AsJson, Model, SkipBad, TrustCode, out, print_json, quiet_libraries, step_progress
+from anchorlwf.cli.shared import AsJson, Model, SkipBad, TrustCode, out, print_json, quiet_libraries, train_progress
 
 Loss = Annotated[Literal["forward", "reverse"] | None, typer.Option(help="forward (default), or the printed formula.")]
 Mean = Annotated[Literal["token", "balanced"] | None, typer.Option(help="token: the paper's mean. Default: balanced.")]
@@ -41,6 +41,7 @@ def train(
     direction: Loss = None,
     reduction: Mean = None,
     save_steps: Annotated[int | None, typer.Option(help="Checkpoint every so many steps; 0: never.")] = None,
+    reference_cache_size: Annotated[float | None, typer.Option(help="GiB on disk for the reference; 0: none.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of adapter, order and dropout.")] = None,
     skip_bad: SkipBad = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
@@ -56,9 +57,9 @@ def train(
     settings = TrainConfig.load(config) if config else TrainConfig()
     given = {key: value for key, value in locals().items() if key in TrainConfig.model_fields}
     settings = settings.updated(**given)
-    with step_progress() as progress:
+    with train_progress() as progress:
         loaded, chosen = _inputs(model, records, retain, skip_bad, trust_remote_code)
-        result = train(loaded, chosen, out=to, config=settings, resume=resume, on_step=progress)
+        result = train(loaded, chosen, out=to, config=settings, resume=resume, **progress)
     if PartialState().is_main_process:
         _print(result, as_json)
     PartialState().destroy_process_group()

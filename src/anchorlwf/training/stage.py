@@ -1,6 +1,7 @@
 """The training stage: records in, a run folder with an adapter out."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ from anchorlwf.head import probe_head
 from anchorlwf.jsonl import load_records
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Record
+from anchorlwf.reference import GIB, ReferenceCache, build_reference_cache, reference_bytes
 from anchorlwf.run import RunFolder, environment
 from anchorlwf.training.control import Certificate
 from anchorlwf.training.stoprule import StopRule
@@ -29,6 +31,7 @@ from anchorlwf.training.trainer import AnchorTrainer
 __all__ = ["TrainResult", "train"]
 
 _LEAST_STEPS, _PASSES = 200, 60
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class TrainResult:
     steps: int
     """Optimizer steps taken."""
     seconds: float
+    """With the reference's states, where they were computed beforehand; without loading."""
     converged: bool
     """The certificate passes: every anchor holds, every answer is reproduced, the drift is within its budget."""
     certificate: Certificate
@@ -56,6 +60,7 @@ def train(
     config: TrainConfig | None = None,
     resume: bool = False,
     on_step: Callable[[dict[str, Any]], None] | None = None,
+    on_reference: Callable[[int, int], None] | None = None,
 ) -> TrainResult:
     """Train a model on records with the paper's loss until every anchor holds.
 
@@ -63,17 +68,18 @@ def train(
         model: the annotated model, its name, or None for the embedded one. It is changed in place: afterwards it is
             the tuned model.
         records: a JSONL file or records; only complete ones are used.
-        out: the run folder. Receives config.yaml, environment.json, metrics.jsonl, train.json and adapter/ (model/
-            for full fine-tuning).
+        out: the run folder. Receives config.yaml, environment.json, metrics.jsonl, train.json, adapter/ (model/
+            for full fine-tuning) and, where it pays, reference/ (may be deleted afterwards).
         config: the objective and its limits.
         resume: go on from the run folder's last checkpoint (needs `save_steps`).
         on_step: called with every row of metrics.jsonl.
+        on_reference: called with (batches done, all) while the reference's states are computed.
 
     Raises:
         RecordError: no complete record, or no anchor among them.
         StampError: a record was made with another tokenizer or chat template.
         ModelError: a head that cannot be projected outside the model, or LoRA on a tied head.
-        ConfigError: nothing to resume, or a reverse direction with confidence 1.
+        ConfigError: nothing to resume, a reverse direction with confidence 1, or a reference cache that is not ours.
         StorageError: the run folder cannot be written.
     """
     config = config or TrainConfig()
@@ -87,12 +93,9 @@ def train(
         config.save(folder.path / "config.yaml")
         folder.write_json("environment.json", environment())
         (folder.path / "metrics.jsonl").unlink(missing_ok=True)
-    arguments = _arguments(folder, config, language_model, len(chosen))
-    rule = StopRule(lambda row: _report(folder, row, on_step))
-    trainer = AnchorTrainer(language_model, chosen, config, arguments)
-    rule.trainer = trainer
-    trainer.add_callback(rule)
+    trainer = _trainer(language_model, chosen, config, folder, on_step)
     began = time.perf_counter()
+    trainer.cache = _reference_cache(trainer, folder, on_reference)
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - began
     language_model.net.eval()
@@ -171,6 +174,36 @@ def _arguments(folder: RunFolder, config: TrainConfig, model: LanguageModel, rec
         fix = "Start with torchrun --nproc-per-node, or show one GPU (CUDA_VISIBLE_DEVICES=0)."
         raise ConfigError(wrong("devices", "one GPU per process", f"{arguments.n_gpu} in one", fix))
     return arguments
+
+
+def _trainer(
+    model: LanguageModel, records: list[Record], config: TrainConfig, folder: RunFolder,
+    on_step: Callable[[dict[str, Any]], None] | None,
+) -> AnchorTrainer:
+    trainer = AnchorTrainer(model, records, config, _arguments(folder, config, model, len(records)))
+    rule = StopRule(lambda row: _report(folder, row, on_step))
+    rule.trainer = trainer
+    trainer.add_callback(rule)
+    return trainer
+
+
+def _reference_cache(
+    trainer: AnchorTrainer, folder: RunFolder, on_batch: Callable[[int, int], None] | None
+) -> ReferenceCache | None:
+    """The reference's hidden states on disk, where they pay and fit; built by one process for all."""
+    model, records, args = trainer.language_model, trainer.records, trainer.args
+    limit, needed = int(trainer.config.reference_cache_size * GIB), reference_bytes(trainer.language_model, records)
+    place = folder.path / "reference"
+    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if args.max_steps <= math.ceil(len(records) / per_step):
+        reason = "one pass over the records would not use it twice"
+    elif needed > limit:
+        reason = f"it would take {needed / GIB:.2f} GiB of {limit / GIB:.2f} (reference_cache_size)"
+    else:
+        with trainer.accelerator.main_process_first(), trainer.accelerator.autocast():
+            return build_reference_cache(model, records, place, limit=limit, on_batch=on_batch)
+    _log.info("no reference cache: %s", reason)
+    return None
 
 
 def _last_checkpoint(folder: RunFolder, config: TrainConfig) -> str:

@@ -24,6 +24,7 @@ from anchorlwf.loss.reduce import Counts, reduce_loss
 from anchorlwf.loss.scores import token_scores
 from anchorlwf.model import LanguageModel
 from anchorlwf.record import Record
+from anchorlwf.reference import ReferenceCache
 from anchorlwf.training.control import Certificate, DriftBudget, holding, mean
 
 __all__ = ["AnchorTrainer"]
@@ -37,6 +38,9 @@ class AnchorTrainer(Trainer):
         records: complete records.
         config: the objective.
         arguments: transformers' own, made by `training.stage`.
+
+    Attributes:
+        cache: the reference's hidden states; None: the reference runs beside the model.
     """
 
     def __init__(
@@ -46,15 +50,19 @@ class AnchorTrainer(Trainer):
         self.language_model, self.records, self.config = language_model, list(records), config
         self.budget = DriftBudget(config)
         self._ref_head = reference_head(language_model)
-        pad_id = language_model.codec.pad_id
+        self.cache: ReferenceCache | None = None
         super().__init__(
             model=language_model.net, args=arguments, train_dataset=self.records,
-            data_collator=lambda rows: collate(rows, pad_id)._asdict(),
+            data_collator=lambda rows: self._collated(rows).tensors(),
         )
         self.remove_callback(PrinterCallback)
         # The shares returned by compute_loss are divided by global counts already.
         self.loss_is_scaled_for_ga = True
         self.sums = self._zeros()
+
+    def _collated(self, records: Sequence[Record]) -> Batch:
+        batch = collate(records, self.language_model.codec.pad_id)
+        return batch if self.cache is None else batch._replace(ref_hidden_ND=self.cache.hidden(records))
 
     def _zeros(self) -> Tensor:
         """Sums over one optimizer step: loss, anchors, anchors held, keep tokens, keep divergence."""
@@ -102,6 +110,8 @@ class AnchorTrainer(Trainer):
     def _hidden(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Final hidden states at the predicting positions, of model and reference: [N, D] each."""
         hidden_ND = completion_hidden(model, self.language_model.backbone, batch)
+        if batch.ref_hidden_ND is not None:
+            return hidden_ND, batch.ref_hidden_ND
         with self.language_model.as_reference() as reference:
             return hidden_ND, completion_hidden(reference.net, reference.backbone, batch)
 
@@ -133,9 +143,9 @@ class AnchorTrainer(Trainer):
         net.eval()
         sums = torch.zeros(6, dtype=torch.float64, device=self.args.device)
         mine = self.records[self.accelerator.process_index :: self.accelerator.num_processes]
-        pad_id, size = self.language_model.codec.pad_id, self.args.per_device_train_batch_size
+        size = self.args.per_device_train_batch_size
         for start in range(0, len(mine), size):
-            sums += self._measure(collate(mine[start : start + size], pad_id).to(self.args.device))
+            sums += self._measure(self._collated(mine[start : start + size]).to(self.args.device))
         net.train(was_training)
         anchors, held, records, reproduced, keeps, kl = self.accelerator.reduce(sums, "sum")
         return Certificate(int(anchors), int(held), int(records), int(reproduced), int(keeps), mean(kl, keeps))

@@ -1,0 +1,261 @@
+"""The reference's final hidden states, computed once and kept on disk: training then needs no reference forward.
+
+A cache is a folder named after its key: the reference's weights, tokenizer and template, the records' token ids, and
+how it was computed. It holds an index (the key in full) and one safetensors file per length-sorted batch, read by
+memory map. Every file is written atomically and carries its key and a checksum, so that a build that was broken off
+goes on behind its last whole file, and a damaged file is computed again instead of believed.
+
+Shape suffixes: N completion tokens, D hidden width.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from anchorlwf.batch import Turn, collate
+from anchorlwf.divergence import completion_hidden
+from anchorlwf.errors import ConfigError, RecordError, wrong
+from anchorlwf.files import write_atomic
+from anchorlwf.head import reference_head
+from anchorlwf.model import LanguageModel
+
+__all__ = ["GIB", "ReferenceCache", "ReferenceKey", "build_reference_cache", "length_sorted", "reference_bytes"]
+
+GIB = 2**30
+_FORMAT = 1
+_BATCH_TOKENS = 8192
+"""Most tokens, padding included, of a batch of several records: a file stays below 128 MiB at D = 4,096 in float32."""
+_OPEN_FILES = 64
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReferenceKey:
+    """What hidden states depend on. The order of the records, their anchors and their ids do not matter."""
+
+    weights: str
+    """SHA-256 of the reference's weights and configuration."""
+    tokenizer: str
+    template: str
+    records: str
+    """SHA-256 over the records' contents, see `_content`."""
+    dtype: str
+    """Of the weights; and what they are cast to where the surroundings do that."""
+    device: str
+    """cpu or cuda: their rounding differs."""
+    format: int = _FORMAT
+
+    @classmethod
+    def of(cls, model: LanguageModel, turns: Iterable[Turn]) -> "ReferenceKey":
+        """The key of these turns under the model's reference, in the autocast context this is called in."""
+        stamp, kind = model.stamp, model.device.type
+        dtype = str(model.causal.dtype)
+        if torch.is_autocast_enabled(kind):
+            dtype += f", autocast to {torch.get_autocast_dtype(kind)}"
+        records = hashlib.sha256("\n".join(sorted({_content(turn) for turn in turns})).encode()).hexdigest()
+        return cls(_reference_sha(model), stamp.tokenizer_sha, stamp.template_sha, records, dtype, kind)
+
+    @property
+    def sha(self) -> str:
+        """SHA-256 of the key."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+class ReferenceCache:
+    """Reads what `build_reference_cache` built.
+
+    Args:
+        folder: of the cache.
+        places: file name by content.
+    """
+
+    def __init__(self, folder: Path, places: Mapping[str, str]) -> None:
+        self.folder, self._places = folder, places
+        self._open = functools.lru_cache(maxsize=_OPEN_FILES)(lambda name: _opened(folder / name))
+
+    def hidden(self, turns: Sequence[Turn]) -> Tensor:
+        """The reference's states at the predicting positions, in the order of `collate`: [N, D] on the CPU.
+
+        Raises:
+            RecordError: a turn the cache was not built for.
+            ConfigError: a file of the cache is gone.
+        """
+        return torch.cat([self._read(_content(turn)) for turn in turns])
+
+    def _read(self, content: str) -> Tensor:
+        name = self._places.get(content)
+        if name is None:
+            fix = "Build the cache for all records that are trained on."
+            raise RecordError(wrong(f"reference cache {self.folder}", "a record it was built for", "another", fix))
+        try:
+            return self._open(name).get_tensor(content)
+        except (OSError, SafetensorError) as error:
+            fix = "Start again; what is missing is computed again."
+            raise ConfigError(wrong(f"reference cache {self.folder}", f"the file {name}", error, fix)) from error
+
+
+def reference_bytes(model: LanguageModel, turns: Iterable[Turn]) -> int:
+    """Bytes of the hidden states of all turns; equal ones count once."""
+    weight_VD = reference_head(model).weight_VD
+    tokens = sum({_content(turn): len(turn.completion_ids) for turn in turns}.values())
+    return tokens * weight_VD.shape[1] * weight_VD.element_size()
+
+
+def length_sorted(turns: Iterable[Turn], most: int = _BATCH_TOKENS) -> list[dict[str, Turn]]:
+    """Batches of {content: turn}, shortest first, equal turns once: the same whatever order the turns come in.
+
+    Args:
+        turns: any number.
+        most: tokens of a batch, padding included; a longer turn makes a batch of its own.
+    """
+    batches: list[dict[str, Turn]] = [{}]
+    unique = {_content(turn): turn for turn in turns}
+    for content, turn in sorted(unique.items(), key=lambda item: (_length(item[1]), item[0])):
+        # Sorted, so this one is as long as the batch is wide.
+        if batches[-1] and (len(batches[-1]) + 1) * _length(turn) > most:
+            batches.append({})
+        batches[-1][content] = turn
+    return [batch for batch in batches if batch]
+
+
+def build_reference_cache(
+    model: LanguageModel, turns: Sequence[Turn], root: str | Path, *, limit: int,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> ReferenceCache:
+    """The cache of these turns: computed, or as much of it as is not there yet, and ready to be read.
+
+    Call it in the autocast context that training runs in.
+
+    Args:
+        model: whose reference it is of.
+        turns: at least one.
+        root: folder of the caches. Those of other keys go where both would not fit.
+        limit: most bytes of hidden states in `root`.
+        on_batch: called with (batches done, all) after each batch that is computed.
+
+    Raises:
+        ConfigError: more than `limit` is needed; or the folder of this key holds something else.
+        StorageError: `root` cannot be written.
+    """
+    needed = reference_bytes(model, turns)
+    if needed > limit:
+        fix = "Raise reference_cache_size, or train without a cache (0)."
+        raise ConfigError(wrong("reference cache", f"at most {limit} bytes", needed, fix))
+    key, batches = ReferenceKey.of(model, turns), length_sorted(turns)
+    folder = Path(root) / key.sha[:16]
+    _make_room(folder, limit - needed)
+    _check_index(folder, key)
+    names = [f"{number:06d}.safetensors" for number in range(len(batches))]
+    for number, (name, batch) in enumerate(zip(names, batches, strict=True), 1):
+        place = folder / name
+        if place.exists():
+            flaw = _flaw(place, batch, key)
+            if flaw is None:
+                continue
+            _log.warning("reference cache: %s %s; computing it again", place, flaw)
+        write_atomic(place, _computed(model, batch, key))
+        if on_batch is not None:
+            on_batch(number, len(batches))
+    places = {content: name for name, batch in zip(names, batches, strict=True) for content in batch}
+    return ReferenceCache(folder, places)
+
+
+def _length(turn: Turn) -> int:
+    return len(turn.prompt_ids) + len(turn.completion_ids)
+
+
+def _content(turn: Turn) -> str:
+    """SHA-256 of what the reference reads: prompt and completion ids, and where one ends."""
+    return hashlib.sha256(json.dumps([turn.prompt_ids, turn.completion_ids]).encode()).hexdigest()
+
+
+def _tensors_sha(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _reference_sha(model: LanguageModel) -> str:
+    """SHA-256 of the reference in memory, the same with an adapter on it and without."""
+    with model.reference() as net:
+        causal: Any = net if net is not model.net else model.causal
+    named = [*causal.named_parameters(), *causal.named_buffers()]
+    weights = {name.replace(".base_layer.", "."): tensor for name, tensor in named if ".lora_" not in name}
+    attention = getattr(causal.config, "_attn_implementation", None)
+    # Where the files lay says nothing of what is computed; how attention is computed does.
+    config = {**causal.config.to_dict(), "_name_or_path": None, "attention": attention}
+    settings = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(f"{_tensors_sha(weights)} {settings}".encode()).hexdigest()
+
+
+def _make_room(folder: Path, spare: int) -> None:
+    """Remove caches beside `folder` until they take `spare` bytes at the most, the oldest first."""
+    others = [index.parent for index in folder.parent.glob("*/index.json") if index.parent != folder]
+    sizes = {other: sum(file.stat().st_size for file in other.iterdir()) for other in others}
+    for other in sorted(others, key=lambda one: (one / "index.json").stat().st_mtime):
+        if sum(sizes.values()) <= spare:
+            return
+        _log.info("reference cache: removing %s to make room", other)
+        shutil.rmtree(other)
+        del sizes[other]
+
+
+def _check_index(folder: Path, key: ReferenceKey) -> None:
+    """Write the index, or make sure that the one there is ours."""
+    index, ours = folder / "index.json", json.dumps(asdict(key), indent=2) + "\n"
+    if not index.exists():
+        write_atomic(index, ours)
+        return
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = "no key"
+    if found != asdict(key):
+        got = "no key"
+        if isinstance(found, dict):
+            got = "other " + ", ".join(name for name, value in asdict(key).items() if found.get(name) != value)
+        raise ConfigError(wrong(f"reference cache {folder}", "the key it is named after", got, "Delete this folder."))
+
+
+def _opened(place: Path) -> Any:
+    return safe_open(str(place), framework="pt")
+
+
+def _flaw(place: Path, batch: Mapping[str, Turn], key: ReferenceKey) -> str | None:
+    """What is wrong with a file of the cache, or None."""
+    try:
+        file = _opened(place)
+        noted, contents = file.metadata() or {}, set(file.keys())
+        if noted.get("key") != key.sha or contents != set(batch):
+            return "belongs to another cache"
+        whole = _tensors_sha({content: file.get_tensor(content) for content in contents}) == noted.get("sha256")
+    except (OSError, SafetensorError):
+        whole = False
+    return None if whole else "is damaged"
+
+
+def _computed(model: LanguageModel, batch: Mapping[str, Turn], key: ReferenceKey) -> bytes:
+    """One forward pass of the reference, as the content of a file."""
+    turns = list(batch.values())
+    with model.as_reference() as reference:
+        inputs = collate(turns, model.codec.pad_id).to(model.device)
+        hidden_ND = completion_hidden(reference.net, reference.backbone, inputs).cpu()
+    parts = hidden_ND.split([len(turn.completion_ids) for turn in turns])
+    tensors = {content: part.contiguous() for content, part in zip(batch, parts, strict=True)}
+    return save(tensors, {"key": key.sha, "sha256": _tensors_sha(tensors)})
