@@ -85,7 +85,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = well("train", "records.jsonl", "--out", "run")
         assert re.match(r"Converged after \d+ steps, .* s\nanchors held: (\d+) of \1\nanswers reproduced: 2 of 2\n"
                         r"drift at keep tokens: 0\.\d+ nats per token\nweights: run/adapter\n", done.out)
-        assert done.err.startswith("train  0/")
+        assert done.err.startswith("reference 1/1\ntrain  0/")
     return folder
 
 
@@ -619,8 +619,9 @@ def test_ctrl_c_ends_training_without_a_traceback_or_half_an_adapter(tiny, corre
                     1e-12)
     assert process.stderr is not None
     # The first line of all: no library has said anything before it.
-    first = process.stderr.readline()
-    assert first.startswith("train "), first + process.stderr.read()
+    first = [process.stderr.readline(), process.stderr.readline()]
+    assert first[0] == "reference 1/1\n", first
+    assert first[1].startswith("train "), first
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
