@@ -94,6 +94,10 @@ class ReferenceCache:
         """
         return torch.cat([self._read(_content(turn)) for turn in turns])
 
+    def close(self) -> None:
+        """Let go of the files; reading opens them again."""
+        self._open.cache_clear()
+
     def _read(self, content: str) -> Tensor:
         name = self._places.get(content)
         if name is None:
