@@ -19,6 +19,7 @@ __all__ = [
     "BadLineWarning",
     "append_record",
     "append_records",
+    "each_earlier",
     "each_line",
     "each_prompt",
     "each_record",
@@ -212,11 +213,15 @@ def load_records(source: Source, *, skip_bad: bool = False) -> list[Record]:
     Raises:
         RecordError: names every bad line by file, line number, field, expected and got; or the file is empty.
     """
+    return list(_latest(_each(source, Record, skip_bad)).values())
+
+
+def _latest(records: Iterable[Record]) -> dict[str, Record]:
     latest: dict[str, Record] = {}
-    for record in _load(source, Record, skip_bad):
+    for record in records:
         latest.pop(record.id, None)
         latest[record.id] = record
-    return list(latest.values())
+    return latest
 
 
 def load_probes(source: Source, *, skip_bad: bool = False) -> list[Probe]:
@@ -245,16 +250,21 @@ def load_prompts(
     return _load(source, Prompt, skip_bad, check)
 
 
-def earlier_records(path: str | Path) -> dict[str, Record]:
-    """What an interrupted run has left in `path`, by id; nothing where the file is missing or empty.
+def each_earlier(path: str | Path) -> Iterator[Record]:
+    """What an interrupted run has left in `path`, as `each_record`; nothing where the file is missing or empty.
 
     A line torn by a crash is warned of and must not keep the work from going on. A file without any record is
     something else: `RecordError`.
     """
     if not Path(path).is_file() or not Path(path).stat().st_size:
-        return {}
-    some_good = bool(read_lines(path, Record)[0])
-    return {record.id: record for record in load_records(path, skip_bad=some_good)}
+        return iter(())
+    some_good = any(isinstance(line, Record) for line in each_line(path, Record))
+    return _each(path, Record, skip_bad=some_good)
+
+
+def earlier_records(path: str | Path) -> dict[str, Record]:
+    """`each_earlier` by id, of each id the latest."""
+    return _latest(each_earlier(path))
 
 
 def save_lines(path: str | Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:

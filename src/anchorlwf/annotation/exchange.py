@@ -41,13 +41,7 @@ class Exchange:
         self.desk.decoder.room(self.desk.decoder.table.codec.encode_prompt(prompt.messages, prompt.tools), 1)
 
     def add(self, prompts: list[Prompt], known: dict[str, Record] | None = None) -> tuple[int, int]:
-        """Prompts into the queue: how many were new, and how many there before.
-
-        Raises:
-            PromptError: one that the model cannot take; none is added then.
-        """
-        for prompt in prompts:
-            self.fits(prompt)
+        """Prompts that `fits` found good into the queue: how many were new, and how many there before."""
         keyed = [(self.desk.ledger.key(prompt), prompt) for prompt in prompts]
         counts = add_items(self.desk.store, self.desk.project, keyed, seats_each=self._per_item, known=known)
         if self._ahead is not None:

@@ -12,7 +12,7 @@ from anchorlwf.annotation.target import target_records, target_turn
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.decode import Decoded, GreedyDecoder, decode_batch
 from anchorlwf.files import ensure_writable
-from anchorlwf.jsonl import append_records, each_line, each_prompt, each_record, load_prompts
+from anchorlwf.jsonl import append_records, each_earlier, each_line, each_prompt, load_prompts
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Prompt, Record
 from anchorlwf.replay import windows
@@ -73,12 +73,7 @@ def _earlier(out: str | Path | None) -> tuple[set[str], dict[str, Record]]:
     """What `out` holds: ids of finished records, and the drafts."""
     finished: set[str] = set()
     drafts: dict[str, Record] = {}
-    if out is None or not Path(out).is_file() or not Path(out).stat().st_size:
-        return finished, drafts
-    # A line torn by a crash is warned of and must not keep the work from going on; a file without any record is
-    # something else, and refused.
-    some_good = any(isinstance(line, Record) for line in each_line(out, Record))
-    for record in each_record(out, skip_bad=some_good):
+    for record in () if out is None else each_earlier(out):
         finished.discard(record.id)
         drafts.pop(record.id, None)
         if record.status == "draft":
@@ -102,6 +97,17 @@ def _plan(
     return waiting, drafts
 
 
+def _passes(
+    prompts: str | Path | Iterable[PromptLike], skip_bad: bool, check: Callable[[Prompt], object]
+) -> tuple[Iterator[Prompt], Iterator[Prompt]]:
+    """The prompts twice: the first time finds every bad line, and what is left to do, before any work begins."""
+    if isinstance(prompts, str | Path):
+        good = (line for line in each_line(prompts, Prompt, check) if isinstance(line, Prompt))
+        return each_prompt(prompts, skip_bad=skip_bad, check=check), good
+    listed = as_prompts(prompts, skip_bad=skip_bad, check=check)
+    return iter(listed), iter(listed)
+
+
 def annotate_stream(
     model: LanguageModel | str | None,
     prompts: str | Path | Iterable[PromptLike],
@@ -121,16 +127,10 @@ def annotate_stream(
     """
     config = config or AnnotateConfig()
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
-    # Read twice: the first time finds every bad line, and what is left to do, before any work begins.
     check = fits(language_model, target=annotator == "target")
     if out is not None:
         ensure_writable(out)
-    if isinstance(prompts, str | Path):
-        first = each_prompt(prompts, skip_bad=skip_bad, check=check)
-        second = (line for line in each_line(prompts, Prompt, check) if isinstance(line, Prompt))
-    else:
-        listed = as_prompts(prompts, skip_bad=skip_bad, check=check)
-        first, second = iter(listed), (prompt for prompt in listed)
+    first, second = _passes(prompts, skip_bad, check)
     waiting, drafts = _plan(language_model, first, out)
     todo, count = compress(second, waiting), sum(waiting)
     if annotator == "target":
