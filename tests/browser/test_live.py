@@ -161,6 +161,25 @@ def test_a_step_whose_way_or_reply_is_lost_happens_once(serve, endless, new_page
     assert session(page)["version"] == after
 
 
+def test_going_on_before_the_reply_to_a_stop_has_come_is_not_undone_by_it(serve, endless, new_page):
+    page, stops, streams = new_page(serve(RIVER, model=endless, limit=3000)), [], []
+    page.wait_for_selector("#stream-line.running")
+    page.route("**/stop", lambda route: stops.append((route, route.fetch())), times=1)
+    page.keyboard.press(".")
+    page.wait_for_selector("#stream-line:not(.running)")  # the stream's own end was quicker
+    before = len(tokens(page))
+    page.route("**/stream?*", lambda route: streams.append(route), times=1)  # noqa: PLW0108 - Playwright looks inside
+    page.keyboard.press("c")
+    page.wait_for_timeout(50)
+    with page.expect_response("**/api/sessions/1"):  # the page looks where the stop has left it
+        (route, reply), = stops
+        route.fulfill(response=reply)
+    page.wait_for_timeout(50)
+    (stream,) = streams
+    stream.continue_()  # no quicker than the look
+    until(page, "before => document.querySelectorAll('#answer .t').length > before + 20", before)
+
+
 def test_an_address_without_its_token_is_told_what_to_do(serve, new_page):
     server = serve(RIVER, limit=20)
     page = new_page(server, expect_errors=True)

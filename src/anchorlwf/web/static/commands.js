@@ -20,7 +20,7 @@ export function commands(page) {
     { name: "Next doubtful token", key: "n", can: shown, go: () => page.cursor.doubtful(1) },
     { name: "Previous doubtful token", key: "p", can: shown, go: () => page.cursor.doubtful(-1) },
     { name: "Stop the continuation", key: ".", can: () => work.following, go: () => page.step("stop") },
-    { name: "Go on with the answer", key: "c", can: stopped, go: () => work.follow() },
+    { name: "Go on with the answer", key: "c", can: stopped, go: () => work.goOn() },
     { name: "Changes against the first answer", key: "d", can: shown, go: () => page.toggleTab("changes") },
     { name: "Compare base and tuned model", key: "k", can: () => shown() && page.me.compare,
       go: () => page.toggleTab("compare") },

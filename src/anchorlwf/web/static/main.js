@@ -78,7 +78,7 @@ class Page {
       "open-help": () => this.help.open(), "toggle-theme": () => this.theme.toggle(),
       "do-undo": () => this.undo(), "do-redo": () => this.redo(), "do-skip": () => this.decide("skip"),
       "do-reject": () => this.decide("reject"), "do-accept": () => this.decide("accept"),
-      "stream-button": () => (this.work.following ? this.step("stop") : this.work.follow()),
+      "stream-button": () => (this.work.following ? this.step("stop") : this.work.goOn()),
     };
     for (const [id, go] of Object.entries(clicks)) $(id).addEventListener("click", go);
   }

@@ -180,6 +180,13 @@ export class Work extends EventTarget {
     });
   }
 
+  /** `follow`, in its turn: the reply to a stop that is still on its way would end it again. */
+  goOn() {
+    return this.#inTurn(async () => {
+      if (this.session !== null && !this.following) this.follow();
+    });
+  }
+
   #stopFollowing() {
     this.#unfollow?.();
     this.#unfollow = null;
