@@ -79,6 +79,8 @@ def measure(browser, length, folder):
             settled(page)
             corrected.append((length // 2 + turn, session(page)["tokens"][length // 2 + turn]["id"]))
             page.keyboard.press("u")
+            # Not by the length: where most of the old answer returns, it is whole again before anything is undone.
+            page.wait_for_selector("#answer .anchor", state="detached")
             count(page, total)
             arrived.append(came)
             painted.append(shown_at)
