@@ -14,10 +14,14 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
-from anchorlwf.annotation.decoders import LocalDecoder
+from anchorlwf.annotation import live
+from anchorlwf.annotation.ahead import Ahead
+from anchorlwf.annotation.decoders import Chosen, LocalDecoder
 from anchorlwf.annotation.desk import Desk
 from anchorlwf.annotation.exchange import Exchange
 from anchorlwf.annotation.ledger import Ledger
+from anchorlwf.annotation.live import Prepared
+from anchorlwf.annotation.queue import unproposed
 from anchorlwf.annotation.store import Store
 from anchorlwf.annotation.verify import verify_records
 from anchorlwf.config import AnnotateConfig
@@ -105,6 +109,53 @@ def whole(person: Person) -> dict:
     session = person.ok(person.post("/api/next"))
     person.stream(session["id"], session["node"], len(session["tokens"]))
     return person.ok(person.get(f"/api/sessions/{session['id']}"))
+
+
+def test_what_is_known_without_the_model(rig):
+    rig.ask("Where was she born?")
+    ada = rig.person()
+    streamed = whole(ada)
+    url = f"/api/sessions/{streamed['id']}/alternatives"
+    known = ada.ok(ada.get(url, node=0, position=3, top=5, known=True))
+    assert known == ada.ok(ada.get(url, node=0, position=3, top=5))
+    assert len(known["options"]) == 5
+    for more in ({"top": 6}, {"top": 5, "starts": "a"}):
+        assert ada.ok(ada.get(url, node=0, position=3, known=True, **more))["options"] is None
+    assert ada.get(url, node=0, position=99, known=True).status_code == 400
+
+
+def test_what_came_with_an_answer_decoded_ahead_is_known_to_the_session_that_begins_with_it(rig):
+    rig.ask("Where was she born?", "hello")
+    ahead = Ahead(rig.store, rig.desk.project, rig.decoder, rig.desk.config, rig.desk.prepared)
+    until = time.monotonic() + 20
+    while unproposed(rig.store, rig.desk.project, 1):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    ahead.close()
+    ada = rig.person()
+    session = ada.ok(ada.post("/api/next"))
+    url = f"/api/sessions/{session['id']}/alternatives"
+    for position in (0, 3, len(session["tokens"]) - 1):
+        known = ada.ok(ada.get(url, node=0, position=position, top=5, known=True))["options"]
+        prefix = [token["id"] for token in session["tokens"][:position]]
+        prompt_ids = rig.desk.session(session["id"], "ada").prompt_ids
+        asked = rig.decoder.options("other", prompt_ids, prefix, 5)
+        assert [option["id"] for option in known] == [token for token, _ in asked]
+        assert [option["p"] for option in known] == pytest.approx([p for _, p in asked], abs=1e-5)
+
+
+def test_alternatives_kept_for_a_session_are_those_of_its_answer_and_bounded(monkeypatch):
+    steps = [Chosen(token, 0.5, ((token, 0.5), (9, 0.25)), 1.0) for token in (1, 2, 3)]
+    monkeypatch.setattr(live, "_PREPARED", 7)
+    prepared = Prepared()
+    for item in (1, 2, 3):
+        prepared.keep(item, steps, 2)
+    assert prepared.take(3, [1, 2, 3]) == {}  # there was no room
+    assert prepared.take(1, [1, 2, 4]) == {}  # another answer
+    assert prepared.take(2, [1, 2, 3])[0].at(1) == [(2, 0.5), (9, 0.25)]
+    assert prepared.take(2, [1, 2, 3]) == {}
+    prepared.keep(3, steps, 2)
+    assert prepared.take(3, [1, 2, 3])[0].at(3) == []
 
 
 def test_the_whole_loop(rig, tiny_model):

@@ -17,7 +17,11 @@ _INSTALL = """() => {
     window.measured = new Promise((done) => document.querySelector("#answer").addEventListener("click", (event) => {
       const selected = window.painted().then((at) => at - event.timeStamp);
       const shown = () => new RegExp(`/${position}/`).test(picker.dataset.shown ?? "");
-      const finish = async () => done([await selected, (await window.painted()) - event.timeStamp]);
+      // Its frame counts from here on: it may be the one of the selection, if the reply was that quick.
+      const finish = async () => {
+        const listed = window.painted();
+        done([await selected, (await listed) - event.timeStamp]);
+      };
       const observer = new MutationObserver(() => { if (shown()) { observer.disconnect(); finish(); } });
       observer.observe(picker, { attributes: true });
       if (shown()) { observer.disconnect(); finish(); }

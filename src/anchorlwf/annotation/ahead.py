@@ -4,10 +4,12 @@ import logging
 import threading
 from datetime import UTC, datetime
 
-from anchorlwf.annotation.decoders import Decoder
+from anchorlwf.annotation.decoders import Chosen, Decoder
 from anchorlwf.annotation.events import Started
+from anchorlwf.annotation.live import Prepared
 from anchorlwf.annotation.queue import Proposal, propose, unproposed
 from anchorlwf.annotation.store import Store
+from anchorlwf.config import AnnotateConfig
 from anchorlwf.errors import AnchorLwfError, PromptError
 from anchorlwf.record import Prompt
 
@@ -16,8 +18,10 @@ __all__ = ["Ahead", "proposal_of"]
 _log = logging.getLogger(__name__)
 
 
-def proposal_of(decoder: Decoder, prompt: Prompt, limit: int, closed: threading.Event) -> Proposal | None:
-    """The model's own answer with how sure it was; None where it was `closed` first.
+def proposal_of(
+    decoder: Decoder, prompt: Prompt, limit: int, closed: threading.Event
+) -> tuple[Proposal, list[Chosen]] | None:
+    """The model's own answer with how sure it was, and token by token; None where it was `closed` first.
 
     Raises:
         PromptError, ServerError: there is no answer.
@@ -25,7 +29,7 @@ def proposal_of(decoder: Decoder, prompt: Prompt, limit: int, closed: threading.
     prompt_ids = decoder.table.codec.encode_prompt(prompt.messages, prompt.tools)
     limit = decoder.room(prompt_ids, limit)
     stream = decoder.stream("ahead", prompt_ids, [], limit, ahead=True)
-    steps = []
+    steps: list[Chosen] = []
     for step in stream:
         if closed.is_set():
             stream.close()
@@ -39,7 +43,7 @@ def proposal_of(decoder: Decoder, prompt: Prompt, limit: int, closed: threading.
     started = Started(at=datetime.now(UTC), completion_ids=tuple(ids), probabilities=tuple(probabilities), ended=whole,
                       truncated=whole and not stopped)
     mean = sum(entropies) / len(entropies) if entropies else None
-    return Proposal(started, mean, min(probabilities, default=None))
+    return Proposal(started, mean, min(probabilities, default=None)), steps
 
 
 class Ahead:
@@ -48,11 +52,15 @@ class Ahead:
     Args:
         store, project: whose items.
         decoder: gives the answers.
-        limit: most completion tokens.
+        config: most completion tokens, and alternatives per token.
+        prepared: keeps the alternatives.
     """
 
-    def __init__(self, store: Store, project: int, decoder: Decoder, limit: int) -> None:
-        self._store, self._project, self._decoder, self._limit = store, project, decoder, limit
+    def __init__(
+        self, store: Store, project: int, decoder: Decoder, config: AnnotateConfig, prepared: Prepared
+    ) -> None:
+        self._store, self._project, self._decoder = store, project, decoder
+        self._config, self._prepared = config, prepared
         self._wake, self._closed = threading.Event(), threading.Event()
         self._failed: set[int] = set()
         self._thread = threading.Thread(target=self._run, name="anchorlwf-ahead", daemon=True)
@@ -86,11 +94,14 @@ class Ahead:
 
     def _one(self, item: int, prompt: Prompt) -> None:
         try:
-            found = proposal_of(self._decoder, prompt, self._limit, self._closed)
+            found = proposal_of(self._decoder, prompt, self._config.max_new_tokens, self._closed)
         except PromptError as error:
             # Whoever opens it is told; the rest of the queue must not wait for it.
             self._failed.add(item)
             _log.info("Item %d is not decoded ahead: %s", item, error)
             return
         if found is not None:
-            propose(self._store, item, found)
+            proposal, steps = found
+            # First, so that whoever begins at once finds them.
+            self._prepared.keep(item, steps, self._config.alternatives)
+            propose(self._store, item, proposal)

@@ -23,7 +23,7 @@ from anchorlwf.annotation.events import (
     Weighed,
 )
 from anchorlwf.annotation.ledger import Ledger
-from anchorlwf.annotation.live import Continuation, Live, check_correction
+from anchorlwf.annotation.live import Continuation, Live, Prepared, check_correction
 from anchorlwf.annotation.session import anchors_of
 from anchorlwf.annotation.store import Order, SessionRow, Store
 from anchorlwf.annotation.tree import apply, replay
@@ -49,6 +49,7 @@ class Desk:
 
     def __init__(self, store: Store, decoder: Decoder, project: int, config: AnnotateConfig, ledger: Ledger) -> None:
         self.store, self.decoder, self.project, self.config, self.ledger = store, decoder, project, config, ledger
+        self.prepared = Prepared()
         self._live: OrderedDict[int, Live] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -101,6 +102,7 @@ class Desk:
             if not live.tree.nodes:
                 started = Started.model_validate({**(row.proposal or {}), "at": _now()})
                 self._commit(live, [started])
+                live.memories.update(self.prepared.take(row.item, started.completion_ids))
             if live.tree.verdict is None:
                 self.resume(live)
         return live

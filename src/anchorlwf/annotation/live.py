@@ -12,10 +12,12 @@ from anchorlwf.annotation.store import SessionRow
 from anchorlwf.annotation.tree import Tree
 from anchorlwf.errors import AnchorLwfError, ConflictError, ModelError, NothingToDoError, RecordError, wrong
 
-__all__ = ["Continuation", "Live", "Memory", "check_correction"]
+__all__ = ["Continuation", "Live", "Memory", "Prepared", "check_correction"]
 
 _REMEMBERED = 8
 """Answers of a session whose alternatives are kept in memory."""
+_PREPARED = 500_000
+"""Tokens decoded ahead whose alternatives are kept until somebody begins with them: 40 MB of ten each."""
 
 
 class Memory:
@@ -44,6 +46,34 @@ class Memory:
         part = slice(first, first + self._width)
         pairs = zip(self._ids[part], self._probabilities[part], strict=True)
         return [(token, p) for token, p in pairs if token >= 0]
+
+
+class Prepared:
+    """The alternatives of answers decoded ahead, each kept for the session that will begin with it.
+
+    Those that do not fit are not kept: the items they belong to come later in the queue.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[tuple[int, ...], Memory]] = {}
+        self._tokens, self._lock = 0, threading.Lock()
+
+    def keep(self, item: int, steps: Sequence[Chosen], width: int) -> None:
+        """Those of an item's answer, `width` per token."""
+        memory = Memory(0, width)
+        for step in steps:
+            memory.add(step.alternatives)
+        with self._lock:
+            if item not in self._kept and self._tokens + len(steps) <= _PREPARED:
+                self._kept[item] = tuple(step.token_id for step in steps), memory
+                self._tokens += len(steps)
+
+    def take(self, item: int, ids: Sequence[int]) -> dict[int, Memory]:
+        """The memory of a session's first answer, by its node; none where these are not the ids decoded ahead."""
+        with self._lock:
+            found = self._kept.pop(item, None)
+            self._tokens -= len(found[0]) if found else 0
+        return {0: found[1]} if found and found[0] == tuple(ids) else {}
 
 
 class Continuation:

@@ -4,7 +4,7 @@ from anchorlwf.annotation.desk import Desk
 from anchorlwf.annotation.live import Live
 from anchorlwf.errors import RecordError, wrong
 
-__all__ = ["options", "standing", "wanted"]
+__all__ = ["known", "options", "standing", "wanted"]
 
 
 def _answer(live: Live, node: int, position: int) -> list[int]:
@@ -45,6 +45,18 @@ def wanted(
     return table.encode(stands[: len(stands) - len(stands.lstrip())] + text)
 
 
+def known(
+    desk: Desk, live: Live, node: int, position: int, top: int, starts: str = ""
+) -> list[tuple[int, float]] | None:
+    """`options` where they came with the answer; None where the model would have to be asked."""
+    _answer(live, node, position)
+    with live.lock:
+        recalled = live.recall(node, position)
+    if not recalled or starts or top > desk.config.alternatives:
+        return None
+    return sorted(recalled, key=lambda pair: -pair[1])[:top]
+
+
 def options(desk: Desk, live: Live, node: int, position: int, top: int, starts: str = "") -> list[tuple[int, float]]:
     """What else could stand at a position of a node's answer: (id, probability), best first.
 
@@ -52,9 +64,7 @@ def options(desk: Desk, live: Live, node: int, position: int, top: int, starts: 
         RecordError: no such node or position.
         ServerError: the remote model did not answer.
     """
+    if (found := known(desk, live, node, position, top, starts)) is not None:
+        return found
     ids = _answer(live, node, position)
-    with live.lock:
-        known = live.recall(node, position)
-    if known and not starts and top <= desk.config.alternatives:
-        return sorted(known, key=lambda pair: -pair[1])[:top]
     return desk.decoder.options(live.key, live.prompt_ids, ids[:position], top, starts)

@@ -112,7 +112,7 @@ def open_exchange(
     with contextlib.ExitStack() as stack:
         desk = Desk(store, decoder, project, config, ledger)
         stack.callback(desk.close)
-        ahead = Ahead(store, project, decoder, config.max_new_tokens) if decode_ahead else None
+        ahead = Ahead(store, project, decoder, config, desk.prepared) if decode_ahead else None
         if ahead is not None:
             stack.callback(ahead.close)
         exchange = Exchange(prompts.stem, desk, per_item=per_item, ahead=ahead)

@@ -47,14 +47,16 @@ def look_routes(exchange: "Exchange") -> APIRouter:
 
     @routes.get("/sessions/{session}/alternatives")
     def alternatives(
-        who: Who, session: Number, node: Position, position: Position, top: Top = 10, starts: Starts = ""
+        who: Who, session: Number, node: Position, position: Position, top: Top = 10, starts: Starts = "",
+        known: bool = False,
     ) -> Response:
-        """What else could stand at a position."""
+        """What else could stand at a position; `known`: null where the model would have to be asked."""
         live = desk.session(session, who)
-        found = looking.options(desk, live, node, position, top, starts)
+        look = looking.known if known else looking.options
+        found = look(desk, live, node, position, top, starts)
         stands = looking.standing(live, node, position)
-        options = [{**table.token(token).json(p), "stands": token == stands} for token, p in found]
-        return Json({"node": node, "position": position, "options": options})
+        options = [{**table.token(token).json(p), "stands": token == stands} for token, p in found or []]
+        return Json({"node": node, "position": position, "options": None if found is None else options})
 
     @routes.get("/sessions/{session}/diff")
     def changes(who: Who, session: Number) -> Response:

@@ -15,7 +15,7 @@ export class Problem extends Error {
 
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
 
-async function once(method, path, body, name) {
+async function once(method, path, body, name, signal) {
   let reply;
   let text;
   try {
@@ -25,6 +25,7 @@ async function once(method, path, body, name) {
       method,
       headers,
       body: body === undefined ? undefined : JSON.stringify(body),
+      signal,
     });
     text = await reply.text();
   } catch {
@@ -55,10 +56,15 @@ async function ask(method, path, body, name) {
   }
 }
 
-export const get = (path, query = {}) => {
+const address = (path, query) => {
   const found = new URLSearchParams(query).toString();
-  return ask("GET", found ? `${path}?${found}` : path);
+  return found ? `${path}?${found}` : path;
 };
+
+export const get = (path, query = {}) => ask("GET", address(path, query));
+
+/** For what is only guessed to be wanted: not asked again, and given up by the signal. */
+export const glance = (path, query, signal) => once("GET", address(path, query), undefined, null, signal);
 
 /** `name`: of a step, new for each; a request sent again under the same name is not carried out again. */
 export const post = (path, body = {}, name = null) => ask("POST", path, body, name);

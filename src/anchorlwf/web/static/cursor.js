@@ -3,12 +3,15 @@
 import { $ } from "./dom.js";
 
 const coarse = window.matchMedia("(pointer: coarse)");
+/** So long (ms) a pointer rests on a token, or the keys rest, before what may be wanted next is asked for. */
+const REST = 40;
 
 export class Cursor {
   #page;
   #work;
   #answer;
   #picker;
+  #timer = 0;
 
   constructor(page) {
     this.#page = page;
@@ -24,8 +27,9 @@ export class Cursor {
     });
     $("answer").addEventListener("pointerdown", (event) => {
       const position = this.#answer.positionOf(event.target);
-      if (position !== null) this.#picker.lookUp(this.#target(position));
+      if (position !== null) this.#picker.alternatives.of(this.#target(position));
     });
+    $("answer").addEventListener("pointerover", (event) => this.#ahead(() => this.#answer.positionOf(event.target)));
     document.addEventListener("pointerdown", (event) => {
       if (this.#picker.isOpen && !event.target.closest("#picker, #answer, footer, aside")) this.leave();
     });
@@ -45,6 +49,16 @@ export class Cursor {
       session: id, node, position, token: this.#work.tokens[position], anchor: this.#work.anchorAt(position),
       beside: this.#answer.element(position), writable: this.#work.open, top: Math.min(10, this.#page.me.alternatives),
     };
+  }
+
+  /** Once all rests, look up what may be wanted next: `find` gives its position. */
+  #ahead(find) {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => {
+      const position = find();
+      // While a step travels, what is shown is about to change.
+      if (this.#work.tokens[position] && !this.#work.busy) this.#picker.alternatives.ahead(this.#target(position));
+    }, REST);
   }
 
   /** Select a token and open its alternatives; the focus goes to it, or (`typing`) to their field. */
@@ -87,19 +101,23 @@ export class Cursor {
       this.goTo(key === "End" ? last : 0);
       return;
     }
-    const to = {
-      ArrowLeft: () => this.#answer.beside(from, "left"), ArrowRight: () => this.#answer.beside(from, "right"),
-      ArrowUp: () => this.#answer.across(from, -1), ArrowDown: () => this.#answer.across(from, 1),
+    const step = {
+      ArrowLeft: (at) => this.#answer.beside(at, "left"), ArrowRight: (at) => this.#answer.beside(at, "right"),
+      ArrowUp: (at) => this.#answer.across(at, -1), ArrowDown: (at) => this.#answer.across(at, 1),
       Home: () => 0, End: () => last,
-    }[key]();
-    this.goTo(Math.max(0, Math.min(last, to)));
+    }[key];
+    const to = Math.max(0, Math.min(last, step(from)));
+    this.goTo(to);
+    this.#ahead(() => (this.#answer.selected === to ? step(to) : null));
   }
 
   /** On to the next token that the model was unsure of (1), or back to the one before (-1). */
   doubtful(way) {
     const found = this.#answer.doubtful(way);
-    if (found !== null) this.goTo(found);
-    else this.#page.toast(way > 0 ? "No doubtful token further on." : "No doubtful token before.");
+    if (found !== null) {
+      this.goTo(found);
+      this.#ahead(() => this.#answer.doubtful(way));
+    } else this.#page.toast(way > 0 ? "No doubtful token further on." : "No doubtful token before.");
   }
 
   /** Into the field. */

@@ -93,7 +93,7 @@ class Page {
     try {
       await this.work.step("correct", { node, position, ...body, stream: true });
       this.answer.settle(position);
-      this.picker.forget();
+      this.picker.alternatives.forget();
       this.answer.select(position);
       this.cursor.focusToken();
       this.screen.showWhere();
@@ -115,7 +115,7 @@ class Page {
     tell($("action-trouble"), null);
     try {
       await this.work.step(name, body);
-      if (["undo", "redo", "move"].includes(name)) this.picker.forget();
+      if (["undo", "redo", "move"].includes(name)) this.picker.alternatives.forget();
       return true;
     } catch (error) {
       tell($("action-trouble"), error.message);

@@ -1,6 +1,7 @@
 // What else could stand at a token: opens beside it. Digits choose, typing filters or gives a text of one's own.
 
-import { get, post } from "./api.js";
+import { Alternatives } from "./alternatives.js";
+import { post } from "./api.js";
 import { chip } from "./answer.js";
 import { make, percent, tell } from "./dom.js";
 
@@ -14,8 +15,6 @@ export class Picker {
   #element;
   #on;
   #rows = [];
-  #cache = new Map();
-  #cacheNode = null;
   #asked = null;
   #timer = 0;
   #options = [];
@@ -28,6 +27,7 @@ export class Picker {
   constructor(element, on) {
     this.#element = element;
     this.#on = on;
+    this.alternatives = new Alternatives();
     this.field = make("textarea", {
       class: "field", rows: 1, spellcheck: false, autocapitalize: "off", dir: "auto", role: "combobox",
       placeholder: "Type what should stand here", "aria-label": "What should stand here", "aria-expanded": "true",
@@ -152,11 +152,6 @@ export class Picker {
     this.#element.hidden = true;
   }
 
-  /** Answers change below a correction: what was asked before no longer holds. */
-  forget() {
-    this.#cache.clear();
-  }
-
   /** Say what went wrong; what was typed is still there. */
   fail(message, typed = "") {
     this.field.value = typed;
@@ -184,26 +179,9 @@ export class Picker {
     this.field.style.height = `${this.field.scrollHeight + 2}px`;
   }
 
-  /** The alternatives of a position, asked for once. A token that is pressed is looked up before it is clicked. */
-  lookUp({ session, node, position, top }, starts = "") {
-    if (this.#cacheNode !== `${session}/${node}`) {
-      this.#cache.clear();
-      this.#cacheNode = `${session}/${node}`;
-    }
-    const key = `${position}/${starts}`;
-    let found = this.#cache.get(key);
-    if (!found) {
-      const query = { node, position, top: starts ? ROWS : top, ...(starts && { starts }) };
-      found = { options: null, reply: get(`/api/sessions/${session}/alternatives`, query) };
-      found.reply.then(({ options }) => { found.options = options; }, () => this.#cache.delete(key));
-      this.#cache.set(key, found);
-    }
-    return found;
-  }
-
   async #ask(starts) {
     const target = this.#target;
-    const asked = this.#asked = this.lookUp(target, starts);
+    const asked = this.#asked = this.alternatives.of(target, starts);
     if (asked.options) {
       this.#show(asked.options, starts);
       return;

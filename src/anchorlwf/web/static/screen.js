@@ -42,7 +42,7 @@ export class Screen {
       this.#answer.clear();
       tell($("action-trouble"), null);
     }
-    this.#page.picker.forget();
+    this.#page.picker.alternatives.forget();
     this.#showTokens(0);
     this.#showHead();
     this.#showStream();
