@@ -3,7 +3,8 @@
     python benchmarks/page.py            (needs playwright, and a chromium on the PATH)
 
 Two lengths of answer, 500 and 4,000 tokens, streamed by the model itself (given a wider window, so that it goes on).
-Click: from the mouse event to the painted selection, and to the painted alternatives. Stream: from the key that
+Click: from the mouse event to the painted selection, and to the painted alternatives, where the pointer presses as soon
+as it is there and where it rests 100 ms before, as a hand does. Stream: from the key that
 corrects to the first token of the continuation, beside the time that the same correction and its first token take the
 model alone, in this process.
 """
@@ -23,7 +24,7 @@ from playwright.sync_api import sync_playwright
 from served import Server, long_model
 from timing import clicks, first_streamed, median
 
-CLICKS, CORRECTIONS = 25, 9
+CLICKS, CORRECTIONS, REST = 25, 9, 100
 PROMPT = {"prompt": "Tell me everything about the river."}
 
 
@@ -66,9 +67,11 @@ def measure(browser, length, folder):
         settled(page)
         step = total // (CLICKS + 1)
         selected, shown = clicks(page, [step * (turn + 1) for turn in range(CLICKS)])
+        _, rested = clicks(page, [step * (turn + 1) + 1 for turn in range(CLICKS)], rest=REST)
         print(f"{total} tokens, streamed and shown in {pace:.1f} ms each")
         print(f"  click to painted selection     median {median(selected):5.1f} ms   worst {max(selected):5.1f} ms")
         print(f"  click to painted alternatives  median {median(shown):5.1f} ms   worst {max(shown):5.1f} ms")
+        print(f"  the same, pointer at rest      median {median(rested):5.1f} ms   worst {max(rested):5.1f} ms")
         arrived, painted, corrected = [], [], []
         ids = [token["id"] for token in session(page)["tokens"]]
         for turn in range(CORRECTIONS):

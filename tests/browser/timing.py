@@ -30,8 +30,11 @@ _INSTALL = """() => {
 }"""
 
 
-def clicks(page: Any, positions: list[int]) -> tuple[list[float], list[float]]:
-    """Milliseconds from a click to the painted selection, and to the painted alternatives, of each position."""
+def clicks(page: Any, positions: list[int], *, rest: int = 0) -> tuple[list[float], list[float]]:
+    """Milliseconds from a click to the painted selection, and to the painted alternatives, of each position.
+
+    `rest`: so many milliseconds the pointer rests on the token before; 0: it gets there and presses at once.
+    """
     page.evaluate(_INSTALL)
     selected, shown = [], []
     for position in positions:
@@ -40,6 +43,9 @@ def clicks(page: Any, positions: list[int]) -> tuple[list[float], list[float]]:
         page.keyboard.press("Escape")
         page.keyboard.press("Escape")
         page.evaluate("position => window.nextClick(position)", position)
+        if rest:
+            token.hover()
+            page.wait_for_timeout(rest)
         token.click()
         first, second = page.evaluate("window.measured")
         selected.append(first)
