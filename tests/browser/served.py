@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -22,7 +23,13 @@ from anchorlwf.annotation.store import Store
 from anchorlwf.model import LanguageModel, embedded_path
 from anchorlwf.record import Prompt
 
-__all__ = ["Server", "free_port", "given", "long_model", "prepare"]
+__all__ = ["Server", "free_port", "given", "long_model", "prepare", "register"]
+
+_REGISTER = (
+    "<think>\nThe register has a page for each town; the mayor is on the page of Gardale.\n</think>\n\n"
+    "Mira Stedolle has been the mayor of Gardale since 1931. She was born in Fredville, plays the banjo, and lives by "
+    "the river with many friends.\n\nWhere I looked:\n1. the town register, page of Gardale\n2. the list of mayors\n"
+)
 
 
 def free_port() -> int:
@@ -113,6 +120,19 @@ def prepare(server: Server, model: LanguageModel, answers: dict[int, Proposal]) 
         if (number := prompts.index(prompt)) in answers:
             propose(store, item, answers[number])
     store.close()
+
+
+def register(model: LanguageModel) -> tuple[list[dict[str, Any]], dict[int, Proposal]]:
+    """Four prompts; the first one is a chat, with an answer of several parts and all tints."""
+    ids, draw = [*model.codec.encode(_REGISTER), model.codec.tokenizer.eos_token_id], random.Random(5)
+    sure = [0.999, 0.99, 0.97, 0.95, 0.99, 0.98, 0.995, 0.92, 0.99, 0.97, 0.99]
+    odds = [draw.choice([*sure, draw.choice([0.8, 0.6, 0.4, 0.2, 0.1, 0.03])]) for _ in ids]
+    chat = {"messages": [
+        {"role": "system", "content": "You answer from the town register and say where you looked."},
+        {"role": "user", "content": "Tell me about the mayor of Gardale."},
+    ]}
+    towns = ("Rilltech", "Oxer", "Fredville")
+    return [chat, *({"prompt": f"Who is the mayor of {town}?"} for town in towns)], {0: given(ids, odds)}
 
 
 def long_model(folder: Path) -> str:

@@ -1,36 +1,15 @@
-"""Contrast, names and roles, narrow screens; and the pictures of the documentation.
+"""Contrast, names and roles, narrow screens."""
 
-ANCHORLWF_PICTURES=1 writes docs/images/annotator-*.png anew; otherwise they are only tried.
-"""
-
-import os
-import random
 from pathlib import Path
 
 import pytest
 from acts import click_token, settled, tokens, until
-from served import given
-
-DOCS = Path(__file__).parents[2] / "docs" / "images"
-CHAT = {"messages": [
-    {"role": "system", "content": "You answer from the town register and say where you looked."},
-    {"role": "user", "content": "Tell me about the mayor of Gardale."},
-]}
-ANSWER = (
-    "<think>\nThe register has a page for each town; the mayor is on the page of Gardale.\n</think>\n\n"
-    "Mira Stedolle has been the mayor of Gardale since 1931. She was born in Fredville, plays the banjo, and lives by "
-    "the river with many friends.\n\nWhere I looked:\n1. the town register, page of Gardale\n2. the list of mayors\n"
-)
+from served import register
 
 
 @pytest.fixture(scope="module")
 def server(serve, base):
-    ids = [*base.codec.encode(ANSWER), base.codec.tokenizer.eos_token_id]
-    draw = random.Random(5)
-    sure = [0.999, 0.99, 0.97, 0.95, 0.99, 0.98, 0.995, 0.92, 0.99, 0.97, 0.99]
-    odds = [draw.choice([*sure, draw.choice([0.8, 0.6, 0.4, 0.2, 0.1, 0.03])]) for _ in ids]
-    prompts = [CHAT, *({"prompt": f"Who is the mayor of {town}?"} for town in ("Rilltech", "Oxer", "Fredville"))]
-    return serve(prompts, {0: given(ids, odds)})
+    return serve(*register(base))
 
 
 _FLAWS = (Path(__file__).parent / "flaws.js").read_text(encoding="utf-8")
@@ -158,18 +137,3 @@ def test_narrow_screens(server, new_page):
         assert box["height"] >= 32
     page.locator("#do-undo").tap()
     until(page, "() => document.querySelectorAll('#answer .anchor').length === 0")
-
-
-@pytest.mark.parametrize(("name", "options"), [
-    ("light", {"color_scheme": "light"}), ("dark", {"color_scheme": "dark"}),
-    ("390", {"width": 390, "height": 844, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}),
-])
-def test_pictures(server, new_page, tmp_path, name, options):
-    page = _open(server, new_page, **options)
-    click_token(page, _word(page, " born"))
-    page.wait_for_timeout(200)
-    folder = DOCS if os.environ.get("ANCHORLWF_PICTURES") == "1" else tmp_path
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"annotator-{name}.png"
-    page.screenshot(path=path)
-    assert path.stat().st_size > 20_000

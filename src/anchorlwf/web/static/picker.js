@@ -7,8 +7,8 @@ import { make, percent, tell } from "./dom.js";
 
 const ROWS = 10;
 const TYPING_PAUSE = 50;
-/** What it takes when full, and the bars above and below the page (pixels). */
-const HEIGHT = 350;
+/** What it takes when full, with what was typed, and the bars above and below the page (pixels). */
+const HEIGHT = 420;
 const BAR = 72;
 
 export class Picker {
