@@ -7,7 +7,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -161,3 +163,22 @@ def base() -> LanguageModel:
 def prompt_ids(tiny_model: LanguageModel) -> list[int]:
     """A templated question in the ids of every tiny model (they share one tokenizer)."""
     return tiny_model.codec.encode_prompt([{"role": "user", "content": "Where was she born?"}])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A file system of its own with so many bytes left; where none can be mounted the test is skipped."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs root's rights")
+
+    def leave(free: int) -> Path:
+        (disk / "ballast").write_bytes(b"x" * (2**22 - free))
+        return disk
+
+    try:
+        yield leave
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -518,25 +518,6 @@ def test_a_place_that_cannot_be_written_is_told_before_any_training_or_question(
     refused(done, r"Error: cannot write .*below.*: expected a writable place, got (File exists|Not a directory)")
     assert (tmp_path / "file").read_text() == "old"
     assert not re.search(r"^(train  |base|tuned)", done.err, re.MULTILINE)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A file system of its own with so many bytes left; where none can be mounted the test is skipped."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk]
-    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting needs root's rights")
-
-    def leave(free: int) -> Path:
-        (disk / "ballast").write_bytes(b"x" * (2**22 - free))
-        return disk
-
-    try:
-        yield leave
-    finally:
-        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_disk_that_fills_up_keeps_every_finished_record(small_disk, tmp_path):
