@@ -2,6 +2,7 @@ import itertools
 import json
 import logging
 from functools import cache
+from uuid import UUID
 
 import pytest
 import torch
@@ -220,7 +221,8 @@ def records(tiny_path):
 
 def lengthened(records, count):
     """`count` records with prompts of several lengths."""
-    return [records[0].model_copy(update={"id": f"r{i}", "prompt_ids": records[0].prompt_ids + [50] * (i * 7 % 40)})
+    plain = records[0]
+    return [plain.model_copy(update={"id": str(UUID(int=i)), "prompt_ids": plain.prompt_ids + [50] * (i * 7 % 40)})
             for i in range(count)]
 
 
