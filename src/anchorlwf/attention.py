@@ -50,18 +50,18 @@ def _sdpa_within_records(
     """transformers' `sdpa`, record by record; neighbours of one length go in one call. Returns [1, T, H, K]."""
     if attention_mask is not None:
         raise ValueError("this model makes attention masks of its own")
-    done, start = [], 0
-    for length, run in itertools.groupby(record_lengths):
-        many = len(list(run))
-        span = slice(start, start + many * length)
-        # [1, H, many * L, K] -> [many, H, L, K]: a view.
-        parts = [states[0, :, span].unflatten(1, (many, length)).transpose(0, 1)
-                 for states in (query_1HTK, key_1HTK, value_1HTK)]
+    runs = [(length, len(list(run))) for length, run in itertools.groupby(record_lengths)]
+    sizes = [length * many for length, many in runs]
+    # Split, not sliced: the gradient of a slice is as long as the row.
+    rows = [states_1HTK[0].split(sizes, dim=1) for states_1HTK in (query_1HTK, key_1HTK, value_1HTK)]
+    done = []
+    for (length, many), *row in zip(runs, *rows, strict=True):
+        # [H, many * L, K] -> [many, H, L, K]: a view.
+        parts = [states_HTK.unflatten(1, (many, length)).transpose(0, 1) for states_HTK in row]
         mask = None
         if sliding_window is not None and length > sliding_window:
             mask = _window_mask(length, sliding_window, query_1HTK.device)
         done.append(sdpa_attention_forward(module, *parts, mask, **options)[0].flatten(0, 1))
-        start = span.stop
     return torch.cat(done)[None], None
 
 
