@@ -36,7 +36,7 @@ def step(model: LanguageModel, batch: Batch, ref_hidden_ND: Tensor) -> float:
 
 
 def measure(model: LanguageModel, lengths: list[int], repeats: int) -> dict[str, float]:
-    """Median processor seconds by kind of batch. Half a record is prompt; every twentieth completion token is an anchor."""
+    """Median seconds by kind of batch. Half a record is prompt; every twentieth completion token is an anchor."""
     generator = torch.Generator().manual_seed(SEED)
     records = []
     for length in lengths:
