@@ -1,8 +1,12 @@
 """Records to tensors. Only completion positions are ever projected to the vocabulary; prompts carry no loss.
 
-Shape suffixes: B records, T tokens (prompt and completion, padded on the right), N completion tokens of the batch.
+A batch is padded (`collate`: a row per record, as long as the longest) or packed (`pack`: one row, records end to end).
+
+Shape suffixes: B rows, T tokens of a row (prompts and completions, padded on the right), R records, N completion tokens
+of the batch.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -10,7 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "KeepTurn", "Turn", "collate"]
+__all__ = ["Batch", "KeepTurn", "Turn", "collate", "pack"]
 
 
 class Turn(Protocol):
@@ -50,8 +54,6 @@ class Batch(NamedTuple):
 
     input_ids_BT: Tensor
     """int64. The last completion token is predicted, never fed."""
-    attention_mask_BT: Tensor
-    """int64, 0 at padding."""
     row_N: Tensor
     """int64 in [0, B)."""
     column_N: Tensor
@@ -60,6 +62,12 @@ class Batch(NamedTuple):
     """int64, the completion tokens."""
     confidence_N: Tensor
     """float32, 0 at keep tokens."""
+    attention_mask_BT: Tensor | None = None
+    """int64, 0 at padding. None: packed."""
+    position_ids_BT: Tensor | None = None
+    """int64, from 0 in each record. None: padded."""
+    bounds: Tensor | None = None
+    """int32 [R + 1]: record r is columns bounds[r] to bounds[r + 1] of the one row. None: padded."""
     ref_hidden_ND: Tensor | None = None
     """The reference's final hidden states at the N positions, where they are known beforehand."""
 
@@ -72,6 +80,16 @@ class Batch(NamedTuple):
     def keeps(self) -> int:
         """How many of the N tokens are keep tokens."""
         return len(self.confidence_N) - self.anchors
+
+    @property
+    def records(self) -> int:
+        """R."""
+        return len(self.input_ids_BT) if self.bounds is None else len(self.bounds) - 1
+
+    def per_record(self, value_N: Tensor) -> Tensor:
+        """Sums over the completion tokens of each record: [R]."""
+        record_N = self.row_N if self.bounds is None else torch.bucketize(self.column_N, self.bounds[1:], right=True)
+        return torch.zeros(self.records, dtype=value_N.dtype, device=value_N.device).index_add_(0, record_N, value_N)
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are there, by name: `Batch(**batch.tensors())` is the batch."""
@@ -87,17 +105,43 @@ class Batch(NamedTuple):
 
 
 def collate(records: Sequence[Turn], pad_id: int) -> Batch:
-    """Batch turns, in the given order."""
-    inputs = [[*record.prompt_ids, *record.completion_ids[:-1]] for record in records]
+    """Batch turns in the given order, each in a row of its own."""
+    inputs = [_input_ids(record) for record in records]
     width = max(len(ids) for ids in inputs)
-    lengths = [len(record.completion_ids) for record in records]
-    starts = [len(record.prompt_ids) - 1 for record in records]
-    columns = [start + i for start, length in zip(starts, lengths, strict=True) for i in range(length)]
+    starts = [0] * len(records)
     return Batch(
         torch.tensor([ids + [pad_id] * (width - len(ids)) for ids in inputs]),
-        torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in inputs]),
-        torch.arange(len(records)).repeat_interleave(torch.tensor(lengths)),
-        torch.tensor(columns),
-        torch.tensor([token for record in records for token in record.completion_ids]),
-        torch.tensor([c for record in records for c in record.confidences], dtype=torch.float32),
+        torch.arange(len(records)).repeat_interleave(torch.tensor([len(record.completion_ids) for record in records])),
+        **_completions(records, starts),
+        attention_mask_BT=torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in inputs]),
     )
+
+
+def pack(records: Sequence[Turn]) -> Batch:
+    """Batch turns in the given order, end to end in one row: no padding, and no mask."""
+    inputs = [_input_ids(record) for record in records]
+    bounds = [0, *itertools.accumulate(len(ids) for ids in inputs)]
+    found = _completions(records, bounds[:-1])
+    return Batch(
+        torch.tensor([list(itertools.chain.from_iterable(inputs))]),
+        torch.zeros_like(found["column_N"]),
+        **found,
+        position_ids_BT=torch.cat([torch.arange(len(ids)) for ids in inputs])[None],
+        bounds=torch.tensor(bounds, dtype=torch.int32),
+    )
+
+
+def _input_ids(record: Turn) -> list[int]:
+    return [*record.prompt_ids, *record.completion_ids[:-1]]
+
+
+def _completions(records: Sequence[Turn], starts: Sequence[int]) -> dict[str, Tensor]:
+    """The columns, ids and confidences of all completion tokens; record r begins at column starts[r]."""
+    firsts = [start + len(record.prompt_ids) - 1 for start, record in zip(starts, records, strict=True)]
+    columns = [first + i for first, record in zip(firsts, records, strict=True)
+               for i in range(len(record.completion_ids))]
+    return {
+        "column_N": torch.tensor(columns),
+        "token_ids_N": torch.tensor([token for record in records for token in record.completion_ids]),
+        "confidence_N": torch.tensor([c for record in records for c in record.confidences], dtype=torch.float32),
+    }

@@ -3,11 +3,13 @@
 Shape suffixes: N completion tokens of a batch, D hidden width.
 """
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from anchorlwf.attention import attention_kind, network_inputs, within_records
 from anchorlwf.batch import Batch, Turn, collate
 from anchorlwf.head import captured_hidden, read_head
 from anchorlwf.loss import Direction, Implementation, anchor_loss
@@ -25,9 +27,11 @@ def completion_hidden(net: nn.Module, backbone: nn.Module, batch: Batch) -> Tens
         backbone: the network below the head, inside `net`.
         batch: on the model's device.
     """
-    with captured_hidden(backbone) as hidden:
+    packed = contextlib.nullcontext() if batch.bounds is None else within_records(backbone)
+    inputs = network_inputs(batch, attention_kind(backbone))
+    with captured_hidden(backbone) as hidden, packed:
         # The model's own forward must project something; one position is the least.
-        net(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False, logits_to_keep=1)
+        net(**inputs, use_cache=False, logits_to_keep=1)
     return batch.select(hidden[0])
 
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from anchorlwf.batch import Turn, collate
+from anchorlwf.batch import Turn, collate, pack
 from anchorlwf.divergence import completion_hidden
 from anchorlwf.errors import ConfigError, RecordError, wrong
 from anchorlwf.files import write_atomic
@@ -55,17 +55,19 @@ class ReferenceKey:
     """Of the weights; and what they are cast to where the surroundings do that."""
     device: str
     """cpu or cuda: their rounding differs."""
+    packed: bool = False
+    """Records end to end instead of padded: the states differ by rounding."""
     format: int = _FORMAT
 
     @classmethod
-    def of(cls, model: LanguageModel, turns: Iterable[Turn]) -> "ReferenceKey":
+    def of(cls, model: LanguageModel, turns: Iterable[Turn], *, packed: bool = False) -> "ReferenceKey":
         """The key of these turns under the model's reference, in the autocast context this is called in."""
         stamp, kind = model.stamp, model.device.type
         dtype = str(model.causal.dtype)
         if torch.is_autocast_enabled(kind):
             dtype += f", autocast to {torch.get_autocast_dtype(kind)}"
         records = hashlib.sha256("\n".join(sorted({_content(turn) for turn in turns})).encode()).hexdigest()
-        return cls(_reference_sha(model), stamp.tokenizer_sha, stamp.template_sha, records, dtype, kind)
+        return cls(_reference_sha(model), stamp.tokenizer_sha, stamp.template_sha, records, dtype, kind, packed)
 
     @property
     def sha(self) -> str:
@@ -135,7 +137,7 @@ def length_sorted(turns: Iterable[Turn], most: int = _BATCH_TOKENS) -> list[dict
 
 
 def build_reference_cache(
-    model: LanguageModel, turns: Sequence[Turn], root: str | Path, *, limit: int,
+    model: LanguageModel, turns: Sequence[Turn], root: str | Path, *, limit: int, packed: bool = False,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> ReferenceCache:
     """The cache of these turns: computed, or as much of it as is not there yet, and ready to be read.
@@ -147,6 +149,7 @@ def build_reference_cache(
         turns: at least one.
         root: folder of the caches. Those of other keys go where both would not fit.
         limit: most bytes of hidden states in `root`.
+        packed: put records through end to end, as training that packs does.
         on_batch: called with (batches done, all) after each batch that is computed.
 
     Raises:
@@ -157,7 +160,7 @@ def build_reference_cache(
     if needed > limit:
         fix = "Raise reference_cache_size, or train without a cache (0)."
         raise ConfigError(wrong("reference cache", f"at most {limit} bytes", needed, fix))
-    key, batches = ReferenceKey.of(model, turns), length_sorted(turns)
+    key, batches = ReferenceKey.of(model, turns, packed=packed), length_sorted(turns)
     folder = Path(root) / key.sha[:16]
     _make_room(folder, limit - needed)
     _check_index(folder, key)
@@ -258,7 +261,7 @@ def _computed(model: LanguageModel, batch: Mapping[str, Turn], key: ReferenceKey
     """One forward pass of the reference, as the content of a file."""
     turns = list(batch.values())
     with model.as_reference() as reference:
-        inputs = collate(turns, model.codec.pad_id).to(model.device)
+        inputs = (pack(turns) if key.packed else collate(turns, model.codec.pad_id)).to(model.device)
         hidden_ND = completion_hidden(reference.net, reference.backbone, inputs).cpu()
     parts = hidden_ND.split([len(turn.completion_ids) for turn in turns])
     tensors = {content: part.contiguous() for content, part in zip(batch, parts, strict=True)}

@@ -215,7 +215,7 @@ def _reference_cache(
         reason = f"it would take {needed / GIB:.2f} GiB of {limit / GIB:.2f} (reference_cache_size)"
     else:
         with trainer.accelerator.main_process_first(), trainer.accelerator.autocast():
-            return build_reference_cache(model, records, place, limit=limit, on_batch=on_batch)
+            return build_reference_cache(model, records, place, limit=limit, packed=trainer.packed, on_batch=on_batch)
     _log.info("no reference cache: %s", reason)
     return None
 

@@ -3,6 +3,7 @@
 Shape suffixes: N completion tokens of a micro-batch, D hidden width.
 """
 
+import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from anchorlwf.batch import Batch, collate
+from anchorlwf.attention import within_records
+from anchorlwf.batch import Batch, collate, pack
 from anchorlwf.config import TrainConfig
 from anchorlwf.divergence import completion_hidden, divergence
 from anchorlwf.files import storage_errors
@@ -23,6 +27,7 @@ from anchorlwf.head import read_head, reference_head
 from anchorlwf.loss.reduce import Counts, reduce_loss
 from anchorlwf.loss.scores import token_scores
 from anchorlwf.model import LanguageModel
+from anchorlwf.packing import fed_length, may_pack
 from anchorlwf.record import Record
 from anchorlwf.reference import ReferenceCache
 from anchorlwf.training.control import Certificate, DriftBudget, holding, mean
@@ -41,6 +46,7 @@ class AnchorTrainer(Trainer):
 
     Attributes:
         cache: the reference's hidden states; None: the reference runs beside the model.
+        packed: micro-batches are records end to end, not padded.
     """
 
     def __init__(
@@ -59,10 +65,27 @@ class AnchorTrainer(Trainer):
         # The shares returned by compute_loss are divided by global counts already.
         self.loss_is_scaled_for_ga = True
         self.sums = self._zeros()
+        self._lengths = [fed_length(record) for record in self.records]
+        with self.accelerator.autocast():
+            self.packed = may_pack(language_model, max(self._lengths))
 
     def _collated(self, records: Sequence[Record]) -> Batch:
-        batch = collate(records, self.language_model.codec.pad_id)
+        batch = pack(records) if self.packed else collate(records, self.language_model.codec.pad_id)
         return batch if self.cache is None else batch._replace(ref_hidden_ND=self.cache.hidden(records))
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
+        """Padded batches are made of records of like length; seeded, and another order each epoch."""
+        size = self.args.train_batch_size
+        if self.packed or len(self._lengths) <= size:
+            return super()._get_train_sampler(train_dataset)
+        # accelerate gives each process its share, so here there is one replica.
+        return DistributedLengthGroupedSampler(size, num_replicas=1, rank=0, seed=self.config.seed,
+                                               lengths=self._lengths)
+
+    def training_step(self, *inputs: Any, **options: Any) -> Tensor:
+        """As Trainer does. With gradient checkpointing the backward pass runs layers again, on packed records."""
+        with within_records(self.language_model.backbone) if self.packed else contextlib.nullcontext():
+            return super().training_step(*inputs, **options)
 
     def _zeros(self) -> Tensor:
         """Sums over one optimizer step: loss, anchors, anchors held, keep tokens, keep divergence."""
@@ -158,8 +181,7 @@ class AnchorTrainer(Trainer):
         keep_all_N = torch.zeros_like(batch.confidence_N)
         kl_N = divergence(hidden_ND, ref_hidden_ND, (head, self._ref_head), batch.token_ids_N, keep_all_N,
                           impl=self.config.impl)
-        missed = torch.zeros(len(batch.input_ids_BT), device=best_N.device)
-        missed.index_add_(0, batch.row_N, (best_N != batch.token_ids_N).float())
+        missed = batch.per_record((best_N != batch.token_ids_N).int())
         held = self._held(batch, hidden_ND, ref_hidden_ND, anchor_N)
         keep_N = kl_N[~anchor_N]
         return torch.stack([
