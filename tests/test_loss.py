@@ -20,7 +20,9 @@ from torch.utils._pytree import tree_leaves
 
 from anchorlwf.errors import LossError
 from anchorlwf.loss import anchor_loss, chunked
+from anchorlwf.loss.inputs import Head
 from anchorlwf.loss.reduce import Counts, reduce_loss
+from anchorlwf.loss.scores import token_scores
 
 IMPLEMENTATIONS = ("dense", "chunked")
 CONFIDENCES = (0.0, 1e-6, 0.1, 0.5, 0.9, 0.999, 1.0)
@@ -317,6 +319,23 @@ def test_gradients_of_chunked_pass_gradcheck(small_chunks, direction, head):
 
     assert loss(*arguments.values()).dtype == torch.float64
     assert torch.autograd.gradcheck(loss, tuple(arguments.values()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(1.0, None), (0.5, 4.0)], ids=["plain", "scaled and capped"])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_scores_of_tokens_are_those_of_full_logits(small_chunks, monkeypatch, dtype, shape, count):
+    small_chunks(3, 50)
+    monkeypatch.setattr(chunked, "TILE_BYTES", 12 * 20 * 4)  # a narrow head is widened in several parts
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(50, 12, generator=generator).to(dtype), torch.randn(50, generator=generator).to(dtype)
+    hidden, ids = torch.randn(count, 12, generator=generator).to(dtype), torch.arange(count)
+    head = Head(weight, bias, *shape)
+    best, log_p = token_scores(head, hidden, ids)
+    logits = head.logits(hidden)
+    assert torch.equal(best, logits.argmax(-1))
+    torch.testing.assert_close(log_p, logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0].float())
+    assert log_p.dtype == torch.float32
 
 
 @pytest.mark.parametrize("trained", [("hidden",), ("weight",), ("bias",), ("hidden", "bias"), ("weight", "bias"), ()])

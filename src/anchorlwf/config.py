@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from anchorlwf.errors import ConfigError
 from anchorlwf.files import write_atomic
@@ -14,6 +14,8 @@ __all__ = ["AnnotateConfig", "Config", "EvaluateConfig", "GateConfig", "PeerConf
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Listed = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
+"""For tuples: on a command line they are `1,2`."""
 
 
 class Config(BaseModel):

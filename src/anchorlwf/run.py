@@ -14,7 +14,7 @@ from anchorlwf.files import append_line, ensure_writable, write_atomic
 
 __all__ = ["RunFolder", "environment", "seed_everything"]
 
-_PACKAGES = ("anchorlwf", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "lm_eval")
+_PACKAGES = ("anchorlwf", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "trl", "lm_eval")
 
 
 def environment() -> dict[str, Any]:

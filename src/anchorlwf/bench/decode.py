@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from anchorlwf.decode import GreedyDecoder
 from anchorlwf.model import LanguageModel, load_model
 
-__all__ = ["Correction", "correction_of", "measure_correction", "measure_drafts", "steady_model"]
+__all__ = ["Correction", "correction_of", "measure_correction", "measure_drafts", "prompt_of", "steady_model"]
 
 _PROMPT = "Where was Mira Belmora born?"
 
@@ -36,6 +36,11 @@ def steady_model(steadiness: float = 3.5, *, layers: int = 4, width: int = 160, 
         net.transformer.wpe.weight.mul_(steadiness)
         net.transformer.wte.weight[end] = 0  # its logit is 0, and some other one is always larger
     return LanguageModel(net, codec, "steady")
+
+
+def prompt_of(model: LanguageModel) -> list[int]:
+    """Ids of a question."""
+    return model.codec.encode_prompt([{"role": "user", "content": _PROMPT}])
 
 
 @dataclass(frozen=True)
@@ -133,8 +138,7 @@ def measure_drafts(*, tokens: int = 512, position: int = 10, repeats: int = 5, s
         `measure_correction` by name of the draft.
     """
     model, rng = steady_model(seed=seed), random.Random(seed)
-    prompt_ids = model.codec.encode_prompt([{"role": "user", "content": _PROMPT}])
-    case = correction_of(model, prompt_ids, position, tokens, seed)
+    case = correction_of(model, prompt_of(model), position, tokens, seed)
     words = [token for token in range(model.vocabulary) if token not in set(case.new_ids)]
     drafts = {
         "old": case.rest_ids,

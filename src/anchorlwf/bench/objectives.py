@@ -1,6 +1,7 @@
 """What is compared: each a function that runs one forward and backward pass with a frozen head.
 
-Shape suffixes: N completion tokens, D hidden width, V vocabulary, K kept entries of a token's distribution.
+Shape suffixes: N completion tokens, D hidden width, V vocabulary, A anchors,
+K kept entries of a token's distribution.
 """
 
 from collections.abc import Callable
@@ -8,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import kl_div, one_hot
 
 from anchorlwf.loss import Implementation, anchor_loss
 
-__all__ = ["OBJECTIVES", "Problem", "make_problem"]
+__all__ = ["OBJECTIVES", "Problem", "make_problem", "top4_loss"]
 
 TOP = 4
 
@@ -27,15 +29,20 @@ class Problem:
     confidence_N: Tensor
 
 
-def make_problem(tokens: int, width: int, vocabulary: int, anchors: float, seed: int) -> Problem:
-    """Float32, on the CPU; logits with a standard deviation of 3; `anchors` is the share of tokens at confidence 1."""
+def make_problem(
+    tokens: int, width: int, vocabulary: int, anchors: float, seed: int, *, dtype: str = "float32", device: str = "cpu"
+) -> Problem:
+    """Logits with a standard deviation of 3; `anchors` is the share of tokens at confidence 1."""
     generator = torch.Generator().manual_seed(seed)
     ref_hidden_ND = torch.randn(tokens, width, generator=generator)
     hidden_ND = ref_hidden_ND + 0.1 * torch.randn(tokens, width, generator=generator)
     weight_VD = torch.randn(vocabulary, width, generator=generator).mul_(3 / width**0.5)
     token_ids_N = torch.randint(0, vocabulary, (tokens,), generator=generator)
     certain_N = torch.randperm(tokens, generator=generator) < round(anchors * tokens)
-    return Problem(hidden_ND, ref_hidden_ND, weight_VD, token_ids_N, certain_N.float())
+    kind = getattr(torch, dtype)
+    hidden_ND, ref_hidden_ND, weight_VD = (
+        tensor.to(device, kind) for tensor in (hidden_ND, ref_hidden_ND, weight_VD))
+    return Problem(hidden_ND, ref_hidden_ND, weight_VD, token_ids_N.to(device), certain_N.float().to(device))
 
 
 def _backward(problem: Problem, loss: Callable[[Tensor], Tensor]) -> None:
@@ -62,21 +69,29 @@ def _trl(problem: Problem) -> None:
     )[0])
 
 
-def _top4(problem: Problem) -> None:
-    """Full logits; cross-entropy at anchors, elsewhere KL from the reference's four largest, renormalised.
+def top4_loss(logits_NV: Tensor, ref_logits_NV: Tensor, token_ids_N: Tensor, confidence_N: Tensor) -> Tensor:
+    """KL between target and model over the target's four most probable tokens and all others as a fifth: [N] in nats.
 
-    Our rewrite of what the paper's author trains with; a token's probability outside the four is ignored.
+    What lawftrack, the tool of the paper's author, trains with, written anew: both distributions in full, the target
+    mixed with the anchor's token.
     """
-    def loss(hidden_ND: Tensor) -> Tensor:
-        log_p_NV = (hidden_ND @ problem.weight_VD.T).log_softmax(-1)
-        with torch.no_grad():
-            top = (problem.ref_hidden_ND @ problem.weight_VD.T).topk(TOP, dim=-1)
-            log_ref_NK = top.values.log_softmax(-1)
-        keep_N = (log_ref_NK.exp() * (log_ref_NK - log_p_NV.gather(-1, top.indices))).sum(-1)
-        anchor_N = -log_p_NV.gather(-1, problem.token_ids_N[:, None])[:, 0]
-        return torch.where(problem.confidence_N == 1, anchor_N, keep_N)
+    p_NV, target_NV = logits_NV.softmax(-1), ref_logits_NV.softmax(-1)
+    anchor_N = confidence_N > 0
+    share_A1, token_ids_A = confidence_N[anchor_N, None], token_ids_N[anchor_N]
+    target_NV[anchor_N] = share_A1 * one_hot(token_ids_A, target_NV.shape[1]) + (1 - share_A1) * target_NV[anchor_N]
+    top = target_NV.topk(TOP, dim=-1)
+    log_p_NK = _with_rest(p_NV.gather(-1, top.indices)).log()
+    return kl_div(log_p_NK, _with_rest(top.values), reduction="none").sum(-1)
 
-    _backward(problem, loss)
+
+def _with_rest(p_NK: Tensor) -> Tensor:
+    return torch.cat([p_NK, (1 - p_NK.sum(-1, keepdim=True)).clamp(min=1e-10)], -1)
+
+
+def _top4(problem: Problem) -> None:
+    ref_logits_NV = (problem.ref_hidden_ND @ problem.weight_VD.T).float()
+    _backward(problem, lambda hidden_ND: top4_loss(
+        (hidden_ND @ problem.weight_VD.T).float(), ref_logits_NV, problem.token_ids_N, problem.confidence_N))
 
 
 def _matmuls(problem: Problem) -> None:
@@ -87,6 +102,6 @@ def _matmuls(problem: Problem) -> None:
 
 
 OBJECTIVES: dict[str, Callable[[Problem], None]] = {
-    "chunked": _ours("chunked"), "dense": _ours("dense"), "trl": _trl, "top4": _top4, "matmuls": _matmuls,
+    "ours": _ours("auto"), "dense": _ours("dense"), "trl": _trl, "top4": _top4, "matmuls": _matmuls,
 }
 """By name; each runs forward and backward once."""

@@ -12,6 +12,7 @@ import typer
 from anchorlwf.cli import (
     annotate,
     arena,
+    bench,
     certificate,
     chat,
     demo,
@@ -35,7 +36,7 @@ app = typer.Typer(
     name="anchorlwf", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
     pretty_exceptions_enable=False, help="Correct a language model with a few tokens, and keep the rest as it was.",
 )
-for module in (annotate, verify, train, evaluate, certificate, chat, fix, demo, arena, export, import_edits,
+for module in (annotate, verify, train, evaluate, certificate, chat, fix, demo, arena, bench, export, import_edits,
                import_lawftrack):
     name = module.__name__.rsplit(".", 1)[-1]
     # Click wraps paragraphs unless they begin with a backspace: the examples must stay as they are.

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from anchorlwf.loss.inputs import Direction, Head, LossInputs
 from anchorlwf.loss.rows import certain_rows, finish_logits, forward_rows, reverse_rows
 
-__all__ = ["CHUNK_BYTES", "chunk_size", "chunked_loss"]
+__all__ = ["CHUNK_BYTES", "chunk_size", "chunked_loss", "project"]
 
 CHUNK_BYTES = 56 * 2**20
 """Most bytes of one chunk's logits; model and reference have such a buffer each, and little else is alive."""
@@ -60,7 +60,8 @@ def _tiles(weight_VD: Tensor, wide: torch.dtype) -> Iterator[tuple[slice, Tensor
         yield slice(start, start + size), tile_TD[: len(part)].copy_(part)
 
 
-def _project(hidden_CD: Tensor, weight_VD: Tensor, out_CV: Tensor) -> None:
+def project(hidden_CD: Tensor, weight_VD: Tensor, out_CV: Tensor) -> None:
+    """hidden @ weight.T into `out_CV`, in its dtype; a narrower weight is widened part by part."""
     for part, weight_TD in _tiles(weight_VD, out_CV.dtype):
         torch.mm(hidden_CD, weight_TD.T, out=out_CV[:, part])
 
@@ -133,10 +134,10 @@ class _Pass:
         ref_hidden_KD = self.ref_hidden_ND[rows_C[without:]].to(self.wide)
         count, total = len(hidden_CD), len(hidden_CD) + len(ref_hidden_KD)
         if _same(self.head.weight_VD, self.ref_head.weight_VD):
-            _project(torch.cat([hidden_CD, ref_hidden_KD]), self.head.weight_VD, logits_SV[:total])
+            project(torch.cat([hidden_CD, ref_hidden_KD]), self.head.weight_VD, logits_SV[:total])
         else:
-            _project(hidden_CD, self.head.weight_VD, logits_SV[:count])
-            _project(ref_hidden_KD, self.ref_head.weight_VD, logits_SV[count:total])
+            project(hidden_CD, self.head.weight_VD, logits_SV[:count])
+            project(ref_hidden_KD, self.ref_head.weight_VD, logits_SV[count:total])
 
     def _divergence(self, rows_C: Tensor, without: int, logits_SV: Tensor, spares: list[Tensor]) -> Tensor:
         """Divergences [C]; the model's logits become their gradient."""

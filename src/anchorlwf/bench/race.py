@@ -1,0 +1,202 @@
+"""Competitors run in turn, each in a process of its own.
+
+A process of its own, so that none finds memory or threads that another left; in turn, so that whatever else the machine
+does falls on all of them alike.
+"""
+
+import ctypes
+import multiprocessing
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anchorlwf.errors import AnchorLwfError, ConfigError, wrong
+
+__all__ = ["Compete", "OnRun", "Turn", "quiet", "race"]
+
+Compete = Callable[[Any, str, "Turn"], None]
+"""(setup, name, turn): builds what `name` is, calls `turn` once ready and after each run, and never returns."""
+OnRun = Callable[[int, int], None]
+"""Called with (runs done, all)."""
+
+_PROC = Path("/proc/self")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Of malloc.h."""
+_PAGES = 1 << 17
+
+
+class Turn:
+    """Waits for an order to run once more; before that, reports the run that has just ended.
+
+    It ends the process (`SystemExit`) when there are no more orders. An order is either for the time or for the memory
+    of a run, taken from order to call: freed memory that goes back to the system at once, so that a high-water mark
+    is what was alive and not what an allocator keeps, costs time.
+
+    Args:
+        pipe: to the process that gives the orders.
+        device: where the work happens; on a GPU its work is waited for and its own memory counted.
+    """
+
+    def __init__(self, pipe: Connection, device: str = "cpu") -> None:
+        self._pipe, self._gpu = pipe, torch.device(device).type == "cuda"
+        self._report: Callable[[], dict[str, Any]] | None = None
+
+    def __call__(self, held_bytes: int = 0) -> None:
+        """Once ready, and after each run.
+
+        Args:
+            held_bytes: what lives between runs and belongs to the competitor, such as weights.
+        """
+        if self._gpu:
+            torch.cuda.synchronize()
+        self._pipe.send({"held_bytes": held_bytes} if self._report is None else self._report())
+        try:
+            order = self._pipe.recv()
+        except EOFError:
+            raise SystemExit(0) from None
+        self._report = self._memory() if order == "memory" else self._time()
+
+    def _time(self) -> Callable[[], dict[str, Any]]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        return lambda: {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+
+    def _memory(self) -> Callable[[], dict[str, Any]]:
+        """None where there is no such thing to be read."""
+        if self._gpu:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            return lambda: {"extra_bytes": torch.cuda.max_memory_allocated() - before}
+        _give_back_what_is_freed()
+        try:
+            (_PROC / "clear_refs").write_text("5")
+        except OSError:
+            return lambda: {"extra_bytes": None}
+        before = _resident("VmRSS")
+        return lambda: {"extra_bytes": _resident("VmHWM") - before}
+
+
+def _give_back_what_is_freed() -> None:
+    """glibc keeps freed memory for later; from now on it does not, where there is glibc."""
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _PAGES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _PAGES)
+        libc.malloc_trim(0)
+
+
+def race(
+    compete: Compete, setup: Any, names: Sequence[str], *, runs: int, threads: int, device: str = "cpu",
+    on_run: OnRun | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Run all competitors `runs` times in turn, and once more for their memory.
+
+    Args:
+        compete: a function of a module, for other processes must find it.
+        setup: its first argument.
+        names: the competitors; the first is what the others are compared with.
+        runs: of each.
+        threads: of torch, per process.
+        device: where they work.
+        on_run: see `OnRun`.
+
+    Returns:
+        By name: `seconds` and `cpu_seconds` (medians), `ratio` (median over the rounds of its seconds by those of the
+        first name in the same round), `held_bytes` (see `Turn`), `extra_bytes` (the most that was alive in a run above
+        what was there before it; None where that cannot be read), `runs` (every run's seconds).
+
+    Raises:
+        ConfigError: fewer than one run, no competitor, or one that could not start.
+    """
+    if runs < 1 or not names:
+        got = f"{runs} runs of {len(names)} competitors"
+        raise ConfigError(wrong("benchmark", "1 or more runs of 1 or more competitors", got, "Change the options."))
+    orders = ["time"] * runs + ["memory"]
+    rounds: list[dict[str, dict[str, Any]]] = [{} for _ in orders]
+    with _competitors(compete, setup, names, threads, device) as (pipes, held):
+        for place, order in enumerate(orders):
+            for number, (name, pipe) in enumerate(pipes.items(), 1):
+                pipe.send(order)
+                rounds[place][name] = _received(name, pipe)
+                if on_run is not None:
+                    on_run(place * len(names) + number, len(orders) * len(names))
+    *timed, memory = rounds
+    return {name: {**_summary(timed, name, names[0]), "held_bytes": held[name], **memory[name]} for name in names}
+
+
+def _summary(rounds: list[dict[str, dict[str, Any]]], name: str, first: str) -> dict[str, Any]:
+    return {
+        "seconds": statistics.median(each[name]["seconds"] for each in rounds),
+        "cpu_seconds": statistics.median(each[name]["cpu_seconds"] for each in rounds),
+        "ratio": statistics.median(each[name]["seconds"] / each[first]["seconds"] for each in rounds),
+        "runs": [each[name]["seconds"] for each in rounds],
+    }
+
+
+@contextmanager
+def _competitors(
+    compete: Compete, setup: Any, names: Sequence[str], threads: int, device: str
+) -> Iterator[tuple[dict[str, Connection], dict[str, int]]]:
+    """One process each, ready and waiting for orders; and what each holds, in bytes."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes, held = dict[str, Connection](), [], dict[str, int]()
+    try:
+        for name in names:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(compete, setup, name, threads, device, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            pipes[name] = ours
+            # One after the other: two that start at once would be slow together.
+            held[name] = _received(name, ours)["held_bytes"]
+        yield pipes, held
+    finally:
+        for pipe in pipes.values():
+            pipe.close()
+        for process in processes:
+            process.join()
+
+
+def _received(name: str, pipe: Connection) -> dict[str, Any]:
+    try:
+        found = pipe.recv()
+    except EOFError:
+        fix = "It was killed; most likely the memory did not suffice. Make the problem smaller."
+        raise ConfigError(wrong(f"benchmark of {name}", "a process that lives", "one that died", fix)) from None
+    if isinstance(found, AnchorLwfError):
+        raise found
+    return dict(found)
+
+
+def _serve(compete: Compete, setup: Any, name: str, threads: int, device: str, pipe: Connection) -> None:
+    """In the competitor's process."""
+    torch.set_num_threads(threads)
+    try:
+        compete(setup, name, Turn(pipe, device))
+    except AnchorLwfError as error:
+        pipe.send(error)
+    except KeyboardInterrupt:  # the parent says so itself
+        sys.exit(130)
+
+
+def quiet() -> None:
+    """For processes that measure: what their libraries say helps nobody."""
+    import transformers
+
+    warnings.simplefilter("ignore")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _resident(key: str) -> int:
+    """A figure of /proc/self/status in bytes."""
+    lines = (_PROC / "status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
