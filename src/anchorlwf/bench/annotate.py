@@ -1,16 +1,15 @@
 """How long annotating known answers takes, in batches and step by step, and how much memory a long file needs."""
 
 import json
-import multiprocessing
 import random
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from anchorlwf.annotation import Session, TargetAnnotator, annotate, annotate_stream, drive
+from anchorlwf.bench.memory import one_process_each, peak_mib
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.decode import GreedyDecoder
 from anchorlwf.model import LanguageModel
@@ -85,18 +84,6 @@ def measure_annotation(
     }
 
 
-def _peak_mib() -> float:
-    """Most memory this process has held (resident set), since it was started."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # `getrusage` goes on from what the parent held when it forked.
-        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        return int(line.split()[1]) / 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
-
-
 def annotate_many(count: int, folder: str | Path) -> dict[str, Any]:
     """Annotate a file of `count` short synthetic prompts with the embedded model, nothing decoded.
 
@@ -111,10 +98,9 @@ def annotate_many(count: int, folder: str | Path) -> dict[str, Any]:
     begin = time.perf_counter()
     done = sum(1 for _ in annotate_stream(None, source, out=out, config=AnnotateConfig(original=False)))
     assert done == count, "every line is another prompt"
-    return {"records": count, "seconds": time.perf_counter() - begin, "peak_mib": _peak_mib()}
+    return {"records": count, "seconds": time.perf_counter() - begin, "peak_mib": peak_mib()}
 
 
 def measure_memory(counts: Sequence[int], folder: str | Path) -> list[dict[str, Any]]:
     """`annotate_many` for each count, each in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        return pool.starmap(annotate_many, [(count, str(folder)) for count in counts], chunksize=1)
+    return one_process_each(annotate_many, counts, folder)

@@ -6,7 +6,7 @@ Shape suffixes: N completion tokens of a micro-batch, D hidden width.
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from anchorlwf.model import LanguageModel
 from anchorlwf.record import Record
 from anchorlwf.reference import ReferenceCache
 from anchorlwf.training.control import Certificate, DriftBudget, holding, mean
+from anchorlwf.training.intake import Records
 
 __all__ = ["AnchorTrainer"]
 
@@ -44,15 +45,15 @@ class AnchorTrainer(Trainer):
     """
 
     def __init__(
-        self, language_model: LanguageModel, records: Sequence[Record], config: TrainConfig,
+        self, language_model: LanguageModel, records: Records, config: TrainConfig,
         arguments: TrainingArguments,
     ) -> None:
-        self.language_model, self.records, self.config = language_model, list(records), config
+        self.language_model, self.records, self.config = language_model, records, config
         self.budget = DriftBudget(config)
         self._ref_head = reference_head(language_model)
         self.cache: ReferenceCache | None = None
         super().__init__(
-            model=language_model.net, args=arguments, train_dataset=self.records,
+            model=language_model.net, args=arguments, train_dataset=cast(Any, self.records),
             data_collator=lambda rows: self._collated(rows).tensors(),
         )
         self.remove_callback(PrinterCallback)
@@ -142,10 +143,11 @@ class AnchorTrainer(Trainer):
         was_training = net.training
         net.eval()
         sums = torch.zeros(6, dtype=torch.float64, device=self.args.device)
-        mine = self.records[self.accelerator.process_index :: self.accelerator.num_processes]
+        mine = range(self.accelerator.process_index, len(self.records), self.accelerator.num_processes)
         size = self.args.per_device_train_batch_size
         for start in range(0, len(mine), size):
-            sums += self._measure(self._collated(mine[start : start + size]).to(self.args.device))
+            part = [self.records[index] for index in mine[start : start + size]]
+            sums += self._measure(self._collated(part).to(self.args.device))
         net.train(was_training)
         anchors, held, records, reproduced, keeps, kl = self.accelerator.reduce(sums, "sum")
         return Certificate(int(anchors), int(held), int(records), int(reproduced), int(keeps), mean(kl, keeps))

@@ -1,0 +1,73 @@
+"""How much memory a process has held at most; and how much training needs on few and on many records."""
+
+import math
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from anchorlwf.config import TrainConfig
+from anchorlwf.model import LanguageModel, load_model
+from anchorlwf.record import Anchor, Record, new_id
+from anchorlwf.training import train
+
+__all__ = ["measure_training_memory", "one_process_each", "peak_mib", "synthetic_records", "train_many"]
+
+_BATCH = 64
+
+
+def peak_mib() -> float:
+    """Most memory this process has held (resident set), since it was started."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # `getrusage` goes on from what the parent held when it forked.
+        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
+
+
+def one_process_each(
+    function: Callable[[int, str], dict[str, Any]], counts: Sequence[int], folder: str | Path
+) -> list[dict[str, Any]]:
+    """`function(count, folder)` for each count, in a fresh process, for a peak never falls."""
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        return pool.starmap(function, [(count, str(folder)) for count in counts], chunksize=1)
+
+
+def synthetic_records(model: LanguageModel, count: int) -> Iterator[Record]:
+    """Short records of one anchor each, all different, one after another; no model is run."""
+    stamp, stop = model.stamp, min(model.stop_ids)
+    for number in range(count):
+        messages = [{"role": "user", "content": f"What is number {number}?"}]
+        completion = f"Number {number} is {number * 7919 % 1000}."
+        prompt_ids, ids = model.codec.encode_prompt(messages), [*model.codec.encode(completion), stop]
+        anchor = Anchor(position=len(ids) - 2, token_id=ids[-2], source="target")
+        yield Record(id=new_id(number), model=stamp, messages=messages, prompt_ids=prompt_ids, completion_ids=ids,
+                     completion=completion, anchors=[anchor])
+
+
+def train_many(count: int, folder: str | Path) -> dict[str, Any]:
+    """Train the embedded model on a file of `count` short records: one pass, one step more, and the certificate.
+
+    Returns:
+        Steps, seconds with the reference cache and without writing the file, and the peak of this process's memory.
+    """
+    source, model = Path(folder) / f"records-{count}.jsonl", load_model()
+    with open(source, "w", encoding="utf-8") as stream:
+        stream.writelines(f"{record.model_dump_json()}\n" for record in synthetic_records(model, count))
+    # With a single pass there would be no cache.
+    config = TrainConfig(batch_size=_BATCH, max_steps=math.ceil(count / _BATCH) + 1, stop=False)
+    begin = time.perf_counter()
+    result = train(model, source, out=Path(folder) / f"run-{count}", config=config)
+    assert result.records == count, "every line is another record"
+    seconds = time.perf_counter() - begin
+    return {"records": count, "steps": result.steps, "seconds": seconds, "peak_mib": peak_mib()}
+
+
+def measure_training_memory(counts: Sequence[int], folder: str | Path) -> list[dict[str, Any]]:
+    """`train_many` for each count, each in a process of its own."""
+    return one_process_each(train_many, counts, folder)
