@@ -8,7 +8,6 @@ goes on behind its last whole file, and a damaged file is computed again instead
 Shape suffixes: N completion tokens, D hidden width.
 """
 
-import functools
 import hashlib
 import json
 import logging
@@ -37,7 +36,6 @@ __all__ = ["GIB", "ReferenceCache", "ReferenceKey", "build_reference_cache", "re
 
 GIB = 2**30
 _FORMAT = 1
-_OPEN_FILES = 64
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +85,6 @@ class ReferenceCache:
         self._files = np.empty(len(contents), np.int64)
         for number, batch in enumerate(batches):
             self._files[batch] = number
-        self._open = functools.lru_cache(maxsize=_OPEN_FILES)(lambda name: _opened(folder / name))
 
     def hidden(self, turns: Sequence[Turn]) -> Tensor:
         """The reference's states at the predicting positions, in the order of `collate`: [N, D] on the CPU.
@@ -102,16 +99,17 @@ class ReferenceCache:
             fix = "Build the cache for all records that are trained on."
             what = f"reference cache {self.folder}"
             raise RecordError(wrong(what, "a record it was built for", "another", fix)) from None
-        return torch.cat([self._read(number) for number in numbers.tolist()])
+        files, parts = self._files[numbers], dict[int, Tensor]()
+        for file in set(files.tolist()):
+            parts |= self._read(file, numbers[files == file].tolist())
+        return torch.cat([parts[number] for number in numbers.tolist()])
 
-    def close(self) -> None:
-        """Let go of the files; reading opens them again."""
-        self._open.cache_clear()
-
-    def _read(self, number: int) -> Tensor:
-        name = _file_name(int(self._files[number]))
+    def _read(self, file: int, numbers: list[int]) -> dict[int, Tensor]:
+        # Opened for this batch alone: whatever was read of a file that stays mapped counts as memory of this process.
+        name = _file_name(file)
         try:
-            return self._open(name).get_tensor(self._contents.name(number))
+            with _opened(self.folder / name) as states:
+                return {number: states.get_tensor(self._contents.name(number)) for number in numbers}
         except (OSError, SafetensorError) as error:
             fix = "Start again; what is missing is computed again."
             raise ConfigError(wrong(f"reference cache {self.folder}", f"the file {name}", error, fix)) from error

@@ -88,9 +88,9 @@ class _Check:
 
     def __call__(self, record: Record) -> None:
         if self._reverse and any(anchor.confidence == 1 for anchor in record.anchors):
-            expected = "anchors with confidence below 1"
-            fix = "KL(p_theta || q) is infinite at confidence 1. Go forward, or annotate with less confidence."
-            raise ConfigError(wrong("direction reverse", expected, "confidence 1", fix))
+            fix = "Use direction forward, or annotate with less confidence."
+            got = "confidence 1, where KL(p_theta || q) is infinite"
+            raise ConfigError(wrong("direction reverse", "anchors with confidence below 1", got, fix))
         self._model.check_stamp(record, self._stamp)
         length = len(record.prompt_ids) + len(record.completion_ids)
         if self._context is not None and length > self._context:

@@ -1,11 +1,10 @@
 """The training stage: records in, a run folder with an adapter out."""
 
-import contextlib
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,11 +97,11 @@ def train(
         (folder.path / "metrics.jsonl").unlink(missing_ok=True)
     trainer = _trainer(language_model, intake.records, config, folder, on_step)
     began = time.perf_counter()
-    with _reference_cached(trainer, intake.contents, folder, on_reference):
-        trainer.train(resume_from_checkpoint=checkpoint)
-        seconds = time.perf_counter() - began
-        language_model.net.eval()
-        certificate = trainer.certify()
+    trainer.cache = _reference_cache(trainer, intake.contents, folder, on_reference)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.perf_counter() - began
+    language_model.net.eval()
+    certificate = trainer.certify()
     result = TrainResult(
         weights=str(_save(language_model, folder, trainer.is_world_process_zero())), steps=trainer.state.global_step,
         seconds=seconds, converged=certificate.passes(config.drift_budget), certificate=certificate,
@@ -165,19 +164,6 @@ def _trainer(
     rule.trainer = trainer
     trainer.add_callback(rule)
     return trainer
-
-
-@contextlib.contextmanager
-def _reference_cached(
-    trainer: AnchorTrainer, contents: Contents, folder: RunFolder, on_batch: Callable[[int, int], None] | None
-) -> Iterator[None]:
-    """The trainer with its cache, where there is one; no file of it stays open, whatever happens."""
-    trainer.cache = _reference_cache(trainer, contents, folder, on_batch)
-    try:
-        yield
-    finally:
-        if trainer.cache is not None:
-            trainer.cache.close()
 
 
 def _reference_cache(
