@@ -173,6 +173,23 @@ def test_damaged_and_foreign_files_are_computed_again(fresh_model, records, tmp_
     assert [file.stat().st_mtime_ns for file in rest] == kept
 
 
+@pytest.mark.usefixtures("small_batches")
+def test_a_process_that_follows_another_looks_at_keys_but_not_at_every_byte(fresh_model, records, tmp_path, forwards,
+                                                                            monkeypatch):
+    build(fresh_model, records, tmp_path / "ours")
+    build(fresh_model, records[:2], tmp_path / "other")
+    foreign, *rest = shards(tmp_path / "ours")
+    foreign.write_bytes(shards(tmp_path / "other")[0].read_bytes())
+    summed, plain = [], reference._tensors_sha
+    monkeypatch.setattr(reference, "_tensors_sha", lambda tensors: summed.append(len(tensors)) or plain(tensors))
+    forwards.clear()
+    cache = build(fresh_model, records, tmp_path / "ours", checksums=False)
+    assert len(forwards) == 1, "what belongs elsewhere is never taken"
+    assert len(summed) == 2, "the weights, and the file that was computed; none of the others"
+    assert len(rest) >= 2
+    assert float((cache.hidden(records) - live(fresh_model, records)).abs().max()) < 1e-5
+
+
 # --- keys -----------------------------------------------------------------------------------------------------------
 
 
