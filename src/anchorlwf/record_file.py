@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anchorlwf.errors import RecordError, wrong
 from anchorlwf.lines import good_lines, row_of
@@ -74,7 +75,7 @@ class RecordFile(Sequence[Record]):
         return RecordError(wrong(where, expected, got, fix))
 
 
-def _latest(ids: bytearray) -> np.ndarray:
+def _latest(ids: bytearray) -> NDArray[np.int64]:
     """Where, among 16-byte ids, each stands for the last time: int64, ascending."""
     halves = np.frombuffer(ids, np.uint64).reshape(-1, 2)
     # A stable order: equal ids stay in that of the file.

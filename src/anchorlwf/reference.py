@@ -105,11 +105,11 @@ class ReferenceCache:
         return torch.cat([parts[number] for number in numbers.tolist()])
 
     def _read(self, file: int, numbers: list[int]) -> dict[int, Tensor]:
-        # Opened for this batch alone: whatever was read of a file that stays mapped counts as memory of this process.
+        # Copied, and the file closed at once: all that was touched of a file that stays mapped counts as our memory.
         name = _file_name(file)
         try:
             with _opened(self.folder / name) as states:
-                return {number: states.get_tensor(self._contents.name(number)) for number in numbers}
+                return {number: states.get_tensor(self._contents.name(number)).clone() for number in numbers}
         except (OSError, SafetensorError) as error:
             fix = "Start again; what is missing is computed again."
             raise ConfigError(wrong(f"reference cache {self.folder}", f"the file {name}", error, fix)) from error

@@ -79,7 +79,7 @@ def train(
 
     Raises:
         RecordError: no complete record, or no anchor among them; or the file was changed meanwhile.
-        StampError: a record was made with another tokenizer or chat template.
+        StampError, PromptError: a record of another tokenizer or chat template; one longer than the context.
         ModelError: a head that cannot be projected outside the model, or LoRA on a tied head.
         ConfigError: nothing to resume, a reverse direction with confidence 1, or a reference cache that is not ours.
         StorageError: the run folder cannot be written.
@@ -179,9 +179,10 @@ def _reference_cache(
     elif needed > limit:
         reason = f"it would take {needed / GIB:.2f} GiB of {limit / GIB:.2f} (reference_cache_size)"
     else:
-        with trainer.accelerator.main_process_first(), trainer.accelerator.autocast():
-            # The other processes of a machine come when its first one has checked every file.
-            first = trainer.accelerator.is_local_main_process
+        one = trainer.accelerator
+        # The first of all, then the first of each other machine, then the rest, who need not check every file again.
+        with one.main_process_first(), one.local_main_process_first(), one.autocast():
+            first = one.is_local_main_process
             return build_reference_cache(
                 model, records, contents, place, limit=limit, checksums=first, on_batch=on_batch
             )
