@@ -172,12 +172,12 @@ def test_memory_hardly_grows_with_the_number_of_records(tiny_model, tmp_path, mo
         build_reference_cache(tiny_model, intake.records, intake.contents, tmp_path / path.stem, limit=GIB)
 
     # Small batches, so that either peak holds a whole one.
-    monkeypatch.setattr(reference, "length_sorted", lambda contents: length_sorted(contents, 2000))
+    monkeypatch.setattr(reference, "length_sorted", lambda contents: length_sorted(contents, 500))
     few, many = (written(tiny_model, tmp_path / f"{count}.jsonl", count) for count in (150, 650))
     prepare(written(tiny_model, tmp_path / "first.jsonl", 150))
     per_record = (peak(lambda: prepare(many)) - peak(lambda: prepare(few))) / 500
-    assert per_record < 200
-    assert peak(lambda: load_records(few)) / 150 > 2000, "so that the bound says something"
+    assert per_record < 600
+    assert peak(lambda: load_records(few)) / 150 > 2400, "so that the bound says something"
 
 
 def test_the_measured_training_has_a_cache_and_different_records(tmp_path):
