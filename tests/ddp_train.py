@@ -6,10 +6,9 @@ import sys
 from accelerate import PartialState
 
 from anchorlwf.config import TrainConfig
-from anchorlwf.jsonl import load_records
 from anchorlwf.training import train
 
 model, records, out = sys.argv[1:]
 assert os.environ["WORLD_SIZE"] == "2", "torchrun started another number of processes"
-train(model, load_records(records), out=out, config=TrainConfig.load(f"{out}.yaml"))
+train(model, records, out=out, config=TrainConfig.load(f"{out}.yaml"))
 PartialState().destroy_process_group()

@@ -18,9 +18,9 @@ import anchorlwf
 
 ROOT = Path(anchorlwf.__file__).parent
 
-VALUES = {"errors", "files", "record", "probe", "jsonl", "export", "edit_data", "config", "run"}
-TENSORS = {"text", "model", "draft", "replay", "decode", "batch", "attention", "loss", "head", "divergence", "packing",
-           "reference"}
+VALUES = {"errors", "files", "record", "probe", "lines", "jsonl", "record_file", "export", "edit_data", "config", "run"}
+TENSORS = {"text", "model", "draft", "replay", "decode", "batch", "attention", "contents", "loss", "head", "divergence",
+           "packing", "reference"}
 STAGES = {"annotation", "training", "evaluation", "ship", "world"}
 # Each puts several stages to work, which is why no stage need know another.
 COMPOSITIONS = {

@@ -17,6 +17,7 @@ from anchorlwf.annotation import Session
 from anchorlwf.attention import WITHIN_RECORDS, attention_kind, within_records
 from anchorlwf.batch import KeepTurn, collate, pack
 from anchorlwf.config import AnnotateConfig, TrainConfig
+from anchorlwf.contents import Contents
 from anchorlwf.divergence import completion_hidden
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.packing import fed_length, packing_flaw
@@ -269,7 +270,7 @@ def test_the_name_comes_back_whatever_happens(model_of):
 
 
 def test_packed_and_padded_references_are_different_caches(tiny_model, records, tmp_path):
-    keys = {ReferenceKey.of(tiny_model, records, packed=packed).sha for packed in (True, False)}
+    keys = {ReferenceKey.of(tiny_model, Contents(records), packed=packed).sha for packed in (True, False)}
     assert len(keys) == 2
     trained(tiny_model.name, records, tmp_path)
     [index] = tmp_path.rglob("reference/*/index.json")

@@ -10,11 +10,12 @@ from anchorlwf import reference
 from anchorlwf.annotation import Session
 from anchorlwf.batch import KeepTurn, collate
 from anchorlwf.config import AnnotateConfig, TrainConfig
+from anchorlwf.contents import Contents, length_sorted
 from anchorlwf.divergence import completion_hidden
 from anchorlwf.errors import ConfigError, RecordError
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Prompt
-from anchorlwf.reference import GIB, ReferenceKey, build_reference_cache, length_sorted, reference_bytes
+from anchorlwf.reference import GIB, ReferenceKey, build_reference_cache, reference_bytes
 from anchorlwf.training import train
 
 
@@ -48,11 +49,11 @@ def forwards(monkeypatch):
 def small_batches(monkeypatch):
     """Two records of the tiny model to a batch."""
     plain = length_sorted
-    monkeypatch.setattr(reference, "length_sorted", lambda turns: plain(turns, 80))
+    monkeypatch.setattr(reference, "length_sorted", lambda contents: plain(contents, 80))
 
 
 def build(model, turns, root, limit=GIB, **options):
-    return build_reference_cache(model, turns, root, limit=limit, **options)
+    return build_reference_cache(model, turns, Contents(turns), root, limit=limit, **options)
 
 
 def live(model, turns):
@@ -143,7 +144,7 @@ def test_a_crash_half_way_loses_the_broken_batch_only(fresh_model, records, tmp_
     forwards.clear()
     progress = []
     cache = build(fresh_model, records, tmp_path, on_batch=lambda *done: progress.append(done))
-    batches = len(length_sorted(records, 80))
+    batches = len(length_sorted(Contents(records), 80))
     assert batches >= 3
     assert progress == [(number, batches) for number in range(2, batches + 1)]
     assert len(forwards) == batches - 1
@@ -172,6 +173,23 @@ def test_damaged_and_foreign_files_are_computed_again(fresh_model, records, tmp_
     assert [file.stat().st_mtime_ns for file in rest] == kept
 
 
+@pytest.mark.usefixtures("small_batches")
+def test_a_process_that_follows_another_looks_at_keys_but_not_at_every_byte(fresh_model, records, tmp_path, forwards,
+                                                                            monkeypatch):
+    build(fresh_model, records, tmp_path / "ours")
+    build(fresh_model, records[:2], tmp_path / "other")
+    foreign, *rest = shards(tmp_path / "ours")
+    foreign.write_bytes(shards(tmp_path / "other")[0].read_bytes())
+    summed, plain = [], reference._tensors_sha
+    monkeypatch.setattr(reference, "_tensors_sha", lambda tensors: summed.append(len(tensors)) or plain(tensors))
+    forwards.clear()
+    cache = build(fresh_model, records, tmp_path / "ours", checksums=False)
+    assert len(forwards) == 1, "what belongs elsewhere is never taken"
+    assert len(summed) == 2, "the weights, and the file that was computed; none of the others"
+    assert len(rest) >= 2
+    assert float((cache.hidden(records) - live(fresh_model, records)).abs().max()) < 1e-5
+
+
 # --- keys -----------------------------------------------------------------------------------------------------------
 
 
@@ -180,7 +198,7 @@ def test_the_key_knows_what_states_depend_on(tiny_path, records):
         model = load_model(str(tiny_path), dtype=dtype, device="cpu")
         if change is not None:
             change(model)
-        return ReferenceKey.of(model, turns)
+        return ReferenceKey.of(model, Contents(turns))
 
     def weight(model):
         with torch.no_grad():
@@ -234,9 +252,9 @@ def test_another_key_gets_another_folder_and_a_forged_one_is_refused(fresh_model
 
 
 def test_the_bound_holds_over_all_keys(fresh_model, records, tmp_path):
-    needed = reference_bytes(fresh_model, records)
+    needed = reference_bytes(fresh_model, Contents(records))
     assert needed == sum(len(record.completion_ids) for record in records) * 32 * 4
-    assert reference_bytes(fresh_model, [*records, *records]) == needed
+    assert reference_bytes(fresh_model, Contents([*records, *records])) == needed
     with pytest.raises(ConfigError, match="reference_cache_size"):
         build(fresh_model, records, tmp_path, limit=needed - 1)
     assert not shards(tmp_path)
@@ -274,13 +292,19 @@ class Lengths:
        st.randoms(use_true_random=False))
 def test_batches_hold_every_turn_once_within_the_bound_in_any_order(lengths, most, random):
     turns = [one.turn(index) for index, one in enumerate(lengths)]
-    batches = length_sorted(turns, most)
-    found = [turn for batch in batches for turn in batch.values()]
+    contents = Contents(turns)
+    batches = [batch.tolist() for batch in length_sorted(contents, most)]
+    found = [turns[contents.places[number]] for batch in batches for number in batch]
     assert sorted(found, key=str) == sorted(turns, key=str)
     sizes = [len(turn.prompt_ids) + len(turn.completion_ids) for turn in found]
     assert sizes == sorted(sizes)
+    assert contents.lengths.tolist() == [len(turns[place].prompt_ids) + len(turns[place].completion_ids)
+                                         for place in contents.places]
     for batch in batches:
-        widest = max(len(turn.prompt_ids) + len(turn.completion_ids) for turn in batch.values())
+        widest = max(contents.lengths[batch])
         assert len(batch) == 1 or len(batch) * widest <= most
     shuffled = random.sample(turns, len(turns))
-    assert length_sorted([*shuffled, *shuffled[:2]], most) == batches
+    again = Contents([*shuffled, *shuffled[:2]])
+    assert [batch.tolist() for batch in length_sorted(again, most)] == batches
+    assert [again.name(number) for number in range(len(again))] == [contents.name(n) for n in range(len(contents))]
+    assert again.completion_lengths.tolist() == contents.completion_lengths.tolist()

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from anchorlwf.errors import RecordError, wrong
-from anchorlwf.jsonl import BadLineWarning, problem_of
+from anchorlwf.lines import BadLineWarning, problem_of
 from anchorlwf.probe import Probe, ProbeKind
 from anchorlwf.record import Prompt
 

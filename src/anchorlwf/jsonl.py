@@ -1,16 +1,15 @@
 """JSON lines in and out: every bad line named, no good line lost, views for other trainers."""
 
 import json
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from anchorlwf.errors import AnchorLwfError, RecordError, wrong
+from anchorlwf.errors import RecordError, wrong
 from anchorlwf.files import append_lines, write_atomic
+from anchorlwf.lines import BadLine, BadLineWarning, Row, Source, checked_lines, good_lines
 from anchorlwf.probe import Probe
 from anchorlwf.record import Prompt, Record
 
@@ -27,127 +26,16 @@ __all__ = [
     "load_probes",
     "load_prompts",
     "load_records",
-    "problem_of",
     "read_lines",
     "save_lines",
     "save_records",
 ]
 
-Row = TypeVar("Row", bound=BaseModel)
-Source = str | Path | Iterable[dict[str, Any]]
-
-
-class BadLineWarning(UserWarning):
-    """A line was skipped because it is not what the file should hold."""
-
-
-@dataclass(frozen=True)
-class BadLine:
-    """One line that could not be read, and why."""
-
-    source: str
-    line: int
-    """Counted from 1."""
-    problem: str
-    """Field, expected and got."""
-    kind: type[AnchorLwfError] = RecordError
-    """What is raised where no other kind of line is bad."""
-
-    def __str__(self) -> str:
-        return f"{self.source}, line {self.line}: {self.problem}"
-
-
-def problem_of(error: ValidationError) -> str:
-    """What pydantic found: field, expected and got, in our words."""
-    found = []
-    for item in error.errors(include_url=False):
-        field = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "value_error":
-            found.append(f"{field}: {item['ctx']['error']}" if field else str(item["ctx"]["error"]))
-        else:
-            got = "nothing" if item["type"] == "missing" else repr(item["input"])
-            got = got if len(got) <= 80 else got[:77] + "..."
-            found.append(f"{field or 'line'}: expected {_expected(item['msg'])}, got {got}")
-    return "; ".join(found)
-
-
-def _expected(message: str) -> str:
-    lowered = message[0].lower() + message[1:]
-    for lead in ("input should be ", "field "):
-        lowered = lowered.removeprefix(lead)
-    return "the field" if lowered == "required" else lowered
-
-
-def _unpadded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _unpadded(item) for key, item in value.items() if item is not None}
-    return [_unpadded(item) for item in value] if isinstance(value, list) else value
-
-
-def _raw_rows(source: Source) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Numbered dicts; a string in their place is what is wrong with that line."""
-    if not isinstance(source, str | Path):
-        # To us an absent field and None are the same. A `datasets` dataset (told by its features) also pads the dicts
-        # within a row: {"role": "user", "content": "...", "tool_calls": None}, which chat templates would take badly.
-        clean = _unpadded if hasattr(source, "features") else lambda value: value
-        for number, row in enumerate(source, 1):
-            yield number, {key: clean(value) for key, value in row.items() if value is not None}
-        return
-    with open(source, "rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.rstrip(b"\r\n").decode())
-                # Half of an escaped surrogate pair is read without complaint, but no text can hold it: neither a
-                # tokenizer nor a file would take it later.
-                if b"\\u" in line:
-                    json.dumps(row, ensure_ascii=False).encode()
-            except UnicodeDecodeError as error:
-                yield number, f"expected UTF-8 text, got bytes that are not ({error.reason} at byte {error.start})"
-            except json.JSONDecodeError as error:
-                yield number, f"expected one JSON object, got broken JSON ({error.msg} at column {error.colno})"
-            except (ValueError, RecursionError) as error:
-                # A number of thousands of digits, brackets without end, half a character.
-                yield number, f"expected one JSON object, got broken JSON ({error})"
-            else:
-                yield number, row if isinstance(row, dict) else f"expected a JSON object, got {type(row).__name__}"
-
-
 def each_line(
     source: Source, kind: type[Row], check: Callable[[Row], object] | None = None
 ) -> Iterator[Row | BadLine]:
-    """Read a JSONL file (or rows of a dataset) as `kind`, line by line, good and bad; memory does not grow with it.
-
-    Args:
-        source: path, or rows.
-        kind: of the lines.
-        check: raises an `AnchorLwfError` for a line that is well-formed and yet no good, such as a prompt too long.
-
-    Raises:
-        RecordError: the file does not exist or holds no line at all.
-    """
-    name = str(source) if isinstance(source, str | Path) else "dataset"
-    if isinstance(source, str | Path) and not Path(source).is_file():
-        raise RecordError(wrong(name, "a JSONL file", "no such file", "Check the path."))
-    number = 0
-    for number, row in _raw_rows(source):
-        if isinstance(row, str):
-            yield BadLine(name, number, row)
-            continue
-        try:
-            found = kind.model_validate(row)
-            if check is not None:
-                check(found)
-        except ValidationError as error:
-            yield BadLine(name, number, problem_of(error))
-        except AnchorLwfError as error:
-            yield BadLine(name, number, str(error), type(error))
-        else:
-            yield found
-    if not number:
-        what = f"at least one {kind.__name__.lower()}"
-        raise RecordError(wrong(name, what, "an empty file", "Write one JSON object per line."))
+    """The lines of a file or the rows of a dataset, good and bad. Arguments and errors: `lines.checked_lines`."""
+    return (row for _, row in checked_lines(source, kind, check))
 
 
 def read_lines(source: Source, kind: type[Row]) -> tuple[list[Row], list[BadLine]]:
@@ -165,22 +53,8 @@ def read_lines(source: Source, kind: type[Row]) -> tuple[list[Row], list[BadLine
 def _each(
     source: Source, kind: type[Row], skip_bad: bool, check: Callable[[Row], object] | None = None
 ) -> Iterator[Row]:
-    """The good lines; once they have all been given, the bad ones are raised, or warned of."""
-    good, bad = 0, list[BadLine]()
-    for row in each_line(source, kind, check):
-        if isinstance(row, BadLine):
-            bad.append(row)
-        else:
-            good += 1
-            yield row
-    if bad and not skip_bad:
-        listing = "\n".join(str(line) for line in bad)
-        kinds = {line.kind for line in bad}
-        error = kinds.pop() if len(kinds) == 1 else RecordError
-        fix = "Mend the bad ones, or skip them (--skip-bad, where the command has it; in Python skip_bad=True)."
-        raise error(f"{listing}\n{good} other lines are good. {fix}")
-    for line in bad:
-        warnings.warn(str(line), BadLineWarning, stacklevel=4)
+    for _, row in good_lines(source, kind, skip_bad=skip_bad, asked_by=5, check=check):
+        yield row
 
 
 def _load(

@@ -8,35 +8,34 @@ goes on behind its last whole file, and a damaged file is computed again instead
 Shape suffixes: N completion tokens, D hidden width.
 """
 
-import functools
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from anchorlwf.batch import Turn, collate, pack
+from anchorlwf.contents import Contents, Turns, length_sorted
 from anchorlwf.divergence import completion_hidden
 from anchorlwf.errors import ConfigError, RecordError, wrong
 from anchorlwf.files import write_atomic
 from anchorlwf.head import reference_head
 from anchorlwf.model import LanguageModel
 
-__all__ = ["GIB", "ReferenceCache", "ReferenceKey", "build_reference_cache", "length_sorted", "reference_bytes"]
+__all__ = ["GIB", "ReferenceCache", "ReferenceKey", "build_reference_cache", "reference_bytes"]
 
 GIB = 2**30
 _FORMAT = 1
-_BATCH_TOKENS = 8192
-"""Most tokens, padding included, of a batch of several records: a file stays below 128 MiB at D = 4,096 in float32."""
-_OPEN_FILES = 64
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class ReferenceKey:
     tokenizer: str
     template: str
     records: str
-    """SHA-256 over the records' contents, see `_content`."""
+    """SHA-256 over the records' contents, see `Contents`."""
     dtype: str
     """Of the weights; and what they are cast to where the surroundings do that."""
     device: str
@@ -60,14 +59,13 @@ class ReferenceKey:
     format: int = _FORMAT
 
     @classmethod
-    def of(cls, model: LanguageModel, turns: Iterable[Turn], *, packed: bool = False) -> "ReferenceKey":
-        """The key of these turns under the model's reference, in the autocast context this is called in."""
+    def of(cls, model: LanguageModel, contents: Contents, *, packed: bool = False) -> "ReferenceKey":
+        """The key of these contents under the model's reference, in the autocast context this is called in."""
         stamp, kind = model.stamp, model.device.type
         dtype = str(model.causal.dtype)
         if torch.is_autocast_enabled(kind):
             dtype += f", autocast to {torch.get_autocast_dtype(kind)}"
-        records = hashlib.sha256("\n".join(sorted({_content(turn) for turn in turns})).encode()).hexdigest()
-        return cls(_reference_sha(model), stamp.tokenizer_sha, stamp.template_sha, records, dtype, kind, packed)
+        return cls(_reference_sha(model), stamp.tokenizer_sha, stamp.template_sha, contents.sha, dtype, kind, packed)
 
     @property
     def sha(self) -> str:
@@ -80,12 +78,15 @@ class ReferenceCache:
 
     Args:
         folder: of the cache.
-        places: file name by content.
+        contents: what it was built for.
+        batches: the contents, by number, of each file.
     """
 
-    def __init__(self, folder: Path, places: Mapping[str, str]) -> None:
-        self.folder, self._places = folder, places
-        self._open = functools.lru_cache(maxsize=_OPEN_FILES)(lambda name: _opened(folder / name))
+    def __init__(self, folder: Path, contents: Contents, batches: Sequence[NDArray[np.int64]]) -> None:
+        self.folder, self._contents = folder, contents
+        self._files = np.empty(len(contents), np.int64)
+        for number, batch in enumerate(batches):
+            self._files[batch] = number
 
     def hidden(self, turns: Sequence[Turn]) -> Tensor:
         """The reference's states at the predicting positions, in the order of `collate`: [N, D] on the CPU.
@@ -94,50 +95,37 @@ class ReferenceCache:
             RecordError: a turn the cache was not built for.
             ConfigError: a file of the cache is gone.
         """
-        return torch.cat([self._read(_content(turn)) for turn in turns])
-
-    def close(self) -> None:
-        """Let go of the files; reading opens them again."""
-        self._open.cache_clear()
-
-    def _read(self, content: str) -> Tensor:
-        name = self._places.get(content)
-        if name is None:
-            fix = "Build the cache for all records that are trained on."
-            raise RecordError(wrong(f"reference cache {self.folder}", "a record it was built for", "another", fix))
         try:
-            return self._open(name).get_tensor(content)
+            numbers = self._contents.find(turns)
+        except KeyError:
+            fix = "Build the cache for all records that are trained on."
+            what = f"reference cache {self.folder}"
+            raise RecordError(wrong(what, "a record it was built for", "another", fix)) from None
+        files, parts = self._files[numbers], dict[int, Tensor]()
+        for file in set(files.tolist()):
+            parts |= self._read(file, numbers[files == file].tolist())
+        return torch.cat([parts[number] for number in numbers.tolist()])
+
+    def _read(self, file: int, numbers: list[int]) -> dict[int, Tensor]:
+        # Copied, and the file closed at once: all that was touched of a file that stays mapped counts as our memory.
+        name = _file_name(file)
+        try:
+            with _opened(self.folder / name) as states:
+                return {number: states.get_tensor(self._contents.name(number)).clone() for number in numbers}
         except (OSError, SafetensorError) as error:
             fix = "Start again; what is missing is computed again."
             raise ConfigError(wrong(f"reference cache {self.folder}", f"the file {name}", error, fix)) from error
 
 
-def reference_bytes(model: LanguageModel, turns: Iterable[Turn]) -> int:
-    """Bytes of the hidden states of all turns; equal ones count once."""
+def reference_bytes(model: LanguageModel, contents: Contents) -> int:
+    """Bytes of the hidden states of all contents."""
     weight_VD = reference_head(model).weight_VD
-    tokens = sum({_content(turn): len(turn.completion_ids) for turn in turns}.values())
-    return tokens * weight_VD.shape[1] * weight_VD.element_size()
-
-
-def length_sorted(turns: Iterable[Turn], most: int = _BATCH_TOKENS) -> list[dict[str, Turn]]:
-    """Batches of {content: turn}, shortest first, equal turns once: the same whatever order the turns come in.
-
-    Args:
-        turns: any number.
-        most: tokens of a batch, padding included; a longer turn makes a batch of its own.
-    """
-    batches: list[dict[str, Turn]] = [{}]
-    unique = {_content(turn): turn for turn in turns}
-    for content, turn in sorted(unique.items(), key=lambda item: (_length(item[1]), item[0])):
-        # Sorted, so this one is as long as the batch is wide.
-        if batches[-1] and (len(batches[-1]) + 1) * _length(turn) > most:
-            batches.append({})
-        batches[-1][content] = turn
-    return [batch for batch in batches if batch]
+    return int(contents.completion_lengths.sum()) * weight_VD.shape[1] * weight_VD.element_size()
 
 
 def build_reference_cache(
-    model: LanguageModel, turns: Sequence[Turn], root: str | Path, *, limit: int, packed: bool = False,
+    model: LanguageModel, turns: Turns, contents: Contents, root: str | Path, *, limit: int, packed: bool = False,
+    checksums: bool = True,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> ReferenceCache:
     """The cache of these turns: computed, or as much of it as is not there yet, and ready to be read.
@@ -146,46 +134,42 @@ def build_reference_cache(
 
     Args:
         model: whose reference it is of.
-        turns: at least one.
+        turns: at least one. Those of a batch are read when it is computed.
+        contents: of these turns, in this order.
         root: folder of the caches. Those of other keys go where both would not fit.
         limit: most bytes of hidden states in `root`.
         packed: put records through end to end, as training that packs does.
+        checksums: check those of the files that are there. Not needed where another process has just done so.
         on_batch: called with (batches done, all) after each batch that is computed.
 
     Raises:
         ConfigError: more than `limit` is needed; or the folder of this key holds something else.
         StorageError: `root` cannot be written.
     """
-    needed = reference_bytes(model, turns)
+    needed = reference_bytes(model, contents)
     if needed > limit:
         fix = "Raise reference_cache_size, or train without a cache (0)."
         raise ConfigError(wrong("reference cache", f"at most {limit} bytes", needed, fix))
-    key, batches = ReferenceKey.of(model, turns, packed=packed), length_sorted(turns)
+    key, batches = ReferenceKey.of(model, contents, packed=packed), length_sorted(contents)
     folder = Path(root) / key.sha[:16]
     _make_room(folder, limit - needed)
     _check_index(folder, key)
-    names = [f"{number:06d}.safetensors" for number in range(len(batches))]
-    for number, (name, batch) in enumerate(zip(names, batches, strict=True), 1):
-        place = folder / name
+    for number, batch in enumerate(batches):
+        place, names = folder / _file_name(number), [contents.name(one) for one in batch.tolist()]
         if place.exists():
-            flaw = _flaw(place, batch, key)
+            flaw = _flaw(place, names, key, checksums)
             if flaw is None:
                 continue
             _log.warning("reference cache: %s %s; computing it again", place, flaw)
-        write_atomic(place, _computed(model, batch, key))
+        read = {name: turns[int(contents.places[one])] for name, one in zip(names, batch.tolist(), strict=True)}
+        write_atomic(place, _computed(model, read, key))
         if on_batch is not None:
-            on_batch(number, len(batches))
-    places = {content: name for name, batch in zip(names, batches, strict=True) for content in batch}
-    return ReferenceCache(folder, places)
+            on_batch(number + 1, len(batches))
+    return ReferenceCache(folder, contents, batches)
 
 
-def _length(turn: Turn) -> int:
-    return len(turn.prompt_ids) + len(turn.completion_ids)
-
-
-def _content(turn: Turn) -> str:
-    """SHA-256 of what the reference reads: prompt and completion ids, and where one ends."""
-    return hashlib.sha256(json.dumps([turn.prompt_ids, turn.completion_ids]).encode()).hexdigest()
+def _file_name(number: int) -> str:
+    return f"{number:06d}.safetensors"
 
 
 def _tensors_sha(tensors: Mapping[str, Tensor]) -> str:
@@ -244,13 +228,15 @@ def _opened(place: Path) -> Any:
     return safe_open(str(place), framework="pt")
 
 
-def _flaw(place: Path, batch: Mapping[str, Turn], key: ReferenceKey) -> str | None:
+def _flaw(place: Path, names: Sequence[str], key: ReferenceKey, checksum: bool) -> str | None:
     """What is wrong with a file of the cache, or None."""
     try:
         file = _opened(place)
         noted, contents = file.metadata() or {}, set(file.keys())
-        if noted.get("key") != key.sha or contents != set(batch):
+        if noted.get("key") != key.sha or contents != set(names):
             return "belongs to another cache"
+        if not checksum:
+            return None
         whole = _tensors_sha({content: file.get_tensor(content) for content in contents}) == noted.get("sha256")
     except (OSError, SafetensorError):
         whole = False

@@ -41,7 +41,8 @@ def one_process_each(
 def synthetic_records(model: LanguageModel, count: int) -> Iterator[Record]:
     """Short records of one anchor each, all different, one after another; no model is run."""
     stamp, stop = model.stamp, min(model.stop_ids)
-    for number in range(count):
+    # Counted down, so that a few are as long as most of many.
+    for number in range(99_999, 99_999 - count, -1):
         messages = [{"role": "user", "content": f"What is number {number}?"}]
         completion = f"Number {number} is {number * 7919 % 1000}."
         prompt_ids, ids = model.codec.encode_prompt(messages), [*model.codec.encode(completion), stop]

@@ -65,16 +65,20 @@ def train(
     PartialState().destroy_process_group()
 
 
-def _inputs(
-    model: str | None, records: Path, retain: Path | None, skip_bad: bool, trust: bool
-) -> tuple[Any, list[Any]]:
-    from anchorlwf.annotation import retention_records
-    from anchorlwf.jsonl import load_records
-    from anchorlwf.model import load_model
+def _inputs(model: str | None, records: Path, retain: Path | None, skip_bad: bool, trust: bool) -> tuple[Any, Any]:
+    from torch.utils.data import ConcatDataset
 
-    chosen = load_records(records, skip_bad=skip_bad)
+    from anchorlwf.annotation import retention_records
+    from anchorlwf.model import load_model
+    from anchorlwf.record_file import RecordFile
+
+    # Whatever has a length and numbers is a dataset to torch, which its types do not say.
+    chosen: Any = RecordFile(records, skip_bad=skip_bad)
     loaded = load_model(model, trust_remote_code=trust)
-    return loaded, [*chosen, *(retention_records(loaded, retain, skip_bad=skip_bad) if retain else [])]
+    if retain is not None:
+        kept: Any = retention_records(loaded, retain, skip_bad=skip_bad)
+        chosen = ConcatDataset([chosen, kept])
+    return loaded, chosen
 
 
 def _print(result: Any, as_json: bool) -> None:

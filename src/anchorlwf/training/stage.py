@@ -1,11 +1,10 @@
 """The training stage: records in, a run folder with an adapter out."""
 
-import contextlib
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,16 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from anchorlwf.config import TrainConfig
-from anchorlwf.errors import ConfigError, ModelError, PromptError, RecordError, wrong
+from anchorlwf.contents import Contents
+from anchorlwf.errors import ConfigError, ModelError, wrong
 from anchorlwf.files import staged_folder
 from anchorlwf.head import probe_head
-from anchorlwf.jsonl import load_records
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Record
 from anchorlwf.reference import GIB, ReferenceCache, build_reference_cache, reference_bytes
 from anchorlwf.run import RunFolder, environment
 from anchorlwf.training.control import Certificate
+from anchorlwf.training.intake import Intake, Records, by_number, take_in
 from anchorlwf.training.stoprule import StopRule
 from anchorlwf.training.trainer import AnchorTrainer
 
@@ -55,7 +55,7 @@ class TrainResult:
 
 def train(
     model: LanguageModel | str | None,
-    records: str | Path | Iterable[Record],
+    records: str | Path | Records | Iterable[Record],
     *,
     out: str | Path,
     config: TrainConfig | None = None,
@@ -68,7 +68,8 @@ def train(
     Args:
         model: the annotated model, its name, or None for the embedded one. It is changed in place: afterwards it is
             the tuned model.
-        records: a JSONL file or records; only complete ones are used.
+        records: a JSONL file or records; only complete ones are used. A file (a `RecordFile`, a torch
+            `ConcatDataset` with one) stays on disk: leave it as it is meanwhile, except that lines may be appended.
         out: the run folder. Receives config.yaml, environment.json, metrics.jsonl, train.json, adapter/ (model/
             for full fine-tuning) and, where it pays, reference/ (may be deleted afterwards).
         config: the objective and its limits.
@@ -77,16 +78,16 @@ def train(
         on_reference: called with (batches done, all) while the reference's states are computed.
 
     Raises:
-        RecordError: no complete record, or no anchor among them.
-        StampError: a record was made with another tokenizer or chat template.
+        RecordError: no complete record, or no anchor among them; or the file was changed meanwhile.
+        StampError, PromptError: a record of another tokenizer or chat template; one longer than the context.
         ModelError: a head that cannot be projected outside the model, or LoRA on a tied head.
         ConfigError: nothing to resume, a reverse direction with confidence 1, or a reference cache that is not ours.
         StorageError: the run folder cannot be written.
     """
     config = config or TrainConfig()
-    chosen = _usable(load_records(records) if isinstance(records, str | Path) else list(records), config)
+    listed = by_number(records)
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
-    _check_fit(language_model, chosen)
+    intake = take_in(language_model, listed, config)
     folder = RunFolder(out)
     checkpoint = _last_checkpoint(folder, config) if resume else None
     _prepare(language_model, config)
@@ -94,46 +95,23 @@ def train(
         config.save(folder.path / "config.yaml")
         folder.write_json("environment.json", environment())
         (folder.path / "metrics.jsonl").unlink(missing_ok=True)
-    trainer = _trainer(language_model, chosen, config, folder, on_step)
+    trainer = _trainer(language_model, intake, config, folder, on_step)
     began = time.perf_counter()
-    with _reference_cached(trainer, folder, on_reference):
-        trainer.train(resume_from_checkpoint=checkpoint)
-        seconds = time.perf_counter() - began
-        language_model.net.eval()
-        certificate = trainer.certify()
+    trainer.cache = _reference_cache(trainer, intake.contents, folder, on_reference)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.perf_counter() - began
+    language_model.net.eval()
+    certificate = trainer.certify()
     result = TrainResult(
         weights=str(_save(language_model, folder, trainer.is_world_process_zero())), steps=trainer.state.global_step,
         seconds=seconds, converged=certificate.passes(config.drift_budget), certificate=certificate,
-        records=len(chosen), anchors=certificate.anchors, completion_tokens=sum(len(r.completion_ids) for r in chosen),
+        records=len(intake.records), anchors=certificate.anchors, completion_tokens=intake.completion_tokens,
     )
     if trainer.is_world_process_zero():
         folder.write_json("train.json", asdict(result))
     # No process returns before the weights are on disk.
     trainer.accelerator.wait_for_everyone()
     return result
-
-
-def _usable(records: list[Record], config: TrainConfig) -> list[Record]:
-    complete = [record for record in records if record.status == "complete"]
-    if not complete:
-        got = f"{len(records)} records, none complete"
-        raise RecordError(wrong("records", "at least one complete record", got, "Finish annotating first."))
-    if not any(record.anchors for record in complete):
-        fix = "There is nothing to learn; annotate a wrong answer."
-        raise RecordError(wrong("records", "at least one anchor", "none", fix))
-    certain = any(anchor.confidence == 1 for record in complete for anchor in record.anchors)
-    if config.direction == "reverse" and certain:
-        fix = "KL(p_theta || q) is infinite at confidence 1. Use direction forward, or annotate with less confidence."
-        raise ConfigError(wrong("direction reverse", "anchors with confidence below 1", "confidence 1", fix))
-    return complete
-
-
-def _check_fit(model: LanguageModel, records: list[Record]) -> None:
-    for record in records:
-        model.check_stamp(record)
-        length, limit = len(record.prompt_ids) + len(record.completion_ids), model.context_length
-        if limit is not None and length > limit:
-            raise PromptError(wrong(f"record {record.id}", f"at most {limit} tokens", length, "Leave it out."))
 
 
 def _prepare(model: LanguageModel, config: TrainConfig) -> None:
@@ -178,35 +156,23 @@ def _arguments(folder: RunFolder, config: TrainConfig, model: LanguageModel, rec
 
 
 def _trainer(
-    model: LanguageModel, records: list[Record], config: TrainConfig, folder: RunFolder,
+    model: LanguageModel, intake: Intake, config: TrainConfig, folder: RunFolder,
     on_step: Callable[[dict[str, Any]], None] | None,
 ) -> AnchorTrainer:
-    trainer = AnchorTrainer(model, records, config, _arguments(folder, config, model, len(records)))
+    trainer = AnchorTrainer(model, intake.records, intake.lengths, config,
+                            _arguments(folder, config, model, len(intake.records)))
     rule = StopRule(lambda row: _report(folder, row, on_step))
     rule.trainer = trainer
     trainer.add_callback(rule)
     return trainer
 
 
-@contextlib.contextmanager
-def _reference_cached(
-    trainer: AnchorTrainer, folder: RunFolder, on_batch: Callable[[int, int], None] | None
-) -> Iterator[None]:
-    """The trainer with its cache, where there is one; no file of it stays open, whatever happens."""
-    trainer.cache = _reference_cache(trainer, folder, on_batch)
-    try:
-        yield
-    finally:
-        if trainer.cache is not None:
-            trainer.cache.close()
-
-
 def _reference_cache(
-    trainer: AnchorTrainer, folder: RunFolder, on_batch: Callable[[int, int], None] | None
+    trainer: AnchorTrainer, contents: Contents, folder: RunFolder, on_batch: Callable[[int, int], None] | None
 ) -> ReferenceCache | None:
     """The reference's hidden states on disk, where they pay and fit; built by one process for all."""
     model, records, args = trainer.language_model, trainer.records, trainer.args
-    limit, needed = int(trainer.config.reference_cache_size * GIB), reference_bytes(trainer.language_model, records)
+    limit, needed = int(trainer.config.reference_cache_size * GIB), reference_bytes(trainer.language_model, contents)
     place = folder.path / "reference"
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     if args.max_steps <= math.ceil(len(records) / per_step):
@@ -214,8 +180,13 @@ def _reference_cache(
     elif needed > limit:
         reason = f"it would take {needed / GIB:.2f} GiB of {limit / GIB:.2f} (reference_cache_size)"
     else:
-        with trainer.accelerator.main_process_first(), trainer.accelerator.autocast():
-            return build_reference_cache(model, records, place, limit=limit, packed=trainer.packed, on_batch=on_batch)
+        one = trainer.accelerator
+        # The first of all, then the first of each other machine, then the rest, who need not check every file again.
+        with one.main_process_first(), one.local_main_process_first(), one.autocast():
+            first = one.is_local_main_process
+            return build_reference_cache(
+                model, records, contents, place, limit=limit, packed=trainer.packed, checksums=first, on_batch=on_batch
+            )
     _log.info("no reference cache: %s", reason)
     return None
 

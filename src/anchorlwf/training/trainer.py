@@ -7,7 +7,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,10 +27,11 @@ from anchorlwf.head import read_head, reference_head
 from anchorlwf.loss.reduce import Counts, reduce_loss
 from anchorlwf.loss.scores import token_scores
 from anchorlwf.model import LanguageModel
-from anchorlwf.packing import fed_length, may_pack
+from anchorlwf.packing import may_pack
 from anchorlwf.record import Record
 from anchorlwf.reference import ReferenceCache
 from anchorlwf.training.control import Certificate, DriftBudget, holding, mean
+from anchorlwf.training.intake import Records
 
 __all__ = ["AnchorTrainer"]
 
@@ -41,6 +42,7 @@ class AnchorTrainer(Trainer):
     Args:
         language_model: with its adapter attached, or its reference copy kept.
         records: complete records.
+        lengths: `fed_length` of each.
         config: the objective.
         arguments: transformers' own, made by `training.stage`.
 
@@ -50,22 +52,22 @@ class AnchorTrainer(Trainer):
     """
 
     def __init__(
-        self, language_model: LanguageModel, records: Sequence[Record], config: TrainConfig,
+        self, language_model: LanguageModel, records: Records, lengths: Sequence[int], config: TrainConfig,
         arguments: TrainingArguments,
     ) -> None:
-        self.language_model, self.records, self.config = language_model, list(records), config
+        self.language_model, self.records, self.config = language_model, records, config
+        self._lengths = lengths
         self.budget = DriftBudget(config)
         self._ref_head = reference_head(language_model)
         self.cache: ReferenceCache | None = None
         super().__init__(
-            model=language_model.net, args=arguments, train_dataset=self.records,
+            model=language_model.net, args=arguments, train_dataset=cast(Any, self.records),
             data_collator=lambda rows: self._collated(rows).tensors(),
         )
         self.remove_callback(PrinterCallback)
         # The shares returned by compute_loss are divided by global counts already.
         self.loss_is_scaled_for_ga = True
         self.sums = self._zeros()
-        self._lengths = [fed_length(record) for record in self.records]
         with self.accelerator.autocast():
             self.packed = may_pack(language_model, max(self._lengths))
 
@@ -80,7 +82,7 @@ class AnchorTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         # accelerate gives each process its share, so here there is one replica.
         return DistributedLengthGroupedSampler(size, num_replicas=1, rank=0, seed=self.config.seed,
-                                               lengths=self._lengths)
+                                               lengths=list(self._lengths))
 
     def training_step(self, *inputs: Any, **options: Any) -> Tensor:
         """As Trainer does. With gradient checkpointing the backward pass runs layers again, on packed records."""
@@ -165,10 +167,11 @@ class AnchorTrainer(Trainer):
         was_training = net.training
         net.eval()
         sums = torch.zeros(6, dtype=torch.float64, device=self.args.device)
-        mine = self.records[self.accelerator.process_index :: self.accelerator.num_processes]
+        mine = range(self.accelerator.process_index, len(self.records), self.accelerator.num_processes)
         size = self.args.per_device_train_batch_size
         for start in range(0, len(mine), size):
-            sums += self._measure(self._collated(mine[start : start + size]).to(self.args.device))
+            part = [self.records[index] for index in mine[start : start + size]]
+            sums += self._measure(self._collated(part).to(self.args.device))
         net.train(was_training)
         anchors, held, records, reproduced, keeps, kl = self.accelerator.reduce(sums, "sum")
         return Certificate(int(anchors), int(held), int(records), int(reproduced), int(keeps), mean(kl, keeps))

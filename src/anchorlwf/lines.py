@@ -1,0 +1,172 @@
+"""The lines of a JSONL file: read one at a time, checked, located; every bad one named."""
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from anchorlwf.errors import AnchorLwfError, RecordError, wrong
+
+__all__ = ["BadLine", "BadLineWarning", "Line", "Row", "Source", "checked_lines", "good_lines", "problem_of", "row_of"]
+
+Row = TypeVar("Row", bound=BaseModel)
+Source = str | Path | Iterable[dict[str, Any]]
+
+
+class BadLineWarning(UserWarning):
+    """A line was skipped because it is not what the file should hold."""
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """One line that could not be read, and why."""
+
+    source: str
+    line: int
+    """Counted from 1."""
+    problem: str
+    """Field, expected and got."""
+    kind: type[AnchorLwfError] = RecordError
+    """What is raised where no other kind of line is bad."""
+
+    def __str__(self) -> str:
+        return f"{self.source}, line {self.line}: {self.problem}"
+
+
+def problem_of(error: ValidationError) -> str:
+    """What pydantic found: field, expected and got, in our words."""
+    found = []
+    for item in error.errors(include_url=False):
+        field = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "value_error":
+            found.append(f"{field}: {item['ctx']['error']}" if field else str(item["ctx"]["error"]))
+        else:
+            got = "nothing" if item["type"] == "missing" else repr(item["input"])
+            got = got if len(got) <= 80 else got[:77] + "..."
+            found.append(f"{field or 'line'}: expected {_expected(item['msg'])}, got {got}")
+    return "; ".join(found)
+
+
+def _expected(message: str) -> str:
+    lowered = message[0].lower() + message[1:]
+    for lead in ("input should be ", "field "):
+        lowered = lowered.removeprefix(lead)
+    return "the field" if lowered == "required" else lowered
+
+
+def _unpadded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _unpadded(item) for key, item in value.items() if item is not None}
+    return [_unpadded(item) for item in value] if isinstance(value, list) else value
+
+
+class Line(NamedTuple):
+    """One line that is not blank, or one row of a dataset."""
+
+    number: int
+    """Counted from 1."""
+    row: dict[str, Any] | str
+    """A string is what is wrong with the line."""
+    start: int = 0
+    """Bytes of the file before it."""
+    content: bytes = b""
+    """The line as it stands in the file, its line break included."""
+
+
+def row_of(content: bytes) -> dict[str, Any] | str:
+    """The JSON object that stands in a line; or, as a string, what is wrong with it."""
+    try:
+        row = json.loads(content.rstrip(b"\r\n").decode())
+        # Half of an escaped surrogate pair is read without complaint, but no text can hold it: neither a
+        # tokenizer nor a file would take it later.
+        if b"\\u" in content:
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        return f"expected UTF-8 text, got bytes that are not ({error.reason} at byte {error.start})"
+    except json.JSONDecodeError as error:
+        return f"expected one JSON object, got broken JSON ({error.msg} at column {error.colno})"
+    except (ValueError, RecursionError) as error:
+        # A number of thousands of digits, brackets without end, half a character.
+        return f"expected one JSON object, got broken JSON ({error})"
+    return row if isinstance(row, dict) else f"expected a JSON object, got {type(row).__name__}"
+
+
+def _lines(source: Source) -> Iterator[Line]:
+    if not isinstance(source, str | Path):
+        # To us an absent field and None are the same. A `datasets` dataset (told by its features) also pads the dicts
+        # within a row: {"role": "user", "content": "...", "tool_calls": None}, which chat templates would take badly.
+        clean = _unpadded if hasattr(source, "features") else lambda value: value
+        for number, row in enumerate(source, 1):
+            yield Line(number, {key: clean(value) for key, value in row.items() if value is not None})
+        return
+    start = 0
+    with open(source, "rb") as stream:
+        for number, content in enumerate(stream, 1):
+            if content.strip():
+                yield Line(number, row_of(content), start, content)
+            start += len(content)
+
+
+def checked_lines(
+    source: Source, kind: type[Row], check: Callable[[Row], object] | None = None
+) -> Iterator[tuple[Line, Row | BadLine]]:
+    """Read a JSONL file (or rows of a dataset) as `kind`, line by line, good and bad; memory does not grow with it.
+
+    Args:
+        source: path, or rows.
+        kind: of the lines.
+        check: raises an `AnchorLwfError` for a line that is well-formed and yet no good, such as a prompt too long.
+
+    Raises:
+        RecordError: the file does not exist or holds no line at all.
+    """
+    name = str(source) if isinstance(source, str | Path) else "dataset"
+    if isinstance(source, str | Path) and not Path(source).is_file():
+        raise RecordError(wrong(name, "a JSONL file", "no such file", "Check the path."))
+    empty = True
+    for line in _lines(source):
+        empty = False
+        if isinstance(line.row, str):
+            yield line, BadLine(name, line.number, line.row)
+            continue
+        try:
+            found = kind.model_validate(line.row)
+            if check is not None:
+                check(found)
+        except ValidationError as error:
+            yield line, BadLine(name, line.number, problem_of(error))
+        except AnchorLwfError as error:
+            yield line, BadLine(name, line.number, str(error), type(error))
+        else:
+            yield line, found
+    if empty:
+        what = f"at least one {kind.__name__.lower()}"
+        raise RecordError(wrong(name, what, "an empty file", "Write one JSON object per line."))
+
+
+def good_lines(
+    source: Source, kind: type[Row], *, skip_bad: bool, asked_by: int, check: Callable[[Row], object] | None = None
+) -> Iterator[tuple[Line, Row]]:
+    """The good lines of `checked_lines`; once they have all been given, the bad ones are raised, or warned of.
+
+    `asked_by`: how many calls up from here the one is that warnings should point at, as `warnings.warn` counts.
+    """
+    good, bad = 0, list[BadLine]()
+    for line, row in checked_lines(source, kind, check):
+        if isinstance(row, BadLine):
+            bad.append(row)
+        else:
+            good += 1
+            yield line, row
+    if bad and not skip_bad:
+        listing = "\n".join(map(str, bad))
+        kinds = {one.kind for one in bad}
+        error = kinds.pop() if len(kinds) == 1 else RecordError
+        fix = "Mend the bad ones, or skip them (--skip-bad, where the command has it; in Python skip_bad=True)."
+        raise error(f"{listing}\n{good} other lines are good. {fix}")
+    for one in bad:
+        warnings.warn(str(one), BadLineWarning, stacklevel=asked_by)
