@@ -1,3 +1,4 @@
+import json
 import os
 from dataclasses import dataclass
 
@@ -81,6 +82,7 @@ def shards(root):
     {"gradient_checkpointing": True}, {"reduction": "token", "hinge": False},
 ], ids=str)
 def test_losses_and_certificate_are_those_without(tiny_path, records, tmp_path, options):
+    options = {"impl": "chunked", **options}
     without, plain = rows(tiny_path, records, tmp_path / "without", reference_cache_size=0, **options)
     with_it, cached = rows(tiny_path, records, tmp_path / "with", **options)
     assert shards(tmp_path / "with" / "reference")
@@ -94,24 +96,75 @@ def test_losses_and_certificate_are_those_without(tiny_path, records, tmp_path, 
 def test_with_the_same_batch_shapes_everything_is_bit_equal(tiny_path, records, tmp_path):
     one = [records[0]]
     without, plain = rows(tiny_path, one, tmp_path / "without", reference_cache_size=0)
-    with_it, cached = rows(tiny_path, one, tmp_path / "with")
+    with_it, cached = rows(tiny_path, one, tmp_path / "with", impl="chunked")
     assert with_it == without
     assert cached.certificate == plain.certificate
 
 
+@pytest.mark.parametrize("options", [
+    {}, {"batch_size": 2, "accumulation": 2}, {"gradient_checkpointing": True}, {"reduction": "token", "hinge": False},
+], ids=str)
+def test_with_summaries_losses_differ_by_rounding(tiny_path, records, tmp_path, options):
+    without, plain = rows(tiny_path, records, tmp_path / "without", reference_cache_size=0, **options)
+    with_it, cached = rows(tiny_path, records, tmp_path / "with", **options)
+    [index] = (tmp_path / "with").rglob("reference/*/index.json")
+    assert json.loads(index.read_text())["summarized"] is True
+    assert [row["held"] for row in with_it] == [row["held"] for row in without]
+    # The first step's is the loss of the same weights; from then on the optimizer sees other last bits.
+    assert with_it[0]["loss"] == pytest.approx(without[0]["loss"], rel=1e-6)
+    for name in ("loss", "keep_kl", "beta"):
+        assert [row[name] for row in with_it] == pytest.approx([row[name] for row in without], rel=1e-4, abs=2e-6)
+    assert cached.certificate.as_dict() == pytest.approx(plain.certificate.as_dict(), rel=1e-4, abs=2e-6)
+
+
+@pytest.mark.parametrize(("options", "summarized"), [
+    ({}, True), ({"impl": "chunked"}, False), ({"method": "full"}, False),
+], ids=str)
+def test_states_are_summarized_where_head_and_objective_allow_it(tiny_model, records, tmp_path, options, summarized):
+    rows(tiny_model.name, records, tmp_path, max_steps=2, **options)
+    [index] = tmp_path.rglob("reference/*/index.json")
+    assert json.loads(index.read_text())["summarized"] is summarized
+
+
+def test_the_reverse_direction_keeps_states(tiny_path, records, tmp_path):
+    unsure = [record for record in records if record.anchors[0].confidence < 1]
+    rows(tiny_path, unsure, tmp_path, direction="reverse")
+    [index] = tmp_path.rglob("reference/*/index.json")
+    assert json.loads(index.read_text())["summarized"] is False
+
+
+def test_an_adapter_on_the_head_keeps_states(any_model, records, tmp_path):
+    if any_model.causal.config.get_text_config().tie_word_embeddings:
+        return  # refused
+    [head] = [name for name, module in any_model.causal.named_modules()
+              if module is any_model.causal.get_output_embeddings()]
+    config = TrainConfig(max_steps=2, stop=False, batch_size=8, targets=[head])
+    train(any_model, records, out=tmp_path, config=config)
+    [index] = tmp_path.rglob("reference/*/index.json")
+    assert json.loads(index.read_text())["summarized"] is False
+
+
+def test_a_soft_cap_keeps_states(any_model, records, tmp_path):
+    capped = any_model.causal.config.get_text_config().model_type == "gemma2"
+    found = train(any_model, records, out=tmp_path, config=TrainConfig(max_steps=2, stop=False, batch_size=8))
+    [index] = tmp_path.rglob("reference/*/index.json")
+    assert json.loads(index.read_text())["summarized"] is not capped
+    assert found.steps == 2
+
+
 def test_every_architecture_gives_the_states_of_its_own_forward(any_model, records, tmp_path):
     cache = build(any_model, records, tmp_path)
-    assert torch.equal(cache.hidden(records[:1]), build(any_model, records, tmp_path).hidden(records[:1]))
-    assert float((cache.hidden(records) - live(any_model, records)).abs().max()) < 1e-5
+    assert torch.equal(cache.states(records[:1]), build(any_model, records, tmp_path).states(records[:1]))
+    assert float((cache.states(records) - live(any_model, records)).abs().max()) < 1e-5
     backwards = records[::-1]
-    assert float((cache.hidden(backwards) - live(any_model, backwards)).abs().max()) < 1e-5, "any order may be asked"
+    assert float((cache.states(backwards) - live(any_model, backwards)).abs().max()) < 1e-5, "any order may be asked"
 
 
 def test_half_precision_is_kept_as_it_is(tiny_path, records, tmp_path):
     model = load_model(str(tiny_path), dtype="bfloat16", device="cpu")
     cache = build(model, records[:1], tmp_path)
-    assert cache.hidden(records[:1]).dtype == torch.bfloat16
-    assert torch.equal(cache.hidden(records[:1]), live(model, records[:1]))
+    assert cache.states(records[:1]).dtype == torch.bfloat16
+    assert torch.equal(cache.states(records[:1]), live(model, records[:1]))
 
 
 # --- no forward pass too many ---------------------------------------------------------------------------------------
@@ -150,12 +203,12 @@ def test_a_crash_half_way_loses_the_broken_batch_only(fresh_model, records, tmp_
     assert len(forwards) == batches - 1
     assert len(shards(tmp_path)) == batches
     assert first.stat().st_mtime_ns == written
-    assert float((cache.hidden(records) - live(fresh_model, records)).abs().max()) < 1e-5
+    assert float((cache.states(records) - live(fresh_model, records)).abs().max()) < 1e-5
 
 
 @pytest.mark.usefixtures("small_batches")
 def test_damaged_and_foreign_files_are_computed_again(fresh_model, records, tmp_path, forwards, caplog):
-    right = build(fresh_model, records, tmp_path / "ours").hidden(records)
+    right = build(fresh_model, records, tmp_path / "ours").states(records)
     build(fresh_model, records[:2], tmp_path / "other")
     torn, flipped, foreign, *rest = shards(tmp_path / "ours")
     torn.write_bytes(torn.read_bytes()[:-7])
@@ -165,7 +218,7 @@ def test_damaged_and_foreign_files_are_computed_again(fresh_model, records, tmp_
     foreign.write_bytes(shards(tmp_path / "other")[0].read_bytes())
     kept = [file.stat().st_mtime_ns for file in rest]
     forwards.clear()
-    again = build(fresh_model, records, tmp_path / "ours").hidden(records)
+    again = build(fresh_model, records, tmp_path / "ours").states(records)
     assert len(forwards) == 3
     assert [("is damaged" in line, "another cache" in line) for line in caplog.messages] == [
         (True, False), (True, False), (False, True)]
@@ -187,7 +240,7 @@ def test_a_process_that_follows_another_looks_at_keys_but_not_at_every_byte(fres
     assert len(forwards) == 1, "what belongs elsewhere is never taken"
     assert len(summed) == 2, "the weights, and the file that was computed; none of the others"
     assert len(rest) >= 2
-    assert float((cache.hidden(records) - live(fresh_model, records)).abs().max()) < 1e-5
+    assert float((cache.states(records) - live(fresh_model, records)).abs().max()) < 1e-5
 
 
 # --- keys -----------------------------------------------------------------------------------------------------------
@@ -235,7 +288,7 @@ def test_another_key_gets_another_folder_and_a_forged_one_is_refused(fresh_model
     ours, fewer = build(fresh_model, records, tmp_path), build(fresh_model, records[:3], tmp_path)
     assert ours.folder != fewer.folder
     with pytest.raises(RecordError, match="a record it was built for"):
-        fewer.hidden(records[5:])
+        fewer.states(records[5:])
     (ours.folder / "index.json").write_bytes((fewer.folder / "index.json").read_bytes())
     with pytest.raises(ConfigError, match=r"got other records\. Delete"):
         build(fresh_model, records, tmp_path)
@@ -245,7 +298,7 @@ def test_another_key_gets_another_folder_and_a_forged_one_is_refused(fresh_model
     lost = build(fresh_model, records[:2], tmp_path)
     shards(lost.folder)[0].unlink()
     with pytest.raises(ConfigError, match=r"file 000000\.safetensors"):
-        lost.hidden(records[:1])
+        lost.states(records[:1])
 
 
 # --- size -----------------------------------------------------------------------------------------------------------

@@ -68,8 +68,8 @@ class Batch(NamedTuple):
     """int64, from 0 in each record. None: padded."""
     bounds: Tensor | None = None
     """int32 [R + 1]: record r is columns bounds[r] to bounds[r + 1] of the one row. None: padded."""
-    ref_hidden_ND: Tensor | None = None
-    """The reference's final hidden states at the N positions, where they are known beforehand."""
+    reference_NX: Tensor | None = None
+    """What is known of the reference at the N positions beforehand: its final hidden states, or their summary."""
 
     @property
     def anchors(self) -> int:

@@ -14,6 +14,7 @@ from anchorlwf.batch import Batch, Turn, collate
 from anchorlwf.head import captured_hidden, read_head
 from anchorlwf.loss import Direction, Implementation, anchor_loss
 from anchorlwf.loss.inputs import Head
+from anchorlwf.loss.summary import Summary, summary_loss
 from anchorlwf.model import LanguageModel
 
 __all__ = ["completion_hidden", "divergence", "token_kl"]
@@ -36,13 +37,23 @@ def completion_hidden(net: nn.Module, backbone: nn.Module, batch: Batch) -> Tens
 
 
 def divergence(
-    hidden_ND: Tensor, ref_hidden_ND: Tensor, heads: tuple[Head, Head], token_ids_N: Tensor, confidence_N: Tensor, *,
-    direction: Direction = "forward", impl: Implementation = "auto",
+    hidden_ND: Tensor, reference: Tensor | Summary, heads: tuple[Head, Head], token_ids_N: Tensor,
+    confidence_N: Tensor, *, direction: Direction = "forward", impl: Implementation = "auto",
 ) -> Tensor:
-    """`anchor_loss` with the (model's, reference's) heads as they were read; [N] in nats."""
+    """`anchor_loss` with the (model's, reference's) heads as they were read; [N] in nats.
+
+    Args:
+        hidden_ND: of the model.
+        reference: its hidden states [N, D], or their summary, which knows the forward direction alone.
+        heads: (model's, reference's).
+        token_ids_N, confidence_N, direction, impl: as for `anchor_loss`.
+    """
     head, ref_head = heads
+    if isinstance(reference, Summary):
+        assert direction == "forward", "a summary was made for another direction"
+        return summary_loss(hidden_ND, reference, head, token_ids_N, confidence_N)
     return anchor_loss(
-        hidden_ND, ref_hidden_ND, head.weight_VD, token_ids_N, confidence_N, bias=head.bias_V,
+        hidden_ND, reference, head.weight_VD, token_ids_N, confidence_N, bias=head.bias_V,
         ref_weight=ref_head.weight_VD, ref_bias=ref_head.bias_V, direction=direction, logit_scale=head.scale,
         softcap=head.softcap, impl=impl,
     )

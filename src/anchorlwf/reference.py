@@ -1,11 +1,14 @@
-"""The reference's final hidden states, computed once and kept on disk: training then needs no reference forward.
+"""What training needs of the reference, computed once and kept on disk: no step then needs a reference forward.
+
+That is its final hidden states, or, where the head allows it, their summary (`loss.summary`), which spares the steps
+the reference's projection too.
 
 A cache is a folder named after its key: the reference's weights, tokenizer and template, the records' token ids, and
 how it was computed. It holds an index (the key in full) and one safetensors file per length-sorted batch, read by
 memory map. Every file is written atomically and carries its key and a checksum, so that a build that was broken off
 goes on behind its last whole file, and a damaged file is computed again instead of believed.
 
-Shape suffixes: N completion tokens, D hidden width.
+Shape suffixes: N completion tokens, D hidden width, X numbers kept of each token.
 """
 
 import hashlib
@@ -30,6 +33,7 @@ from anchorlwf.divergence import completion_hidden
 from anchorlwf.errors import ConfigError, RecordError, wrong
 from anchorlwf.files import write_atomic
 from anchorlwf.head import reference_head
+from anchorlwf.loss.summary import summarize
 from anchorlwf.model import LanguageModel
 
 __all__ = ["GIB", "ReferenceCache", "ReferenceKey", "build_reference_cache", "reference_bytes"]
@@ -42,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReferenceKey:
-    """What hidden states depend on. The order of the records, their anchors and their ids do not matter."""
+    """What the states depend on. The order of the records, their anchors and their ids do not matter."""
 
     weights: str
     """SHA-256 of the reference's weights and configuration."""
@@ -56,16 +60,21 @@ class ReferenceKey:
     """cpu or cuda: their rounding differs."""
     packed: bool = False
     """Records end to end instead of padded: the states differ by rounding."""
+    summarized: bool = False
+    """What is kept is a `Summary` of the states."""
     format: int = _FORMAT
 
     @classmethod
-    def of(cls, model: LanguageModel, contents: Contents, *, packed: bool = False) -> "ReferenceKey":
+    def of(
+        cls, model: LanguageModel, contents: Contents, *, packed: bool = False, summarized: bool = False
+    ) -> "ReferenceKey":
         """The key of these contents under the model's reference, in the autocast context this is called in."""
         stamp, kind = model.stamp, model.device.type
         dtype = str(model.causal.dtype)
         if torch.is_autocast_enabled(kind):
             dtype += f", autocast to {torch.get_autocast_dtype(kind)}"
-        return cls(_reference_sha(model), stamp.tokenizer_sha, stamp.template_sha, contents.sha, dtype, kind, packed)
+        return cls(_reference_sha(model), stamp.tokenizer_sha, stamp.template_sha, contents.sha, dtype, kind, packed,
+                   summarized)
 
     @property
     def sha(self) -> str:
@@ -88,8 +97,10 @@ class ReferenceCache:
         for number, batch in enumerate(batches):
             self._files[batch] = number
 
-    def hidden(self, turns: Sequence[Turn]) -> Tensor:
-        """The reference's states at the predicting positions, in the order of `collate`: [N, D] on the CPU.
+    def states(self, turns: Sequence[Turn]) -> Tensor:
+        """The reference's states at the predicting positions, in the order of `collate`, on the CPU.
+
+        [N, D]; or, where they were summarized, `Summary.stacked`: [N, D + 2].
 
         Raises:
             RecordError: a turn the cache was not built for.
@@ -117,15 +128,16 @@ class ReferenceCache:
             raise ConfigError(wrong(f"reference cache {self.folder}", f"the file {name}", error, fix)) from error
 
 
-def reference_bytes(model: LanguageModel, contents: Contents) -> int:
-    """Bytes of the hidden states of all contents."""
+def reference_bytes(model: LanguageModel, contents: Contents, *, summarized: bool = False) -> int:
+    """Bytes of the hidden states, or of their summaries, of all contents."""
     weight_VD = reference_head(model).weight_VD
-    return int(contents.completion_lengths.sum()) * weight_VD.shape[1] * weight_VD.element_size()
+    width = weight_VD.shape[1] + (2 if summarized else 0)
+    return int(contents.completion_lengths.sum()) * width * weight_VD.element_size()
 
 
 def build_reference_cache(
     model: LanguageModel, turns: Turns, contents: Contents, root: str | Path, *, limit: int, packed: bool = False,
-    checksums: bool = True,
+    summarized: bool = False, checksums: bool = True,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> ReferenceCache:
     """The cache of these turns: computed, or as much of it as is not there yet, and ready to be read.
@@ -137,8 +149,9 @@ def build_reference_cache(
         turns: at least one. Those of a batch are read when it is computed.
         contents: of these turns, in this order.
         root: folder of the caches. Those of other keys go where both would not fit.
-        limit: most bytes of hidden states in `root`.
+        limit: most bytes of states in `root`.
         packed: put records through end to end, as training that packs does.
+        summarized: keep a `Summary` of the states; the head must allow it.
         checksums: check those of the files that are there. Not needed where another process has just done so.
         on_batch: called with (batches done, all) after each batch that is computed.
 
@@ -146,11 +159,12 @@ def build_reference_cache(
         ConfigError: more than `limit` is needed; or the folder of this key holds something else.
         StorageError: `root` cannot be written.
     """
-    needed = reference_bytes(model, contents)
+    needed = reference_bytes(model, contents, summarized=summarized)
     if needed > limit:
         fix = "Raise reference_cache_size, or train without a cache (0)."
         raise ConfigError(wrong("reference cache", f"at most {limit} bytes", needed, fix))
-    key, batches = ReferenceKey.of(model, contents, packed=packed), length_sorted(contents)
+    key = ReferenceKey.of(model, contents, packed=packed, summarized=summarized)
+    batches = length_sorted(contents)
     folder = Path(root) / key.sha[:16]
     _make_room(folder, limit - needed)
     _check_index(folder, key)
@@ -248,7 +262,9 @@ def _computed(model: LanguageModel, batch: Mapping[str, Turn], key: ReferenceKey
     turns = list(batch.values())
     with model.as_reference() as reference:
         inputs = (pack(turns) if key.packed else collate(turns, model.codec.pad_id)).to(model.device)
-        hidden_ND = completion_hidden(reference.net, reference.backbone, inputs).cpu()
-    parts = hidden_ND.split([len(turn.completion_ids) for turn in turns])
+        states_NX = completion_hidden(reference.net, reference.backbone, inputs)
+    if key.summarized:
+        states_NX = summarize(states_NX, reference_head(model), inputs.token_ids_N).stacked()
+    parts = states_NX.cpu().split([len(turn.completion_ids) for turn in turns])
     tensors = {content: part.contiguous() for content, part in zip(batch, parts, strict=True)}
     return save(tensors, {"key": key.sha, "sha256": _tensors_sha(tensors)})

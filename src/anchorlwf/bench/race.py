@@ -4,14 +4,14 @@ A process of its own, so that none finds memory or threads that another left; in
 does falls on all of them alike.
 """
 
-import ctypes
 import multiprocessing
+import os
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,12 @@ OnRun = Callable[[int, int], None]
 """Called with (runs done, all)."""
 
 _PROC = Path("/proc/self")
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Of malloc.h."""
-_PAGES = 1 << 17
 
 
 class Turn:
-    """Waits for an order to run once more; before that, reports the run that has just ended.
+    """Waits for an order to run once more; before that, reports time and memory of the run that has just ended.
 
-    It ends the process (`SystemExit`) when there are no more orders. An order is either for the time or for the memory
-    of a run, taken from order to call: freed memory that goes back to the system at once, so that a high-water mark
-    is what was alive and not what an allocator keeps, costs time.
+    It ends the process (`SystemExit`) when there are no more orders.
 
     Args:
         pipe: to the process that gives the orders.
@@ -47,7 +42,7 @@ class Turn:
 
     def __init__(self, pipe: Connection, device: str = "cpu") -> None:
         self._pipe, self._gpu = pipe, torch.device(device).type == "cuda"
-        self._report: Callable[[], dict[str, Any]] | None = None
+        self._began: tuple[float, float, int | None] | None = None
 
     def __call__(self, held_bytes: int = 0) -> None:
         """Once ready, and after each run.
@@ -57,46 +52,37 @@ class Turn:
         """
         if self._gpu:
             torch.cuda.synchronize()
-        self._pipe.send({"held_bytes": held_bytes} if self._report is None else self._report())
+        self._pipe.send({"held_bytes": held_bytes} if self._began is None else self._report(*self._began))
         try:
-            order = self._pipe.recv()
+            self._pipe.recv()
         except EOFError:
             raise SystemExit(0) from None
-        self._report = self._memory() if order == "memory" else self._time()
+        before = self._new_high_water()
+        self._began = time.perf_counter(), time.process_time(), before
 
-    def _time(self) -> Callable[[], dict[str, Any]]:
-        wall, cpu = time.perf_counter(), time.process_time()
-        return lambda: {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    def _report(self, wall: float, cpu: float, before: int | None) -> dict[str, Any]:
+        seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+        most = torch.cuda.max_memory_allocated() if self._gpu else _resident("VmHWM")
+        return {"seconds": seconds, "cpu_seconds": cpu_seconds,
+                "extra_bytes": None if before is None or most is None else most - before}
 
-    def _memory(self) -> Callable[[], dict[str, Any]]:
-        """None where there is no such thing to be read."""
+    def _new_high_water(self) -> int | None:
+        """Begin a new high-water mark; bytes in use now. None where there is no such thing."""
         if self._gpu:
             torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            return lambda: {"extra_bytes": torch.cuda.max_memory_allocated() - before}
-        _give_back_what_is_freed()
+            return torch.cuda.memory_allocated()
         try:
             (_PROC / "clear_refs").write_text("5")
         except OSError:
-            return lambda: {"extra_bytes": None}
-        before = _resident("VmRSS")
-        return lambda: {"extra_bytes": _resident("VmHWM") - before}
-
-
-def _give_back_what_is_freed() -> None:
-    """glibc keeps freed memory for later; from now on it does not, where there is glibc."""
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _PAGES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _PAGES)
-        libc.malloc_trim(0)
+            return None
+        return _resident("VmRSS")
 
 
 def race(
     compete: Compete, setup: Any, names: Sequence[str], *, runs: int, threads: int, device: str = "cpu",
     on_run: OnRun | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Run all competitors `runs` times in turn, and once more for their memory.
+    """Run all competitors `runs` times in turn, and each once more alone, for its memory.
 
     Args:
         compete: a function of a module, for other processes must find it.
@@ -118,17 +104,40 @@ def race(
     if runs < 1 or not names:
         got = f"{runs} runs of {len(names)} competitors"
         raise ConfigError(wrong("benchmark", "1 or more runs of 1 or more competitors", got, "Change the options."))
-    orders = ["time"] * runs + ["memory"]
-    rounds: list[dict[str, dict[str, Any]]] = [{} for _ in orders]
+    rounds: list[dict[str, dict[str, Any]]] = [{} for _ in range(runs)]
+    memory: dict[str, int | None] = {}
     with _competitors(compete, setup, names, threads, device) as (pipes, held):
-        for place, order in enumerate(orders):
+        for place, found in enumerate(rounds):
             for number, (name, pipe) in enumerate(pipes.items(), 1):
-                pipe.send(order)
-                rounds[place][name] = _received(name, pipe)
+                found[name] = _run(name, pipe)
                 if on_run is not None:
-                    on_run(place * len(names) + number, len(orders) * len(names))
-    *timed, memory = rounds
-    return {name: {**_summary(timed, name, names[0]), "held_bytes": held[name], **memory[name]} for name in names}
+                    on_run(place * len(names) + number, (runs + 1) * len(names))
+    for number, name in enumerate(names, 1):
+        with _eager_allocator(), _competitors(compete, setup, [name], threads, device) as (pipes, _):
+            memory[name] = _run(name, pipes[name])["extra_bytes"]
+        if on_run is not None:
+            on_run(runs * len(names) + number, (runs + 1) * len(names))
+    return {name: {**_summary(rounds, name, names[0]), "extra_bytes": memory[name], "held_bytes": held[name]}
+            for name in names}
+
+
+@contextmanager
+def _eager_allocator() -> Iterator[None]:
+    """Processes started meanwhile give freed memory back at once, where they use glibc: slow, but nothing is hidden.
+
+    Otherwise a high-water mark is also what the allocator keeps, and a run may find the memory of the run before.
+    """
+    wanted = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    found = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in found.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _summary(rounds: list[dict[str, dict[str, Any]]], name: str, first: str) -> dict[str, Any]:
@@ -163,6 +172,11 @@ def _competitors(
             pipe.close()
         for process in processes:
             process.join()
+
+
+def _run(name: str, pipe: Connection) -> dict[str, Any]:
+    pipe.send("run")
+    return _received(name, pipe)
 
 
 def _received(name: str, pipe: Connection) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from anchorlwf.loss.inputs import Direction, Head, LossInputs
 from anchorlwf.loss.rows import certain_rows, finish_logits, forward_rows, reverse_rows
 
-__all__ = ["CHUNK_BYTES", "chunk_size", "chunked_loss", "project"]
+__all__ = ["CHUNK_BYTES", "block_size", "chunk_size", "chunked_loss", "project", "project_back", "same"]
 
 CHUNK_BYTES = 56 * 2**20
 """Most bytes of one chunk's logits; model and reference have such a buffer each, and little else is alive."""
@@ -60,20 +60,29 @@ def _tiles(weight_VD: Tensor, wide: torch.dtype) -> Iterator[tuple[slice, Tensor
         yield slice(start, start + size), tile_TD[: len(part)].copy_(part)
 
 
+def block_size(logits_CV: Tensor, most: int, *, rows: int) -> int:
+    """Tokens per elementwise pass: as many for each thread as its cache holds, `rows` of width V each."""
+    if logits_CV.device.type != "cpu":
+        return min(most, BLOCK_ROWS)
+    each = max(1, CACHE_BYTES // (rows * logits_CV.shape[1] * logits_CV.itemsize))
+    return min(most, BLOCK_ROWS, torch.get_num_threads() * each)
+
+
 def project(hidden_CD: Tensor, weight_VD: Tensor, out_CV: Tensor) -> None:
     """hidden @ weight.T into `out_CV`, in its dtype; a narrower weight is widened part by part."""
     for part, weight_TD in _tiles(weight_VD, out_CV.dtype):
         torch.mm(hidden_CD, weight_TD.T, out=out_CV[:, part])
 
 
-def _project_back(grad_CV: Tensor, weight_VD: Tensor) -> Tensor:
+def project_back(grad_CV: Tensor, weight_VD: Tensor) -> Tensor:
+    """grad @ weight in the dtype of `grad`, [C, D]; a narrower weight is widened part by part."""
     grad_CD = grad_CV.new_zeros(len(grad_CV), weight_VD.shape[1])
     for part, weight_TD in _tiles(weight_VD, grad_CV.dtype):
         grad_CD.addmm_(grad_CV[:, part], weight_TD)
     return grad_CD
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same numbers in the same place."""
     return (one.data_ptr(), one.shape, one.stride(), one.dtype) == (
         other.data_ptr(), other.shape, other.stride(), other.dtype)
@@ -110,7 +119,7 @@ class _Pass:
         number = -(-count // chunk_size(vocabulary, self.wide.itemsize))
         size = -(-count // max(1, number))
         logits_SV = self.hidden_ND.new_empty(size + min(size, count - certain), vocabulary, dtype=self.wide)
-        spares = [logits_SV.new_empty(self._block(size), vocabulary) for _ in range(self._spares())]
+        spares = [logits_SV.new_empty(block_size(logits_SV, size, rows=3), vocabulary) for _ in range(self._spares())]
         for start in range(0, count, size or 1):
             rows_C = order_N[start : start + size]
             without = min(max(certain - start, 0), len(rows_C))
@@ -121,19 +130,12 @@ class _Pass:
     def _spares(self) -> int:
         return 2 if self.grad and self.head.softcap is not None else 1
 
-    def _block(self, size: int) -> int:
-        """Tokens per elementwise pass: as many for each thread as its cache holds, three rows each."""
-        if self.hidden_ND.device.type != "cpu":
-            return min(size, BLOCK_ROWS)
-        each = max(1, CACHE_BYTES // (3 * len(self.head.weight_VD) * self.wide.itemsize))
-        return min(size, BLOCK_ROWS, torch.get_num_threads() * each)
-
     def _logits(self, rows_C: Tensor, without: int, logits_SV: Tensor) -> None:
         """Raw logits: those of the model, and below them those of the reference for all but the first tokens."""
         hidden_CD = self.hidden_ND[rows_C].to(self.wide)
         ref_hidden_KD = self.ref_hidden_ND[rows_C[without:]].to(self.wide)
         count, total = len(hidden_CD), len(hidden_CD) + len(ref_hidden_KD)
-        if _same(self.head.weight_VD, self.ref_head.weight_VD):
+        if same(self.head.weight_VD, self.ref_head.weight_VD):
             project(torch.cat([hidden_CD, ref_hidden_KD]), self.head.weight_VD, logits_SV[:total])
         else:
             project(hidden_CD, self.head.weight_VD, logits_SV[:count])
@@ -180,7 +182,7 @@ class _ChunkedLoss(torch.autograd.Function):
         for rows_C, divergence_C, grad_CV in work.chunks():
             divergence_N[rows_C] = divergence_C
             if grad_hidden_ND is not None and grad_CV is not None:
-                grad_hidden_ND[rows_C] = _project_back(grad_CV, weight_VD).mul_(head.scale)
+                grad_hidden_ND[rows_C] = project_back(grad_CV, weight_VD).mul_(head.scale)
         ctx.dtype = hidden_ND.dtype
         if head_trains:
             ctx.rest = (ref_hidden_ND, ref_head, shape, token_ids_N, confidence_N, direction)
@@ -208,7 +210,7 @@ class _ChunkedLoss(torch.autograd.Function):
             assert grad_CV is not None
             grad_CV.mul_(grad_N[rows_C][:, None] * head.scale)
             if out_ND is not None:
-                out_ND[rows_C] = _project_back(grad_CV, weight_VD).to(out_ND.dtype)
+                out_ND[rows_C] = project_back(grad_CV, weight_VD).to(out_ND.dtype)
             if out_VD is not None:
                 out_VD.addmm_(grad_CV.T, hidden_ND[rows_C].to(work.wide))
             if out_V is not None:

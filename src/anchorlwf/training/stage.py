@@ -170,9 +170,10 @@ def _trainer(
 def _reference_cache(
     trainer: AnchorTrainer, contents: Contents, folder: RunFolder, on_batch: Callable[[int, int], None] | None
 ) -> ReferenceCache | None:
-    """The reference's hidden states on disk, where they pay and fit; built by one process for all."""
+    """The reference's states on disk, where they pay and fit; built by one process for all."""
     model, records, args = trainer.language_model, trainer.records, trainer.args
-    limit, needed = int(trainer.config.reference_cache_size * GIB), reference_bytes(trainer.language_model, contents)
+    limit = int(trainer.config.reference_cache_size * GIB)
+    needed = reference_bytes(model, contents, summarized=trainer.summarized)
     place = folder.path / "reference"
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     if args.max_steps <= math.ceil(len(records) / per_step):
@@ -183,9 +184,9 @@ def _reference_cache(
         one = trainer.accelerator
         # The first of all, then the first of each other machine, then the rest, who need not check every file again.
         with one.main_process_first(), one.local_main_process_first(), one.autocast():
-            first = one.is_local_main_process
             return build_reference_cache(
-                model, records, contents, place, limit=limit, packed=trainer.packed, checksums=first, on_batch=on_batch
+                model, records, contents, place, limit=limit, packed=trainer.packed, summarized=trainer.summarized,
+                checksums=one.is_local_main_process, on_batch=on_batch,
             )
     _log.info("no reference cache: %s", reason)
     return None

@@ -26,6 +26,7 @@ from anchorlwf.files import storage_errors
 from anchorlwf.head import read_head, reference_head
 from anchorlwf.loss.reduce import Counts, reduce_loss
 from anchorlwf.loss.scores import token_scores
+from anchorlwf.loss.summary import Summary, can_summarize
 from anchorlwf.model import LanguageModel
 from anchorlwf.packing import may_pack
 from anchorlwf.record import Record
@@ -47,7 +48,8 @@ class AnchorTrainer(Trainer):
         arguments: transformers' own, made by `training.stage`.
 
     Attributes:
-        cache: the reference's hidden states; None: the reference runs beside the model.
+        cache: the reference's states; None: the reference runs beside the model.
+        summarized: the cache holds their summary, for the head and the objective allow it.
         packed: micro-batches are records end to end, not padded.
     """
 
@@ -70,10 +72,15 @@ class AnchorTrainer(Trainer):
         self.sums = self._zeros()
         with self.accelerator.autocast():
             self.packed = may_pack(language_model, max(self._lengths))
+        # On a GPU, kernels compare the two models' logits; nobody has measured this there.
+        self.summarized = (
+            config.impl == "auto" and config.direction == "forward" and self.args.device.type != "cuda"
+            and can_summarize(read_head(language_model), self._ref_head)
+        )
 
     def _collated(self, records: Sequence[Record]) -> Batch:
         batch = pack(records) if self.packed else collate(records, self.language_model.codec.pad_id)
-        return batch if self.cache is None else batch._replace(ref_hidden_ND=self.cache.hidden(records))
+        return batch if self.cache is None else batch._replace(reference_NX=self.cache.states(records))
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         """Padded batches are made of records of like length; seeded, and another order each epoch."""
@@ -114,14 +121,14 @@ class AnchorTrainer(Trainer):
         """This micro-batch's share of the window's loss."""
         assert isinstance(num_items_in_batch, Tensor), "the counts of get_batch_samples"
         batch = Batch(**inputs)
-        hidden_ND, ref_hidden_ND = self._hidden(model, batch)
+        hidden_ND, reference = self._states(model, batch)
         head, anchor_N = read_head(self.language_model), batch.confidence_N > 0
         divergence_N = divergence(
-            hidden_ND, ref_hidden_ND, (head, self._ref_head), batch.token_ids_N, batch.confidence_N,
+            hidden_ND, reference, (head, self._ref_head), batch.token_ids_N, batch.confidence_N,
             direction=self.config.direction, impl=self.config.impl,
         )
         held_N = torch.zeros_like(anchor_N)
-        held_N[anchor_N] = self._held(batch, hidden_ND, ref_hidden_ND, anchor_N)
+        held_N[anchor_N] = self._held(batch, hidden_ND, reference, anchor_N)
         pull_N = (~held_N).to(divergence_N.dtype) if self.config.hinge else None
         counts = Counts(*num_items_in_batch.tolist())
         loss = reduce_loss(divergence_N, anchor_N, counts, self.config.reduction, alpha=self.config.alpha,
@@ -132,22 +139,24 @@ class AnchorTrainer(Trainer):
         ranks = self.accelerator.num_processes if isinstance(model, DistributedDataParallel) else 1
         return loss * ranks
 
-    def _hidden(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Final hidden states at the predicting positions, of model and reference: [N, D] each."""
+    def _states(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor | Summary]:
+        """At the predicting positions: the model's final hidden states [N, D], and the reference's or their summary."""
         hidden_ND = completion_hidden(model, self.language_model.backbone, batch)
-        if batch.ref_hidden_ND is not None:
-            return hidden_ND, batch.ref_hidden_ND
+        if batch.reference_NX is not None:
+            return hidden_ND, Summary.of(batch.reference_NX) if self.summarized else batch.reference_NX
         with self.language_model.as_reference() as reference:
             return hidden_ND, completion_hidden(reference.net, reference.backbone, batch)
 
-    def _held(self, batch: Batch, hidden_ND: Tensor, ref_hidden_ND: Tensor, chosen_N: Tensor) -> Tensor:
+    def _held(self, batch: Batch, hidden_ND: Tensor, reference: Tensor | Summary, chosen_N: Tensor) -> Tensor:
         """`holding` at the chosen positions."""
         token_ids, confidence = batch.token_ids_N[chosen_N], batch.confidence_N[chosen_N]
         best, log_p = token_scores(read_head(self.language_model), hidden_ND[chosen_N], token_ids)
         # The reference's probability matters only where the target leaves it a share.
         ref_p = torch.zeros_like(log_p)
-        if bool((confidence < 1).any()):
-            ref_p = token_scores(self._ref_head, ref_hidden_ND[chosen_N], token_ids)[1].exp()
+        if isinstance(reference, Summary):
+            ref_p = reference.log_p_N[chosen_N].exp()
+        elif bool((confidence < 1).any()):
+            ref_p = token_scores(self._ref_head, reference[chosen_N], token_ids)[1].exp()
         return holding(best, log_p, token_ids, confidence, ref_p, self.config.hold)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
@@ -177,15 +186,15 @@ class AnchorTrainer(Trainer):
         return Certificate(int(anchors), int(held), int(records), int(reproduced), int(keeps), mean(kl, keeps))
 
     def _measure(self, batch: Batch) -> Tensor:
-        hidden_ND, ref_hidden_ND = self._hidden(self.language_model.net, batch)
+        hidden_ND, reference = self._states(self.language_model.net, batch)
         head, anchor_N = read_head(self.language_model), batch.confidence_N > 0
         best_N, _ = token_scores(head, hidden_ND, batch.token_ids_N)
         # Always KL(reference || model), whatever direction trains.
         keep_all_N = torch.zeros_like(batch.confidence_N)
-        kl_N = divergence(hidden_ND, ref_hidden_ND, (head, self._ref_head), batch.token_ids_N, keep_all_N,
+        kl_N = divergence(hidden_ND, reference, (head, self._ref_head), batch.token_ids_N, keep_all_N,
                           impl=self.config.impl)
         missed = batch.per_record((best_N != batch.token_ids_N).int())
-        held = self._held(batch, hidden_ND, ref_hidden_ND, anchor_N)
+        held = self._held(batch, hidden_ND, reference, anchor_N)
         keep_N = kl_N[~anchor_N]
         return torch.stack([
             anchor_N.sum(), held.sum(), torch.tensor(len(missed), device=held.device), (missed == 0).sum(),

@@ -1,0 +1,160 @@
+"""The forward loss from a summary of the reference: two projections per token, as many as cross-entropy takes.
+
+Let model and reference share a frozen head without a soft cap, z = s (W h + b). Then
+
+    KL(p_ref || p) = (log Z - s g.h) - (log Z_ref - s g.h_ref)         g = E_ref[W_v] = sum_v p_ref(v) W_v
+    d KL / d h     = s (E_p[W_v] - g)
+
+because W comes out of E_ref[z_ref - z], and the biases cancel. So g, the second bracket and log p_ref(y), which are
+D + 2 numbers, are all that a token ever needs of the reference, and they do not change while a model trains. With
+confidence c, r = p_ref(y) and m = c + (1 - c) r:
+
+    KL(q || p) = (1 - c) (KL(p_ref || p) - r (log r - log p(y)) + (1 - r) log(1 - c)) + m (log m - log p(y))
+    d / d h    = s (E_p[W_v] - (1 - c) g - c W_y)
+
+Shape suffixes: N completion tokens, C tokens of one chunk, B tokens of one block, D hidden width, V vocabulary.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from anchorlwf.loss.chunked import block_size, chunk_size, project, project_back, same
+from anchorlwf.loss.inputs import Head
+from anchorlwf.loss.rows import finish_logits
+
+__all__ = ["Summary", "can_summarize", "summarize", "summary_loss"]
+
+
+class Summary(NamedTuple):
+    """What is kept of the reference, per token; in float32, or float64 where the head is."""
+
+    mean_row_ND: Tensor
+    """g: the mean row of the head, by the reference's probabilities."""
+    offset_N: Tensor
+    """log Z_ref - s g.h_ref, nats: its entropy, and its mean bias times s."""
+    log_p_N: Tensor
+    """Of the standing token, nats."""
+
+    def stacked(self) -> Tensor:
+        """In one tensor: [N, D + 2]."""
+        return torch.cat([self.mean_row_ND, self.offset_N[:, None], self.log_p_N[:, None]], 1)
+
+    @classmethod
+    def of(cls, stacked_NX: Tensor) -> "Summary":
+        """What `stacked` made one tensor."""
+        return cls(stacked_NX[:, :-2], stacked_NX[:, -2], stacked_NX[:, -1])
+
+
+def can_summarize(head: Head, ref_head: Head) -> bool:
+    """Whether the loss can be had from a summary: one head for both, frozen, linear, in float32 at least."""
+    trains = any(part is not None and part.requires_grad for part in (head.weight_VD, head.bias_V))
+    wide = head.weight_VD.dtype in (torch.float32, torch.float64)
+    return same(head.weight_VD, ref_head.weight_VD) and wide and not trains and head.softcap is None
+
+
+@torch.no_grad()
+def summarize(ref_hidden_ND: Tensor, head: Head, token_ids_N: Tensor) -> Summary:
+    """The reference's summary.
+
+    Args:
+        ref_hidden_ND: its hidden states at the predicting positions.
+        head: see `can_summarize`.
+        token_ids_N: int64, the standing tokens.
+    """
+    mean_row_ND, log_z_N, log_p_N = _pass(ref_hidden_ND, head, token_ids_N, means=True)
+    offset_N = log_z_N - head.scale * _dot(mean_row_ND, ref_hidden_ND)
+    return Summary(mean_row_ND, offset_N.to(log_p_N.dtype), log_p_N)
+
+
+def summary_loss(
+    hidden_ND: Tensor, summary: Summary, head: Head, token_ids_N: Tensor, confidence_N: Tensor
+) -> Tensor:
+    """What `anchor_loss` gives in the forward direction, [N] in nats; differentiable in `hidden_ND`.
+
+    The brackets are differences of numbers as large as logits, so its rounding is absolute: about 1e-6 nats in float32.
+
+    Args:
+        hidden_ND: the model's states, in the head's dtype.
+        summary: of the same positions.
+        head: see `can_summarize`.
+        token_ids_N: int64, the standing tokens.
+        confidence_N: in [0, 1]; 0 marks a keep token.
+    """
+    # Half precision inside an autocast region would undo the float32 of the projections.
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        return _SummaryLoss.apply(hidden_ND, summary, head, token_ids_N, confidence_N)
+
+
+class _SummaryLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, summary: Summary, head: Head, token_ids_N: Tensor, confidence_N: Tensor
+    ) -> Tensor:
+        grad = ctx.needs_input_grad[0]
+        mean_row_ND, log_z_N, log_p_N = _pass(hidden_ND, head, token_ids_N, means=grad)
+        conf_N = confidence_N.double()
+        log_r_N, log_p_N = summary.log_p_N.double(), log_p_N.double()
+        r_N, share_N = log_r_N.exp(), 1 - conf_N
+        kl_N = (log_z_N - head.scale * _dot(summary.mean_row_ND, hidden_ND)) - summary.offset_N
+        m_N = conf_N + share_N * r_N
+        rest_N = share_N * (kl_N - r_N * (log_r_N - log_p_N)) + torch.xlogy(share_N, share_N) * (1 - r_N)
+        # A mean of certain numbers is never below zero; their rounding is.
+        found_N = (rest_N + m_N * (m_N.log() - log_p_N)).clamp(min=0)
+        if grad:
+            mean_row_ND.addcmul_(summary.mean_row_ND, share_N.to(hidden_ND.dtype)[:, None], value=-1)
+            anchor_N = conf_N > 0
+            mean_row_ND[anchor_N] -= conf_N[anchor_N, None].to(hidden_ND.dtype) * head.weight_VD[token_ids_N[anchor_N]]
+            ctx.save_for_backward(mean_row_ND.mul_(head.scale))
+        return found_N.to(hidden_ND.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_N,) = grads
+        (grad_hidden_ND,) = ctx.saved_tensors
+        return grad_hidden_ND * grad_N[:, None], None, None, None, None
+
+
+def _dot(one_ND: Tensor, other_ND: Tensor) -> Tensor:
+    return (one_ND.double() * other_ND).sum(-1)
+
+
+def _pass(hidden_ND: Tensor, head: Head, token_ids_N: Tensor, *, means: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """E[W_v] [N, D] (zeros unless `means`), log Z [N] in float64, and log p of the tokens [N]."""
+    count, vocabulary = len(hidden_ND), len(head.weight_VD)
+    mean_row_ND = torch.zeros_like(hidden_ND)
+    log_z_N = hidden_ND.new_empty(count, dtype=torch.float64)
+    log_p_N = hidden_ND.new_empty(count)
+    # One buffer where the loss over both models' logits has two.
+    most = 2 * chunk_size(vocabulary, hidden_ND.itemsize)
+    # Chunks of the same size rather than a small last one: matrix products are as fast as they have rows.
+    size = -(-count // max(1, -(-count // most)))
+    buffer_CV = hidden_ND.new_empty(size, vocabulary)
+    for start in range(0, count, size or 1):
+        chunk = slice(start, min(start + size, count))
+        logits_CV = buffer_CV[: chunk.stop - start]
+        project(hidden_ND[chunk], head.weight_VD, logits_CV)
+        norm_C1 = _exponentials(logits_CV, head, token_ids_N[chunk], log_z_N[chunk], log_p_N[chunk])
+        if means:
+            mean_row_ND[chunk] = project_back(logits_CV, head.weight_VD).div_(norm_C1)
+    return mean_row_ND, log_z_N, log_p_N
+
+
+def _exponentials(logits_CV: Tensor, head: Head, ids_C: Tensor, log_z_C: Tensor, log_p_C: Tensor) -> Tensor:
+    """exp(logits - largest) in place of raw logits; fills the last two arguments. Returns the rows' sums, [C, 1]."""
+    size = block_size(logits_CV, len(logits_CV), rows=1)
+    norms = []
+    for start in range(0, len(logits_CV), size):
+        block = slice(start, start + size)
+        logits_BV = logits_CV[block]
+        finish_logits(logits_BV, head)
+        top_B1 = logits_BV.amax(-1, keepdim=True)
+        own_B1 = logits_BV.sub_(top_B1).gather(-1, ids_C[block, None])
+        norms.append(logits_BV.exp_().sum(-1, keepdim=True))
+        log_norm_B1 = norms[-1].double().log()
+        log_z_C[block] = (log_norm_B1 + top_B1)[:, 0]
+        log_p_C[block] = (own_B1 - log_norm_B1)[:, 0]
+    return torch.cat(norms)
