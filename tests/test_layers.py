@@ -1,6 +1,6 @@
 """Imports go down only, stages never import one another, and what is heavy or optional is imported late.
 
-The layers are those of docs/architecture.md. A new module must be given a place here before anything passes.
+The layers are those of CONTRIBUTING.md. A new module must be given a place here before anything passes.
 """
 
 import ast

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import OPTConfig, OPTForCausalLM
 
 from anchorlwf.annotation import Session, annotate, retention_records
 from anchorlwf.config import AnnotateConfig, TrainConfig
@@ -16,7 +17,7 @@ from anchorlwf.divergence import token_kl
 from anchorlwf.errors import ConfigError, ModelError, RecordError, StampError, StorageError
 from anchorlwf.head import probe_head
 from anchorlwf.jsonl import save_records
-from anchorlwf.model import load_model
+from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Prompt
 from anchorlwf.training import DriftBudget, holding, train
 from anchorlwf.world import build_world, draw_errata
@@ -315,3 +316,20 @@ def test_a_head_that_does_more_than_we_know_is_refused(any_model):
     config.logits_scaling = 3.0
     with pytest.raises(ModelError, match="output head"):
         probe_head(model)
+
+
+def test_a_head_that_reads_a_decoder_within_the_base_trains(base, tmp_path):
+    config = OPTConfig(vocab_size=base.vocabulary, hidden_size=32, ffn_dim=64, num_hidden_layers=2,
+                       num_attention_heads=2, max_position_embeddings=96, word_embed_proj_dim=32)
+    model = LanguageModel(OPTForCausalLM(config).eval(), base.codec, "opt")
+    probe_head(model)
+    rows = []
+    train(model, corrections(model, 1), out=tmp_path / "run", config=steps(10, learning_rate=5e-3), on_step=rows.append)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_a_model_whose_hidden_states_cannot_be_seen_is_refused(fresh_model, monkeypatch):
+    unused = torch.nn.Linear(1, 1)
+    monkeypatch.setattr(LanguageModel, "backbone_of", staticmethod(lambda net: unused))
+    with pytest.raises(ModelError, match="hidden states"):
+        probe_head(fresh_model)

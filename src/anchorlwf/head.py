@@ -75,6 +75,10 @@ def probe_head(model: LanguageModel) -> None:
     ids_BT = torch.randint(0, vocabulary, (2, 8), generator=generator).to(model.device)
     with model.reference() as net, captured_hidden(model.backbone_of(net)) as hidden:
         logits_BTV = net(input_ids=ids_BT, use_cache=False).logits.float()
+    kind = type(model.causal).__name__
+    if not hidden:
+        what, got = "a network below the head that the model calls", type(model.backbone).__name__
+        raise ModelError(wrong(f"{kind}: hidden states", what, f"{got}, which it does not", "It is not supported yet."))
     head = reference_head(model)
     ours_BTV = head.logits(hidden[0].flatten(0, 1)).view_as(logits_BTV)
     scale = logits_BTV.abs().max().clamp(min=1.0)
@@ -82,7 +86,6 @@ def probe_head(model: LanguageModel) -> None:
     # Half precision rounds the model's own logits to 8 bits; a wrong scale or cap is off by far more.
     tolerance = 1e-3 if logits_BTV.dtype == hidden[0].dtype else 4e-2
     if gap > tolerance:
-        kind = type(model.causal).__name__
         fix = f"The head of {kind} does more than scale and soft-cap; it is not supported yet."
         raise ModelError(wrong("output head", "hidden states that project to the model's own logits",
                                f"a relative gap of {gap:.1e}", fix))

@@ -64,7 +64,9 @@ class LanguageModel:
     def backbone_of(net: PreTrainedModel | PeftModel) -> nn.Module:
         """The network below the head of any causal model, such as the reference."""
         causal = net.get_base_model() if isinstance(net, PeftModel) else net
-        return getattr(causal, causal.base_model_prefix)
+        base = getattr(causal, causal.base_model_prefix)
+        # OPT's head reads its decoder and never calls the module around it.
+        return getattr(base, "decoder", base)
 
     @property
     def device(self) -> torch.device:
