@@ -4,6 +4,7 @@ Shape suffixes: N completion tokens, D hidden width, V vocabulary, A anchors,
 K kept entries of a token's distribution.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.nn.functional import kl_div, one_hot
 
 from anchorlwf.loss import Implementation, anchor_loss
+from anchorlwf.loss.inputs import Head
+from anchorlwf.loss.summary import Summary, summarize, summary_loss
 
 __all__ = ["OBJECTIVES", "Problem", "make_problem", "top4_loss"]
 
@@ -27,6 +30,16 @@ class Problem:
     weight_VD: Tensor
     token_ids_N: Tensor
     confidence_N: Tensor
+
+    @property
+    def head(self) -> Head:
+        """Model's and reference's."""
+        return Head(self.weight_VD, None, 1.0, None)
+
+    @functools.cached_property
+    def summary(self) -> Summary:
+        """The reference's, made when first asked for: training makes it once."""
+        return summarize(self.ref_hidden_ND, self.head, self.token_ids_N)
 
 
 def make_problem(
@@ -57,6 +70,12 @@ def _ours(impl: Implementation) -> Callable[[Problem], None]:
         ))
 
     return run
+
+
+def _summary(problem: Problem) -> None:
+    """Ours from the second pass over the records on."""
+    _backward(problem, lambda hidden_ND: summary_loss(
+        hidden_ND, problem.summary, problem.head, problem.token_ids_N, problem.confidence_N))
 
 
 def _trl(problem: Problem) -> None:
@@ -95,13 +114,14 @@ def _top4(problem: Problem) -> None:
 
 
 def _matmuls(problem: Problem) -> None:
-    """The floor: the three products that no exact method can do without, and nothing else."""
+    """The three matrix products of comparing two models' logits, and nothing else; a summary needs two of them."""
     logits_NV = problem.hidden_ND @ problem.weight_VD.T
     torch.mm(problem.ref_hidden_ND, problem.weight_VD.T, out=logits_NV)
     torch.mm(logits_NV, problem.weight_VD)
 
 
 OBJECTIVES: dict[str, Callable[[Problem], None]] = {
-    "ours": _ours("auto"), "dense": _ours("dense"), "trl": _trl, "top4": _top4, "matmuls": _matmuls,
+    "ours": _ours("auto"), "summary": _summary, "dense": _ours("dense"), "trl": _trl, "top4": _top4,
+    "matmuls": _matmuls,
 }
 """By name; each runs forward and backward once."""

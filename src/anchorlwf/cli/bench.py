@@ -1,16 +1,17 @@
 """Measure speed and memory on this machine, against other ways to do the same.
 
-loss: the loss against dense logits, TRL's kernel, lawftrack's top-4 objective and the bare matrix products. growth: the
-same as completion tokens grow. step: one optimizer step against TRL's SFT and plain loops over full logits. decode: a
-correction with the old continuation as a draft. annotate: known answers, in batches and step by step. memory: the peak
-of annotating and training on files of several sizes. Competitors have a process each and run in turn; figures are
-medians. Keep the machine quiet meanwhile: ratios suffer from other work too.
+loss: the loss, over both models' logits and from the second pass on, against dense logits, TRL's kernel, lawftrack's
+top-4 objective and the bare matrix products. growth: the same as completion tokens grow. step: one optimizer step
+against TRL's SFT and plain loops over full logits. decode: a correction with the old continuation as a draft. annotate:
+known answers, in batches and step by step. memory: the peak of annotating and training on files of several sizes.
+Competitors have a process each and run in turn; figures are medians. Keep the machine quiet meanwhile: ratios suffer
+from other work too.
 
 Examples:
   anchorlwf bench step
   anchorlwf bench loss --set width=256 --set tokens=2048 --runs 9
   anchorlwf bench loss --only ours --only trl --json
-  anchorlwf bench loss --set device=cuda --set dtype=bfloat16 --set width=4096 --set tokens=8192
+  anchorlwf bench loss --set device=cuda --set dtype=bfloat16 --only ours --only trl --only matmuls
   anchorlwf bench memory --set records=1000,10000
 """
 
