@@ -27,7 +27,7 @@ RUNS = {
 }
 OURS, OTHER, THIRD = "#2f6fbb", LIGHT["quiet"], "#c2662d"
 NAMES = {
-    "ours": "ours", "summary": "ours, summarized reference", "dense": "dense logits",
+    "ours": "ours", "summary": "ours, later passes", "dense": "dense logits",
     "ours_uncached": "ours, first pass", "ours_checkpointing": "ours, gradient checkpointing", "trl_sft": "TRL's SFT",
     "full_ce": "cross-entropy, full logits", "full_top4": "lawftrack's top 4, full logits",
 }
@@ -60,26 +60,30 @@ def step_plot(found):
     return figure
 
 
-def lines(axes, rows, x, y, name, color):
+def lines(axes, rows, x, y, name, color, lift=0):
     points = [(row[x], y(row)) for row in rows]
     axes.plot(*zip(*points, strict=True), "o-", color=color, markersize=4, linewidth=1.8)
-    axes.annotate(name, points[-1], (7, 0), textcoords="offset points", va="center", color=color)
+    axes.annotate(name, points[-1], (7, lift), textcoords="offset points", va="center", color=color)
 
 
 def growth_plot(found):
     """Seconds and extra memory by completion tokens."""
     figure = Figure((9, 3.4))
     time, memory = figure.subplots(1, 2)
-    for name, color in (("dense", OTHER), ("ours", OURS), ("summary", THIRD)):
+    for name, color, lift in (("dense", OTHER, 0), ("ours", OURS, 7), ("summary", THIRD, -7)):
         rows = [{"tokens": row["tokens"], **row["competitors"][name]} for row in found]
         lines(time, rows, "tokens", lambda row: row["seconds"], NAMES[name], color)
-        lines(memory, rows, "tokens", lambda row: row["extra_bytes"] / 2**30, NAMES[name], color)
+        lines(memory, rows, "tokens", lambda row: row["extra_bytes"] / 2**20, NAMES[name], color, lift)
     time.set(title="Seconds, forward and backward", xlabel="completion tokens")
-    memory.set(title="GiB above what was there", xlabel="completion tokens")
+    memory.set(title="Memory above what was there, MiB", xlabel="completion tokens", yscale="log")
+    time.set_ylim(bottom=0)
+    memory.set_ylim(30, 15_000)
+    memory.set_yticks([100, 1_000, 10_000], ["100", "1,000", "10,000"])
+    memory.minorticks_off()
     for axes in (time, memory):
-        axes.set_xlim(0, found[-1]["tokens"] * 1.55)
-        axes.set_ylim(bottom=0)
-        axes.set_xticks([row["tokens"] for row in found if row["tokens"] >= 512])
+        axes.set_xlim(0, found[-1]["tokens"] * 1.6)
+        shown = [row["tokens"] for row in found if row["tokens"] >= 512]
+        axes.set_xticks(shown, [f"{tokens:,}" for tokens in shown])
     return figure
 
 
