@@ -27,8 +27,8 @@ RUNS = {
 }
 OURS, OTHER, THIRD = "#2f6fbb", LIGHT["quiet"], "#c2662d"
 NAMES = {
-    "ours": "ours", "summary": "ours, later passes", "dense": "dense logits",
-    "ours_uncached": "ours, first pass", "ours_checkpointing": "ours, gradient checkpointing", "trl_sft": "TRL's SFT",
+    "ours": "ours", "summary": "ours, kept", "dense": "dense logits",
+    "ours_uncached": "ours, nothing kept", "ours_checkpointing": "ours, gradient checkpointing", "trl_sft": "TRL's SFT",
     "full_ce": "cross-entropy, full logits", "full_top4": "lawftrack's top 4, full logits",
 }
 

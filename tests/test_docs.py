@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from anchorlwf.bench.suite import bench_table
 from anchorlwf.cli import app
 from anchorlwf.cli.reference import reference
 from anchorlwf.jsonl import save_lines
@@ -45,6 +47,14 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
     save_lines(tmp_path / "probes.jsonl", [Probe(id="1", kind="retain", messages=asked, expected="Fennel Labs")])
     for block in [first, *blocks[1:]]:
         exec(compile(block, "docs/python.md", "exec"), {})
+
+
+def test_the_tables_of_speed_are_what_was_measured():
+    page = (ROOT / "docs" / "performance.md").read_text()
+    measured = sorted((ROOT / "docs" / "results" / "speed").glob("*.json"))
+    assert {"step", "growth", "memory"} <= {path.stem for path in measured}
+    for path in measured:
+        assert bench_table(json.loads(path.read_text())) in page, f"docs/performance.md differs from {path.name}"
 
 
 def test_commands_named_in_the_docs_exist():
