@@ -15,6 +15,8 @@ def compete(setup, name, turn):
         raise ConfigError("something is not installed")
     if name == "dies":
         os._exit(9)
+    if name == "broken":
+        raise ZeroDivisionError
     if name == "uneven":
         times = iter([WORK, 20 * WORK, WORK, WORK])
     while True:

@@ -12,7 +12,7 @@ from racers import WORK, compete
 from anchorlwf.bench.objectives import OBJECTIVES, make_problem, top4_loss
 from anchorlwf.bench.race import race
 from anchorlwf.bench.step import StepSetup, random_model, random_records
-from anchorlwf.bench.suite import BENCHMARKS, bench, bench_table
+from anchorlwf.bench.suite import BENCHMARKS, bench, bench_table, options_of
 from anchorlwf.errors import ConfigError
 
 SETUP = {"held": 12345, "pieces": 100}
@@ -52,6 +52,10 @@ class TestRace:
     def test_a_competitor_that_cannot_start_says_why(self, name, message):
         with pytest.raises(ConfigError, match=message):
             race(compete, SETUP, [name], runs=1, threads=1)
+
+    def test_a_failure_of_its_own_is_told_with_its_kind(self):
+        with pytest.raises(RuntimeError, match="benchmark of broken: ZeroDivisionError"):
+            race(compete, SETUP, ["broken"], runs=1, threads=1)
 
     def test_nothing_to_run(self):
         with pytest.raises(ConfigError, match="1 or more"):
@@ -143,10 +147,19 @@ def test_each_benchmark_runs_and_has_a_table(name):
     ({"name": "step", "options": {"tokens": 8, "prompt_tokens": 8}}, "fewer than tokens"),
     ({"name": "memory", "options": {"records": "10,x"}}, "valid integer"),
     ({"name": "loss", "options": {"depth": 3}}, "Known options: tokens"),
+    ({"name": "loss", "options": {"device": "tpu"}}, "expected cpu"),
+    ({"name": "loss", "only": ["summary"], "options": {**SMALL["loss"], "dtype": "bfloat16"}}, "expected float32"),
 ])
 def test_what_cannot_be_run_is_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         bench(**arguments)
+
+
+def test_pairs_of_the_command_line():
+    assert options_of(["width=256", "counts=1,2", "empty="]) == {"width": "256", "counts": "1,2", "empty": ""}
+    for bad in ("width", "=3"):
+        with pytest.raises(ConfigError, match="name=value"):
+            options_of([bad])
 
 
 def test_every_benchmark_is_named_in_the_help():

@@ -10,6 +10,7 @@ from typing import Any
 
 from anchorlwf.annotation import Session, TargetAnnotator, annotate, annotate_stream, drive
 from anchorlwf.bench.memory import one_process_each, peak_mib
+from anchorlwf.bench.race import quiet
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.decode import GreedyDecoder
 from anchorlwf.model import LanguageModel
@@ -90,6 +91,7 @@ def annotate_many(count: int, folder: str | Path) -> dict[str, Any]:
     Returns:
         Seconds, and the peak of this process's memory in MiB.
     """
+    quiet()
     source, out = Path(folder) / f"prompts-{count}.jsonl", Path(folder) / f"records-{count}.jsonl"
     with open(source, "w", encoding="utf-8") as stream:
         for number in range(count):

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+import torch
+from pydantic import Field, field_validator
 
 from anchorlwf.bench.objectives import OBJECTIVES, Problem, make_problem
 from anchorlwf.bench.race import OnRun, Turn, race
@@ -31,6 +32,13 @@ class LossSetup(Config):
     device: str = "cpu"
     threads: Count = 2
     seed: int = 0
+
+    @field_validator("device")
+    @classmethod
+    def _is_here(cls, value: str) -> str:
+        if value != "cpu" and not (value.startswith("cuda") and torch.cuda.is_available()):
+            raise ValueError(f"expected cpu{', or cuda' if torch.cuda.is_available() else ', for no GPU is here'}")
+        return value
 
 
 class GrowthSetup(LossSetup):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from anchorlwf.bench.race import quiet
 from anchorlwf.config import TrainConfig
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Anchor, Record, new_id
@@ -57,6 +58,7 @@ def train_many(count: int, folder: str | Path) -> dict[str, Any]:
     Returns:
         Steps, seconds with the reference cache and without writing the file, and the peak of this process's memory.
     """
+    quiet()
     source, model = Path(folder) / f"records-{count}.jsonl", load_model()
     with open(source, "w", encoding="utf-8") as stream:
         stream.writelines(f"{record.model_dump_json()}\n" for record in synthetic_records(model, count))

@@ -185,7 +185,7 @@ def _received(name: str, pipe: Connection) -> dict[str, Any]:
     except EOFError:
         fix = "It was killed; most likely the memory did not suffice. Make the problem smaller."
         raise ConfigError(wrong(f"benchmark of {name}", "a process that lives", "one that died", fix)) from None
-    if isinstance(found, AnchorLwfError):
+    if isinstance(found, Exception):
         raise found
     return dict(found)
 
@@ -197,6 +197,8 @@ def _serve(compete: Compete, setup: Any, name: str, threads: int, device: str, p
         compete(setup, name, Turn(pipe, device))
     except AnchorLwfError as error:
         pipe.send(error)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is told where the orders come from
+        pipe.send(RuntimeError(f"benchmark of {name}: {type(error).__name__}: {error}"))
     except KeyboardInterrupt:  # the parent says so itself
         sys.exit(130)
 

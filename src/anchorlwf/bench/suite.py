@@ -21,7 +21,7 @@ from anchorlwf.errors import ConfigError, wrong
 from anchorlwf.model import load_model
 from anchorlwf.run import environment
 
-__all__ = ["BENCHMARKS", "bench", "bench_table", "machine"]
+__all__ = ["BENCHMARKS", "bench", "bench_table", "machine", "options_of"]
 
 
 class DecodeSetup(Config):
@@ -113,6 +113,17 @@ def bench(
     found = chosen.measure(Order(setup, runs, tuple(only) or chosen.names, on_run))
     return {"benchmark": name, "setup": setup.model_dump(mode="json"), "runs": runs, "machine": before,
             "environment": environment(), "found": found}
+
+
+def options_of(pairs: Sequence[str]) -> dict[str, str]:
+    """`name=value` strings as a dictionary. Raises `ConfigError` for others."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise ConfigError(wrong("--set", "name=value", repr(pair), "Write, for instance, --set width=256."))
+        found[name] = value
+    return found
 
 
 def bench_table(results: dict[str, Any]) -> str:

@@ -29,12 +29,12 @@ def bench(
     options: Annotated[list[str] | None, typer.Option("--set", help="name=value of the setup; repeatable.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    from anchorlwf.bench.suite import bench, bench_table
+    from anchorlwf.bench.suite import bench, bench_table, options_of
 
     quiet_libraries()
-    pairs = dict(option.partition("=")[::2] for option in options or [])
+    chosen = options_of(options or [])
     with phase_progress() as progress:
-        results = bench(what, runs=runs, only=only or [], options=pairs,
+        results = bench(what, runs=runs, only=only or [], options=chosen,
                         on_run=lambda done, of: progress(what, done, of))
     if as_json:
         print_json(results)
