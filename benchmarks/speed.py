@@ -94,7 +94,7 @@ def memory_plot(found):
     for name, color in (("train", OURS), ("annotate", THIRD)):
         lines(axes, found[name], "records", lambda row: row["peak_mib"], name, color)
     axes.set(title="Most memory held by the process, MiB", xlabel="records in the file", xscale="log")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.15 * max(row["peak_mib"] for rows in found.values() for row in rows))
     axes.set_xlim(700, 300_000)
     axes.set_xticks([1_000, 10_000, 100_000], ["1,000", "10,000", "100,000"])
     axes.minorticks_off()
