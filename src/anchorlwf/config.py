@@ -123,6 +123,8 @@ class TrainConfig(Config):
     stop: bool = True
     """Stop once every anchor holds, every answer is reproduced and the drift is within its budget."""
     impl: Literal["auto", "dense", "chunked", "triton"] = "auto"
+    """auto: the quickest there is; from a summary of the reference where one is kept (docs/method.md), else chunked, on
+    a GPU in Triton. The others compare both models' logits, every time."""
     save_steps: Annotated[int, Field(ge=0)] = 0
     """Checkpoint every so many steps, for resuming; 0: none."""
     gradient_checkpointing: bool = False
