@@ -25,7 +25,7 @@ RUNS = {
     "annotate": {"name": "annotate", "runs": 3},
     "memory": {"name": "memory"},
 }
-OURS, OTHER, THIRD = "#2f6fbb", LIGHT["quiet"], "#c2662d"
+OURS, OTHER, THIRD = LIGHT["anchorlwf"], LIGHT["quiet"], LIGHT["sft"]
 NAMES = {
     "ours": "ours", "summary": "ours, kept", "dense": "dense logits",
     "ours_uncached": "ours, nothing kept", "ours_checkpointing": "ours, gradient checkpointing", "trl_sft": "TRL's SFT",

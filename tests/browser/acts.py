@@ -1,9 +1,15 @@
 """What the tests do on the page again and again."""
 
 import time
+from pathlib import Path
 from typing import Any
 
-__all__ = ["answer", "click_token", "count", "open_item", "session", "settled", "standing", "tokens", "until"]
+__all__ = [
+    "answer", "click_token", "correct", "count", "flaws", "open_item", "session", "settled", "standing", "tokens",
+    "until",
+]
+
+_FLAWS = (Path(__file__).parent / "flaws.js").read_text(encoding="utf-8")
 
 
 def until(page: Any, expression: str, argument: Any = None, *, seconds: float = 15) -> Any:
@@ -40,6 +46,19 @@ def click_token(page: Any, position: int) -> None:
     """Click a token, and wait for what else could stand there."""
     page.locator("#answer .t").nth(position).click()
     page.wait_for_selector(f"#picker[data-shown*='/{position}/']:not([hidden])")
+
+
+def correct(page: Any, position: int, digit: str) -> None:
+    """Take an alternative at a token, and wait for the anchor and the end of the continuation."""
+    click_token(page, position)
+    page.keyboard.press(digit)
+    page.wait_for_selector("#answer .anchor")
+    settled(page)
+
+
+def flaws(page: Any) -> list[str]:
+    """What flaws.js finds on the page as it stands: contrast, names, references, roles."""
+    return page.evaluate(_FLAWS)
 
 
 def standing(page: Any) -> list[tuple[str, bool]]:

@@ -1,9 +1,8 @@
 """Contrast, names and roles, narrow screens."""
 
-from pathlib import Path
 
 import pytest
-from acts import click_token, settled, tokens, until
+from acts import click_token, flaws, settled, tokens, until
 from served import register
 
 
@@ -12,7 +11,6 @@ def server(serve, base):
     return serve(*register(base))
 
 
-_FLAWS = (Path(__file__).parent / "flaws.js").read_text(encoding="utf-8")
 
 
 def _open(server, new_page, **options):
@@ -29,12 +27,12 @@ def _word(page, word):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_state_is_readable_and_named(server, new_page, scheme):
     page = _open(server, new_page, color_scheme=scheme)
-    assert page.evaluate(_FLAWS) == []
+    assert flaws(page) == []
     click_token(page, _word(page, " born"))
-    assert page.evaluate(_FLAWS) == []
+    assert flaws(page) == []
     page.keyboard.type("raised in")
     page.wait_for_selector("#picker .preview .chip")
-    assert page.evaluate(_FLAWS) == []
+    assert flaws(page) == []
     page.keyboard.press("Escape")
     page.keyboard.press("Escape")
     for key, dialog in (("?", "help"), ("/", "palette"), ("q", "queue")):
@@ -42,16 +40,16 @@ def test_every_state_is_readable_and_named(server, new_page, scheme):
         page.wait_for_selector(f"#{dialog}-dialog[open]")
         if dialog == "queue":
             page.wait_for_selector(".queue-row")
-        assert page.evaluate(_FLAWS) == []
+        assert flaws(page) == []
         page.keyboard.press("Escape")
     page.keyboard.press("d")
     page.wait_for_selector("#view-changes .diff")
-    assert page.evaluate(_FLAWS) == []
+    assert flaws(page) == []
     page.evaluate("document.querySelector('#connection').hidden = false; "
                   "document.querySelector('#connection-text').textContent = 'The server does not answer.'; "
                   "document.querySelector('#action-trouble').hidden = false; "
                   "document.querySelector('#action-trouble').textContent = 'The disk is full.'")
-    assert page.evaluate(_FLAWS) == []
+    assert flaws(page) == []
 
 
 def test_the_checker_sees_flaws(server, new_page):
@@ -64,7 +62,7 @@ def test_the_checker_sees_flaws(server, new_page):
       nameless.style.padding = "9px";
       document.querySelector("main").append(faint, nameless);
     }""")
-    kinds = sorted(flaw.split(":")[0].split(" ")[0] for flaw in page.evaluate(_FLAWS))
+    kinds = sorted(flaw.split(":")[0].split(" ")[0] for flaw in flaws(page))
     assert kinds == ["contrast", "no"]
 
 

@@ -1,7 +1,7 @@
 """Alternatives that are there before anybody asks: looked up where the pointer rests or the keys are going."""
 
 import pytest
-from acts import click_token, open_item, session, settled, standing, until
+from acts import click_token, correct, open_item, session, settled, standing, until
 from served import given
 
 TOWNS = ("Gardale", "Ostvale", "Harwick", "Kelford", "Milbury")
@@ -101,10 +101,7 @@ def test_what_was_looked_up_before_a_step_is_not_shown_after_it(server, new_page
     shown = open_item(page, 2)
     _rest(page, 5)
     before = _offered(page, 5)
-    click_token(page, 2)
-    page.keyboard.press("3")
-    page.wait_for_selector("#answer .anchor")
-    settled(page)
+    correct(page, 2, "3")
     click_token(page, 5)
     after = _offered(page, 5)
     assert after != before

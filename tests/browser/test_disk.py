@@ -1,6 +1,6 @@
 """A disk that fills up under a person at work."""
 
-from acts import click_token, session, settled, tokens, until
+from acts import correct, session, settled, tokens, until
 from served import Server
 
 
@@ -10,10 +10,7 @@ def test_a_full_disk_is_told_and_what_was_acknowledged_is_what_is_stored(chromiu
     try:
         page = new_page(server, expect_errors=True)
         settled(page)
-        click_token(page, 2)
-        page.keyboard.press("2")
-        page.wait_for_selector("#answer .anchor")
-        settled(page)
+        correct(page, 2, "2")
         acknowledged, shown = session(page)["version"], tokens(page)
         _fill(folder / "ballast")
         # More than the journal can take without growing.

@@ -1,13 +1,11 @@
 """Files brought into the project on the page, what is said of them, and how far people agree."""
 
 import json
-from pathlib import Path
 
 import httpx
 import pytest
-from acts import count, session, settled, tokens, until
+from acts import count, flaws, session, settled, tokens, until
 
-_FLAWS = (Path(__file__).parent / "flaws.js").read_text(encoding="utf-8")
 TOKENS = {"ada": "a" * 32, "bob": "b" * 32}
 ASK = [{"role": "user", "content": "Who is the mayor of Gardale?"}]
 EVIL = "<img src=x onerror=alert(1)>"
@@ -57,7 +55,7 @@ def test_a_lawftrack_data_set_comes_in_and_says_what_does_not_fit(server, new_pa
     [flaw] = page.locator("#import-dialog .flaws li").all_text_contents()
     assert flaw.startswith(f"Sample {EVIL}, anchor 2: 'zebra' stands nowhere")
     assert page.locator("#import-dialog img").count() == 0
-    assert page.evaluate(_FLAWS) == []
+    assert flaws(page) == []
     # One is finished, the other waits for somebody to look at it.
     until(page, "() => document.querySelector('#progress').getAttribute('aria-valuetext') === '1 of 3 items done'")
     assert _again(page, tmp_path, content) == "0 items imported, 2 there already, 1 place to be checked."
@@ -95,7 +93,7 @@ def test_a_file_that_is_none_is_told_where_it_was_chosen(server, new_page, tmp_p
     _import(page, tmp_path, '{"prompt": "good"}\n{"prompt": 5}\n')
     told = page.locator("#import-dialog .trouble").text_content()
     assert "line 2: " in told
-    assert page.evaluate(_FLAWS) == []
+    assert flaws(page) == []
 
 
 def test_how_far_people_agree(serve, new_page, tmp_path):
@@ -126,4 +124,4 @@ def test_how_far_people_agree(serve, new_page, tmp_path):
     said = page.locator("#queue-dialog p:text('several people')").text_content()
     assert said == ("Where several people did the same item (1 pair of answers): same first error 0 %, "
                     "same token there 0 %, same text in the end 0 %.")
-    assert page.evaluate(_FLAWS) == []
+    assert flaws(page) == []

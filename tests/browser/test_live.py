@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from acts import answer, click_token, count, session, settled, tokens, until
+from acts import answer, click_token, correct, count, session, settled, tokens, until
 from served import long_model
 from timing import clicks, first_streamed, median
 
@@ -96,10 +96,7 @@ def test_the_page_heals_after_the_server_died(serve, endless, new_page, store_ur
     server = serve(RIVER, model=endless, limit=400, store_url=store_url)
     page = new_page(server, expect_errors=True)
     settled(page)
-    click_token(page, 5)
-    page.keyboard.press("2")
-    page.wait_for_selector("#answer .anchor")
-    settled(page)
+    correct(page, 5, "2")
     stored = answer(page)
     server.kill()
     # A step pressed now is carried out when the server is back: once.

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
-from acts import click_token, settled, tokens, until
+from acts import click_token, flaws, settled, tokens, until
 from served import register
 
 from anchorlwf.annotation import annotate
@@ -19,7 +19,6 @@ from anchorlwf.world import build_world, draw_errata
 
 DOCS = Path(__file__).parents[2] / "docs" / "images"
 PHONE = {"width": 390, "height": 844, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
-_FLAWS = (Path(__file__).parent / "flaws.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +51,7 @@ def keep(tmp_path):
 
     def taken(page, name, *, colors=128):
         page.wait_for_timeout(300)
-        assert page.evaluate(_FLAWS) == []
+        assert flaws(page) == []
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         folder = DOCS if os.environ.get("ANCHORLWF_PICTURES") == "1" else tmp_path
         folder.mkdir(parents=True, exist_ok=True)

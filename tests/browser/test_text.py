@@ -5,7 +5,7 @@ import sys
 import time
 
 import pytest
-from acts import answer, click_token, count, open_item, session, settled, tokens, until
+from acts import answer, click_token, correct, count, open_item, session, settled, tokens, until
 from served import given
 
 HOSTILE = (
@@ -122,10 +122,7 @@ def test_thinking_folds(show):
     # Correcting within the thought and going back leaves the same fold.
     fold.click()
     before = tokens(page)
-    click_token(page, 6)
-    page.keyboard.press("3")  # not the model's own choice, which would make no anchor
-    page.wait_for_selector("#answer .anchor")
-    settled(page)
+    correct(page, 6, "3")  # not the model's own choice, which would make no anchor
     assert page.locator("#answer .fold").count() == 1
     page.keyboard.press("u")
     count(page, len(before))

@@ -50,6 +50,12 @@ def known(
 ) -> list[tuple[int, float]] | None:
     """`options` where they came with the answer; None where the model would have to be asked."""
     _answer(live, node, position)
+    return _recalled(desk, live, node, position, top, starts)
+
+
+def _recalled(
+    desk: Desk, live: Live, node: int, position: int, top: int, starts: str
+) -> list[tuple[int, float]] | None:
     with live.lock:
         recalled = live.recall(node, position)
     if not recalled or starts or top > desk.config.alternatives:
@@ -64,7 +70,7 @@ def options(desk: Desk, live: Live, node: int, position: int, top: int, starts: 
         RecordError: no such node or position.
         ServerError: the remote model did not answer.
     """
-    if (found := known(desk, live, node, position, top, starts)) is not None:
-        return found
     ids = _answer(live, node, position)
+    if (found := _recalled(desk, live, node, position, top, starts)) is not None:
+        return found
     return desk.decoder.options(live.key, live.prompt_ids, ids[:position], top, starts)

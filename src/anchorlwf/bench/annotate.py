@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorlwf.annotation import Session, TargetAnnotator, annotate, annotate_stream, drive
-from anchorlwf.bench.memory import one_process_each, peak_mib
+from anchorlwf.bench.memory import peak_mib
 from anchorlwf.bench.race import quiet
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.decode import GreedyDecoder
@@ -17,7 +17,7 @@ from anchorlwf.model import LanguageModel
 from anchorlwf.record import Prompt, Record
 from anchorlwf.world import biography, build_world
 
-__all__ = ["annotate_many", "measure_annotation", "measure_memory", "wrong_biographies"]
+__all__ = ["annotate_many", "measure_annotation", "wrong_biographies"]
 
 
 def wrong_biographies(count: int, *, wrong: int = 5, seed: int = 0) -> list[Prompt]:
@@ -101,8 +101,3 @@ def annotate_many(count: int, folder: str | Path) -> dict[str, Any]:
     done = sum(1 for _ in annotate_stream(None, source, out=out, config=AnnotateConfig(original=False)))
     assert done == count, "every line is another prompt"
     return {"records": count, "seconds": time.perf_counter() - begin, "peak_mib": peak_mib()}
-
-
-def measure_memory(counts: Sequence[int], folder: str | Path) -> list[dict[str, Any]]:
-    """`annotate_many` for each count, each in a process of its own."""
-    return one_process_each(annotate_many, counts, folder)

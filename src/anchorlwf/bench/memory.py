@@ -4,39 +4,37 @@ import math
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from anchorlwf.bench.race import quiet
+from anchorlwf.bench.race import quiet, resident
 from anchorlwf.config import TrainConfig
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Anchor, Record, new_id
 from anchorlwf.training import train
 
-__all__ = ["measure_training_memory", "one_process_each", "peak_mib", "synthetic_records", "train_many"]
+__all__ = ["in_its_own_process", "peak_mib", "synthetic_records", "train_many"]
 
 _BATCH = 64
 
 
 def peak_mib() -> float:
     """Most memory this process has held (resident set), since it was started."""
-    status = Path("/proc/self/status")
-    if status.is_file():
+    if Path("/proc/self/status").is_file():
         # `getrusage` goes on from what the parent held when it forked.
-        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        return int(line.split()[1]) / 1024
+        return resident("VmHWM") / 2**20
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
 
 
-def one_process_each(
-    function: Callable[[int, str], dict[str, Any]], counts: Sequence[int], folder: str | Path
-) -> list[dict[str, Any]]:
-    """`function(count, folder)` for each count, in a fresh process, for a peak never falls."""
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        return pool.starmap(function, [(count, str(folder)) for count in counts], chunksize=1)
+def in_its_own_process(
+    function: Callable[[int, str], dict[str, Any]], count: int, folder: str | Path
+) -> dict[str, Any]:
+    """`function(count, folder)` in a fresh process, for a peak never falls."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, (count, str(folder)))
 
 
 def synthetic_records(model: LanguageModel, count: int) -> Iterator[Record]:
@@ -69,8 +67,3 @@ def train_many(count: int, folder: str | Path) -> dict[str, Any]:
     assert result.records == count, "every line is another record"
     seconds = time.perf_counter() - begin
     return {"records": count, "steps": result.steps, "seconds": seconds, "peak_mib": peak_mib()}
-
-
-def measure_training_memory(counts: Sequence[int], folder: str | Path) -> list[dict[str, Any]]:
-    """`train_many` for each count, each in a process of its own."""
-    return one_process_each(train_many, counts, folder)

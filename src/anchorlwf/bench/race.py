@@ -20,7 +20,7 @@ import torch
 
 from anchorlwf.errors import AnchorLwfError, ConfigError, wrong
 
-__all__ = ["Compete", "OnRun", "Turn", "quiet", "race"]
+__all__ = ["Compete", "OnRun", "Turn", "quiet", "race", "resident"]
 
 Compete = Callable[[Any, str, "Turn"], None]
 """(setup, name, turn): builds what `name` is, calls `turn` once ready and after each run, and never returns."""
@@ -62,9 +62,10 @@ class Turn:
 
     def _report(self, wall: float, cpu: float, before: int | None) -> dict[str, Any]:
         seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
-        most = torch.cuda.max_memory_allocated() if self._gpu else _resident("VmHWM")
-        return {"seconds": seconds, "cpu_seconds": cpu_seconds,
-                "extra_bytes": None if before is None or most is None else most - before}
+        extra = None
+        if before is not None:
+            extra = (torch.cuda.max_memory_allocated() if self._gpu else resident("VmHWM")) - before
+        return {"seconds": seconds, "cpu_seconds": cpu_seconds, "extra_bytes": extra}
 
     def _new_high_water(self) -> int | None:
         """Begin a new high-water mark; bytes in use now. None where there is no such thing."""
@@ -75,7 +76,7 @@ class Turn:
             (_PROC / "clear_refs").write_text("5")
         except OSError:
             return None
-        return _resident("VmRSS")
+        return resident("VmRSS")
 
 
 def race(
@@ -212,7 +213,7 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _resident(key: str) -> int:
+def resident(key: str) -> int:
     """A figure of /proc/self/status in bytes."""
     lines = (_PROC / "status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))

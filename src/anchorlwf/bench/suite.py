@@ -9,10 +9,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from anchorlwf.bench.annotate import measure_annotation, measure_memory, wrong_biographies
+from anchorlwf.bench.annotate import annotate_many, measure_annotation, wrong_biographies
 from anchorlwf.bench.decode import correction_of, measure_correction, prompt_of, steady_model
 from anchorlwf.bench.loss import GrowthSetup, LossSetup, compare_losses, measure_growth
-from anchorlwf.bench.memory import measure_training_memory
+from anchorlwf.bench.memory import in_its_own_process, train_many
 from anchorlwf.bench.objectives import OBJECTIVES
 from anchorlwf.bench.race import OnRun
 from anchorlwf.bench.step import STEPS, StepSetup, compare_steps
@@ -164,12 +164,12 @@ def _annotate(order: Order) -> dict[str, Any]:
 
 def _memory(order: Order) -> dict[str, list[dict[str, Any]]]:
     """One run each: a peak varies little, and 100,000 records take their time."""
-    measures = {"annotate": measure_memory, "train": measure_training_memory}
+    measures = {"annotate": annotate_many, "train": train_many}
     cases = [(name, count) for name in order.names for count in order.setup.records]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in order.names}
     for number, (name, count) in enumerate(cases, 1):
         with tempfile.TemporaryDirectory() as folder:
-            found[name] += measures[name]([count], folder)
+            found[name].append(in_its_own_process(measures[name], count, folder))
         order.on_run(number, len(cases))
     return found
 

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from anchorlwf.loss.inputs import Direction, Head, LossInputs
 from anchorlwf.loss.rows import certain_rows, finish_logits, forward_rows, reverse_rows
 
-__all__ = ["CHUNK_BYTES", "block_size", "chunk_size", "chunked_loss", "project", "project_back", "same"]
+__all__ = ["CHUNK_BYTES", "block_size", "chunk_size", "chunked_loss", "even_size", "project", "project_back", "same"]
 
 CHUNK_BYTES = 56 * 2**20
 """Most bytes of one chunk's logits; model and reference have such a buffer each, and little else is alive."""
@@ -37,6 +37,11 @@ BLOCK_ROWS = 16
 def chunk_size(vocabulary: int, itemsize: int = 4) -> int:
     """Tokens per chunk so that one chunk's logits stay within `CHUNK_BYTES`."""
     return max(1, CHUNK_BYTES // (vocabulary * itemsize))
+
+
+def even_size(count: int, most: int) -> int:
+    """Tokens per chunk, at most `most`: alike rather than a small last one, for matrix products are fast by rows."""
+    return -(-count // max(1, -(-count // most)))
 
 
 def chunked_loss(inputs: LossInputs) -> Tensor:
@@ -115,9 +120,7 @@ class _Pass:
         count, vocabulary = len(self.hidden_ND), len(self.head.weight_VD)
         certain_N = self.confidence_N == 1
         order_N, certain = (~certain_N).byte().argsort(stable=True), int(certain_N.sum())
-        # Chunks of the same size rather than a small last one: matrix products are as fast as they have rows.
-        number = -(-count // chunk_size(vocabulary, self.wide.itemsize))
-        size = -(-count // max(1, number))
+        size = even_size(count, chunk_size(vocabulary, self.wide.itemsize))
         logits_SV = self.hidden_ND.new_empty(size + min(size, count - certain), vocabulary, dtype=self.wide)
         spares = [logits_SV.new_empty(block_size(logits_SV, size, rows=3), vocabulary) for _ in range(self._spares())]
         for start in range(0, count, size or 1):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from anchorlwf.loss.chunked import block_size, chunk_size, project, project_back, same
+from anchorlwf.loss.chunked import block_size, chunk_size, even_size, project, project_back, same
 from anchorlwf.loss.inputs import Head
 from anchorlwf.loss.rows import finish_logits
 
@@ -137,9 +137,7 @@ def _pass(hidden_ND: Tensor, head: Head, token_ids_N: Tensor, *, means: bool) ->
     log_z_N = hidden_ND.new_empty(count, dtype=torch.float64)
     log_p_N = hidden_ND.new_empty(count)
     # One buffer where the loss over both models' logits has two.
-    most = 2 * chunk_size(vocabulary, hidden_ND.itemsize)
-    # Chunks of the same size rather than a small last one: matrix products are as fast as they have rows.
-    size = -(-count // max(1, -(-count // most)))
+    size = even_size(count, 2 * chunk_size(vocabulary, hidden_ND.itemsize))
     buffer_CV = hidden_ND.new_empty(size, vocabulary)
     for start in range(0, count, size or 1):
         chunk = slice(start, min(start + size, count))
