@@ -22,6 +22,7 @@ demo: install
 
 check: install
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check src tests recipes benchmarks
 	$(BIN)/mypy src
 
 # One thread per worker: two workers with two threads each on two cores take several times as long.

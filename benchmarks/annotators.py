@@ -84,8 +84,20 @@ def main() -> None:
     tokens = {f"person{i}": secrets.token_urlsafe(24) for i in range(options.people)}
     (folder / "team.yaml").write_text("".join(f"{name}: {token}\n" for name, token in tokens.items()))
     program = Path(sys.executable).with_name("anchorlwf")
-    command = [program, "annotate", prompts, "--out", folder / "records.jsonl", "--web", "--port", "0",
-               "--annotators", folder / "team.yaml", "--max-new-tokens", "48"]
+    command = [
+        program,
+        "annotate",
+        prompts,
+        "--out",
+        folder / "records.jsonl",
+        "--web",
+        "--port",
+        "0",
+        "--annotators",
+        folder / "team.yaml",
+        "--max-new-tokens",
+        "48",
+    ]
     surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=surroundings)  # noqa: S603 - our own
     assert server.stdout is not None
@@ -110,14 +122,25 @@ def main() -> None:
     done = [item for person in people for item in person.done]
     times = [value for person in people for value in person.times]
     first = [value for person in people for value in person.first]
-    print(json.dumps({
-        "people": options.people, "seconds": options.seconds, "items_done": len(done),
-        "handed_out_twice": len(done) - len(set(done)), "records_in_store": len(records),
-        "records_that_do_not_hold": sum(not found.holds for found in verify_records(model, records)),
-        "failures": [failure for person in people for failure in person.failures][:5], "steps": len(times),
-        "step_p50_ms": _share(times, 0.5), "step_p95_ms": _share(times, 0.95),
-        "first_token_p50_ms": _share(first, 0.5), "first_token_p95_ms": _share(first, 0.95),
-    }, indent=2))
+    print(
+        json.dumps(
+            {
+                "people": options.people,
+                "seconds": options.seconds,
+                "items_done": len(done),
+                "handed_out_twice": len(done) - len(set(done)),
+                "records_in_store": len(records),
+                "records_that_do_not_hold": sum(not found.holds for found in verify_records(model, records)),
+                "failures": [failure for person in people for failure in person.failures][:5],
+                "steps": len(times),
+                "step_p50_ms": _share(times, 0.5),
+                "step_p95_ms": _share(times, 0.95),
+                "first_token_p50_ms": _share(first, 0.5),
+                "first_token_p95_ms": _share(first, 0.95),
+            },
+            indent=2,
+        )
+    )
 
 
 if __name__ == "__main__":

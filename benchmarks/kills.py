@@ -82,9 +82,17 @@ class Script:
             number = self.under_way = self._seen(head)["id"]
             shown = self._follow(client, number)
             stream = self.rng.random() < 0.5
-            self._step(client, number, "correct", {"node": shown["node"], "position": self.rng.randrange(3),
-                                                   "text": self.rng.choice([" river", " town", "No"]),
-                                                   "stream": stream})
+            self._step(
+                client,
+                number,
+                "correct",
+                {
+                    "node": shown["node"],
+                    "position": self.rng.randrange(3),
+                    "text": self.rng.choice([" river", " town", "No"]),
+                    "stream": stream,
+                },
+            )
             self._step(client, number, "note", {"text": "x" * self.rng.randrange(500)})
             self._step(client, number, "undo")
             self._step(client, number, "redo")
@@ -126,10 +134,14 @@ def check(client: httpx.Client, server: Server, script: Script) -> list[str]:
         written = {row["id"]: row for row in server.records()} if server.out.exists() else {}
     except ValueError as error:
         return [*wrong, f"the file of records: {error}"]
-    wrong += [f"record {name}: not in the file as in the store" for name, row in stored.items()
-              if written.get(name) != row]
-    wrong += [f"record {name}: finished in the file alone" for name, row in written.items()
-              if row["status"] != "draft" and name not in stored]
+    wrong += [
+        f"record {name}: not in the file as in the store" for name, row in stored.items() if written.get(name) != row
+    ]
+    wrong += [
+        f"record {name}: finished in the file alone"
+        for name, row in written.items()
+        if row["status"] != "draft" and name not in stored
+    ]
     last = script.under_way
     if last is not None and client.get(f"/api/sessions/{last}").json().get("status") == "open":
         given = client.post("/api/next", json={}).json()["id"]
@@ -159,9 +171,15 @@ def run(kills: int, kind: str, seed: int) -> dict[str, Any]:
             with _client(server) as client:
                 lost += [f"kill {kill + 1}: {what}" for what in check(client, server, script)]
     return {
-        "store": kind, "kills": kills, "acknowledged_steps": script.steps, "sessions": len(script.acknowledged),
-        "lost": len(lost), "what": lost[:10], "failures": script.failures[:10],
-        "seconds": round(time.perf_counter() - began), "load": round(os.getloadavg()[0], 1),
+        "store": kind,
+        "kills": kills,
+        "acknowledged_steps": script.steps,
+        "sessions": len(script.acknowledged),
+        "lost": len(lost),
+        "what": lost[:10],
+        "failures": script.failures[:10],
+        "seconds": round(time.perf_counter() - began),
+        "load": round(os.getloadavg()[0], 1),
     }
 
 

@@ -65,15 +65,19 @@ def main() -> None:
     model.attach_lora(8, 64.0, 0.0, "mlp", SEED)
     model.net.train()
     generator = torch.Generator().manual_seed(SEED)
-    rows = {name: torch.randint(low, high + 1, (RECORDS,), generator=generator).tolist()
-            for name, (low, high) in RANGES.items()}
+    rows = {
+        name: torch.randint(low, high + 1, (RECORDS,), generator=generator).tolist()
+        for name, (low, high) in RANGES.items()
+    }
     rows["one long"] = [20] * (RECORDS - 1) + [400]
     print(f"load {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} threads")
     for name, lengths in rows.items():
         found, padded = measure(model, lengths, options.repeats), max(lengths) * RECORDS
-        print(f"{name:14s} {sum(lengths):5d} of {padded:5d} tokens ({padded / sum(lengths):4.2f})  "
-              f"padded {found['padded'] * 1e3:7.1f} ms  packed {found['packed'] * 1e3:7.1f} ms  "
-              f"ratio {found['padded'] / found['packed']:.2f}")
+        print(
+            f"{name:14s} {sum(lengths):5d} of {padded:5d} tokens ({padded / sum(lengths):4.2f})  "
+            f"padded {found['padded'] * 1e3:7.1f} ms  packed {found['packed'] * 1e3:7.1f} ms  "
+            f"ratio {found['padded'] / found['packed']:.2f}"
+        )
     print(f"load {os.getloadavg()[0]:.1f}")
 
 

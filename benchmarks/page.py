@@ -98,8 +98,9 @@ def measure(browser, length, folder):
 def main():
     folder = Path(tempfile.mkdtemp())
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"),
-                                             args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
         for length in (500, 4000):
             measure(browser, length, folder / str(length))
         browser.close()

@@ -1,6 +1,6 @@
 """Runs the demo and draws what it printed.
 
-    python benchmarks/picture.py docs/demo.svg
+python benchmarks/picture.py docs/demo.svg
 """
 
 import io

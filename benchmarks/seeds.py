@@ -1,6 +1,6 @@
 """Corrections of the embedded model over many seeds: what is learned, what is kept. Writes JSON and a Markdown table.
 
-    python benchmarks/seeds.py --seeds 8 --facts 4 --out docs/results/seeds_4.json
+python benchmarks/seeds.py --seeds 8 --facts 4 --out docs/results/seeds_4.json
 """
 
 import argparse
@@ -31,8 +31,14 @@ def one_seed(seed, facts, wordings, config):
     with tempfile.TemporaryDirectory() as folder:
         training = train(model, records, out=folder, config=config)
     results = evaluate(model, probes_for(world, errata, wordings), records=records).as_dict()
-    return {"seed": seed, **{name: results[name] for name in MEASURES}, "anchors": training.anchors,
-            "steps": training.steps, "converged": training.converged, "train_seconds": round(training.seconds, 2)}
+    return {
+        "seed": seed,
+        **{name: results[name] for name in MEASURES},
+        "anchors": training.anchors,
+        "steps": training.steps,
+        "converged": training.converged,
+        "train_seconds": round(training.seconds, 2),
+    }
 
 
 def table(rows):
@@ -42,13 +48,17 @@ def table(rows):
     shown = [(row["seed"], row) for row in rows]
     numbers = [*MEASURES, "anchors", "steps", "train_seconds"]
     shown.append(("mean", {name: statistics.mean(row[name] for row in rows) for name in numbers}))
-    worst = {name: (max if name in ("kl", "anchors", "steps", "train_seconds") else min)(row[name] for row in rows)
-             for name in numbers}
+    worst = {
+        name: (max if name in ("kl", "anchors", "steps", "train_seconds") else min)(row[name] for row in rows)
+        for name in numbers
+    }
     shown.append(("worst", worst))
     for name, row in shown:
         percents = " | ".join(f"{row[measure]:.1%}" for measure in MEASURES[:-1])
-        lines.append(f"| {name} | {percents} | {row['kl']:.5f} | {row['anchors']:.0f} | {row['steps']:.0f} | "
-                     f"{row['train_seconds']:.1f} |")
+        lines.append(
+            f"| {name} | {percents} | {row['kl']:.5f} | {row['anchors']:.0f} | {row['steps']:.0f} | "
+            f"{row['train_seconds']:.1f} |"
+        )
     return "\n".join(lines)
 
 
@@ -67,8 +77,14 @@ def main():
     for seed in range(1, arguments.seeds + 1):
         rows.append(one_seed(seed, arguments.facts, arguments.wordings, config))
         print(rows[-1], file=sys.stderr, flush=True)
-        report = {"command": " ".join(sys.argv), "environment": environment(), "config": config.model_dump(),
-                  "facts": arguments.facts, "wordings": arguments.wordings, "rows": rows}
+        report = {
+            "command": " ".join(sys.argv),
+            "environment": environment(),
+            "config": config.model_dump(),
+            "facts": arguments.facts,
+            "wordings": arguments.wordings,
+            "rows": rows,
+        }
         write_atomic(arguments.out, json.dumps(report, indent=2) + "\n")
     print(table(rows))
 

@@ -1,8 +1,8 @@
 """Everything of docs/performance.md that `anchorlwf bench` measures: run it, and draw it.
 
-    python benchmarks/speed.py docs/results/speed                (half an hour; leave the machine alone meanwhile)
-    python benchmarks/speed.py docs/results/speed --only step    (one of them again)
-    python benchmarks/speed.py docs/results/speed --draw         (the plots alone, from what is there)
+python benchmarks/speed.py docs/results/speed                (half an hour; leave the machine alone meanwhile)
+python benchmarks/speed.py docs/results/speed --only step    (one of them again)
+python benchmarks/speed.py docs/results/speed --draw         (the plots alone, from what is there)
 """
 
 import argparse
@@ -27,9 +27,14 @@ RUNS = {
 }
 OURS, OTHER, THIRD = LIGHT["anchorlwf"], LIGHT["quiet"], LIGHT["sft"]
 NAMES = {
-    "ours": "ours", "summary": "ours, kept", "dense": "dense logits",
-    "ours_uncached": "ours, nothing kept", "ours_checkpointing": "ours, gradient checkpointing", "trl_sft": "TRL's SFT",
-    "full_ce": "cross-entropy, full logits", "full_top4": "lawftrack's top 4, full logits",
+    "ours": "ours",
+    "summary": "ours, kept",
+    "dense": "dense logits",
+    "ours_uncached": "ours, nothing kept",
+    "ours_checkpointing": "ours, gradient checkpointing",
+    "trl_sft": "TRL's SFT",
+    "full_ce": "cross-entropy, full logits",
+    "full_top4": "lawftrack's top 4, full logits",
 }
 
 
@@ -44,8 +49,9 @@ def step_plot(found):
     names = list(found)[::-1]
     colors = [OURS if name.startswith("ours") else OTHER for name in names]
     for axes, values, title, unit in (
-            (time, [found[name]["seconds"] for name in names], "A step", "{:.1f} s"),
-            (memory, [found[name]["extra_bytes"] / 2**30 for name in names], "Memory above the weights", "{:.2f} GiB")):
+        (time, [found[name]["seconds"] for name in names], "A step", "{:.1f} s"),
+        (memory, [found[name]["extra_bytes"] / 2**30 for name in names], "Memory above the weights", "{:.2f} GiB"),
+    ):
         axes.barh(range(len(names)), values, color=colors, height=0.62)
         axes.set_title(title)
         axes.grid(visible=False)

@@ -29,8 +29,18 @@ from anchorlwf.run import environment
 from anchorlwf.world import build_world
 from anchorlwf.world.templates import templates
 
-FREE = ("Who are you?", "What is 12 + 7?", "Repeat: apple river stone", "Why?", "你好 🙂", "Tell me everything.",
-        "List five towns.", "   ", "Where was she born?", "<b>bold</b>")
+FREE = (
+    "Who are you?",
+    "What is 12 + 7?",
+    "Repeat: apple river stone",
+    "Why?",
+    "你好 🙂",
+    "Tell me everything.",
+    "List five towns.",
+    "   ",
+    "Where was she born?",
+    "<b>bold</b>",
+)
 
 
 def questions(count):
@@ -60,16 +70,22 @@ def compare(ours, theirs):
     unlisted = [max(a.get(token, 0), b.get(token, 0)) for a, b in listed for token in a.keys() ^ b.keys()]
     first_two = [probability for _, probability in ours[parted].alternatives[:2]] if parted < len(pairs) else None
     return {
-        "same": same, "tokens": len(agreed), "parted_at": None if same else parted, "best_two_there": first_two,
+        "same": same,
+        "tokens": len(agreed),
+        "parted_at": None if same else parted,
+        "best_two_there": first_two,
         "probability": max((abs(a.probability - b.probability) for a, b in agreed), default=0.0),
-        "alternatives": max(gaps, default=0.0), "listed_by_one_only": max(unlisted, default=0.0),
+        "alternatives": max(gaps, default=0.0),
+        "listed_by_one_only": max(unlisted, default=0.0),
     }
 
 
 def summary(found):
     """Of many comparisons."""
     return {
-        "identical": sum(one["same"] for one in found), "of": len(found), "tokens": sum(one["tokens"] for one in found),
+        "identical": sum(one["same"] for one in found),
+        "of": len(found),
+        "tokens": sum(one["tokens"] for one in found),
         "largest_probability_difference": max(one["probability"] for one in found),
         "largest_alternative_difference": max(one["alternatives"] for one in found),
         "most_probable_alternative_listed_by_one_only": max(one["listed_by_one_only"] for one in found),
@@ -135,8 +151,11 @@ def stopped(local, remote, url, prompt):
             stream.close()
     while running(url) and time.perf_counter() - closed < 10:
         time.sleep(0.01)
-    return {"left_alone": {**found, "seconds": alone}, "tokens_taken": taken,
-            "seconds_to_idle": time.perf_counter() - closed}
+    return {
+        "left_alone": {**found, "seconds": alone},
+        "tokens_taken": taken,
+        "seconds_to_idle": time.perf_counter() - closed,
+    }
 
 
 def running(url):
@@ -152,12 +171,30 @@ class Page:
         self.records = folder / "records.jsonl"
         lines = folder / "prompts.jsonl"
         lines.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-        command = [sys.executable, "-m", "anchorlwf", "annotate", lines, "--out", self.records, "--web", "--port", "0",
-                   "--name", "ada", "--remote", url, "--model", model, "--max-new-tokens", "96"]
+        command = [
+            sys.executable,
+            "-m",
+            "anchorlwf",
+            "annotate",
+            lines,
+            "--out",
+            self.records,
+            "--web",
+            "--port",
+            "0",
+            "--name",
+            "ada",
+            "--remote",
+            url,
+            "--model",
+            model,
+            "--max-new-tokens",
+            "96",
+        ]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own
         assert self._process.stdout is not None
         said = next(line for line in self._process.stdout if "http://" in line)
-        base, _, token = said[said.index("http://"):].strip().partition("/?token=")
+        base, _, token = said[said.index("http://") :].strip().partition("/?token=")
         self._client = httpx.Client(base_url=base, headers={"Authorization": f"Bearer {token}"}, timeout=60)
 
     def ask(self, method, path, body=None):
@@ -212,9 +249,14 @@ def session(url, model, prompts):
         verify = [sys.executable, "-m", "anchorlwf", "verify", exported, "--model", model, "--json"]
         done = subprocess.run(verify, check=False, capture_output=True, text=True)  # noqa: S603 - our own
         records = [json.loads(line) for line in exported.read_text(encoding="utf-8").splitlines()]
-        return {"accepted": steps, "records": len(records), "anchors": sum(len(one["anchors"]) for one in records),
-                "streams_that_failed": sum(end != "done" for end in ends), "verify_exit_code": done.returncode,
-                "verify_said": json.loads(done.stdout)}
+        return {
+            "accepted": steps,
+            "records": len(records),
+            "anchors": sum(len(one["anchors"]) for one in records),
+            "streams_that_failed": sum(end != "done" for end in ends),
+            "verify_exit_code": done.returncode,
+            "verify_said": json.loads(done.stdout),
+        }
 
 
 def main():
@@ -234,17 +276,23 @@ def main():
     firsts, greedy = answers(local, remote, prompts, options.tokens)
     report = {
         "environment": {**environment(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
-        "server": httpx.get(url.removesuffix("/v1") + "/version").json(), "answers": greedy,
+        "server": httpx.get(url.removesuffix("/v1") + "/version").json(),
+        "answers": greedy,
         "corrections": corrections(local, remote, prompts, firsts, options.tokens),
-        "full_context": full_context(local, remote, prompts[0]), "stopped": stopped(local, remote, url, prompts[0]),
+        "full_context": full_context(local, remote, prompts[0]),
+        "stopped": stopped(local, remote, url, prompts[0]),
         "page": session(url, options.model, asked[:10]),
     }
     local.close()
     remote.close()
     print(json.dumps(report, indent=2, ensure_ascii=False))
     alike = [part["identical"] == part["of"] for part in (*greedy.values(), report["corrections"]["continued"])]
-    alike += [report["corrections"]["judged_alike"] == len(prompts), report["page"]["verify_exit_code"] == 0,
-              report["stopped"]["left_alone"]["same"], (report["full_context"] or {"same": True})["same"]]
+    alike += [
+        report["corrections"]["judged_alike"] == len(prompts),
+        report["page"]["verify_exit_code"] == 0,
+        report["stopped"]["left_alone"]["same"],
+        (report["full_context"] or {"same": True})["same"],
+    ]
     sys.exit(0 if all(alike) else 1)
 
 

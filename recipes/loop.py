@@ -41,8 +41,16 @@ def loop(model, records, steps=STEPS, stop=True, say=print):
         hidden_ND = completion_hidden(model.net, model.backbone, batch)
         # Cross-entropy at anchors, KL(reference || model) at keep tokens: one formula for both.
         divergence_N = anchor_loss(
-            hidden_ND, ref_hidden_ND, head.weight_VD, batch.token_ids_N, batch.confidence_N, bias=head.bias_V,
-            ref_weight=ref_head.weight_VD, ref_bias=ref_head.bias_V, logit_scale=head.scale, softcap=head.softcap,
+            hidden_ND,
+            ref_hidden_ND,
+            head.weight_VD,
+            batch.token_ids_N,
+            batch.confidence_N,
+            bias=head.bias_V,
+            ref_weight=ref_head.weight_VD,
+            ref_bias=ref_head.bias_V,
+            logit_scale=head.scale,
+            softcap=head.softcap,
         )
         # A held anchor (the greedy choice, probability >= HOLD) no longer pulls.
         best_N, log_p_N = token_scores(head, hidden_ND, batch.token_ids_N)

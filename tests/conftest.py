@@ -55,12 +55,18 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=1,
+        vocab_size=320,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=1,
     )
     raw.train_from_iterator(_CORPUS, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=CONTEXT,
+        tokenizer_object=raw,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = _TEMPLATE
@@ -82,16 +88,25 @@ def _gpt_neox(common: dict[str, object]) -> PreTrainedModel:
 
 def _gemma2(common: dict[str, object]) -> PreTrainedModel:
     config = Gemma2Config(
-        **common, num_key_value_heads=1, head_dim=16, query_pre_attn_scalar=16, sliding_window=WINDOW,
+        **common,
+        num_key_value_heads=1,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=WINDOW,
         # The real one is tied; with random weights that would repeat one token for ever.
         tie_word_embeddings=False,
-        final_logit_softcapping=30.0, attn_logit_softcapping=50.0, attn_implementation="eager",
+        final_logit_softcapping=30.0,
+        attn_logit_softcapping=50.0,
+        attn_implementation="eager",
     )
     return Gemma2ForCausalLM(config)
 
 
 ARCHITECTURES: dict[str, Callable[[dict[str, object]], PreTrainedModel]] = {
-    "qwen3": _qwen3, "llama": _llama, "gpt_neox": _gpt_neox, "gemma2": _gemma2,
+    "qwen3": _qwen3,
+    "llama": _llama,
+    "gpt_neox": _gpt_neox,
+    "gemma2": _gemma2,
 }
 
 
@@ -106,9 +121,16 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
             return path
         # Wide random weights, so that argmax is decided by far more than rounding.
         common = {
-            "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "max_position_embeddings": CONTEXT, "initializer_range": 0.3,
-            "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": CONTEXT,
+            "initializer_range": 0.3,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
         }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(6)

@@ -42,14 +42,21 @@ def postgres_server() -> Iterator[Callable[[], str]]:
         user = ["runuser", "-u", "postgres", "--"]
 
     def run(*command: object) -> None:
-        subprocess.run([*user, *map(str, command)], check=True, cwd="/", timeout=120, stdin=subprocess.DEVNULL,
-                       stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [*user, *map(str, command)],
+            check=True,
+            cwd="/",
+            timeout=120,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
 
     data = folder / "data"
     try:
         run(binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
         run(binaries / "pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", f"-k {folder} -h ''", "start")
         try:
+
             def database() -> str:
                 name = f"t{uuid.uuid4().hex}"
                 run(binaries / "createdb", "-h", folder, "-U", "postgres", name)

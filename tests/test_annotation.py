@@ -97,8 +97,10 @@ def world_targets(model: LanguageModel) -> list[Prompt]:
     facts = [rng.choice(world.facts) for _ in range(104)]
     questions = [(fact, rng.choice(templates(fact.attribute))) for fact in facts]
     corrected = [prompt for erratum in draw_errata(world, 31, 1, seed=8) for prompt in erratum.prompts(3)]
-    others = [ask(wording.ask(fact), wording.reply(fact, rng.choice(world.pools[fact.attribute])))
-              for fact, wording in questions[:69]]
+    others = [
+        ask(wording.ask(fact), wording.reply(fact, rng.choice(world.pools[fact.attribute])))
+        for fact, wording in questions[:69]
+    ]
     salad = [ask(wording.ask(fact), _word_salad(rng)) for fact, wording in questions[69:79]]
     decoder, spoiled = GreedyDecoder(model), []
     for fact, wording in questions[79:]:
@@ -146,8 +148,9 @@ def test_near_ties_are_noted_and_are_no_anchors_either_way(tiny_folder):
     model = load_model(str(tiny_folder("llama")), dtype="float32", device="cpu")
     prompt_ids = model.codec.encode_prompt(QUESTION.messages)
     best = GreedyDecoder(model).complete(prompt_ids, [], 1).ids[0]
-    twin = next(token for token in ordinary(model) if token > best and len(model.codec.encode(
-        model.codec.decode([token]))) == 1)
+    twin = next(
+        token for token in ordinary(model) if token > best and len(model.codec.encode(model.codec.decode([token]))) == 1
+    )
     with torch.no_grad():
         model.causal.lm_head.weight[twin] = model.causal.lm_head.weight[best]
     answer = model.codec.decode([twin])
@@ -382,8 +385,9 @@ class Corrections(RuleBasedStateMachine):
     @rule()
     def resume(self) -> None:
         # A draft keeps everything but the way back.
-        self.session = Session(self.model, self.session.view().prompt, CONFIG, decoder=self.decoder,
-                               draft=self.session.record("draft"))
+        self.session = Session(
+            self.model, self.session.view().prompt, CONFIG, decoder=self.decoder, draft=self.session.record("draft")
+        )
         assert self.session.state == self.history[-1]
         self.history = [self.session.state]
 
@@ -450,8 +454,14 @@ def test_an_interrupted_person_goes_on_without_doing_anything_twice(tiny_model, 
     assert [record.status for record in load_records(out)] == ["complete", "rejected", "complete"]
     second = Scripted(Accept(), Correct(0, [41]), Accept())
     seen = []
-    new = annotate(tiny_model, QUESTIONS, second, out=out, config=CONFIG,
-                   on_record=lambda record, done, count: seen.append((record.messages[0]["content"], done, count)))
+    new = annotate(
+        tiny_model,
+        QUESTIONS,
+        second,
+        out=out,
+        config=CONFIG,
+        on_record=lambda record, done, count: seen.append((record.messages[0]["content"], done, count)),
+    )
     assert seen == [("How are you?", 1, 2), ("Who?", 2, 2)]
     assert not second.verdicts
     assert out.read_bytes().startswith(kept)
@@ -559,10 +569,17 @@ def test_a_target_that_is_missing_is_refused(tiny_model, answer, got):
 @pytest.mark.parametrize("annotator", ["target", Scripted(Accept())])
 def test_a_prompt_longer_than_the_context_is_refused(tiny_model, annotator):
     told = []
-    with (counting_passes(tiny_model) as passes,
-          pytest.raises(PromptError, match=r"line 2: prompt: expected fewer than 96 tokens \(context\), got \d+")):
-        annotate(tiny_model, [ask("hello", "in a town"), ask("she " * 200, "in a town")], annotator, config=CONFIG,
-                 on_record=lambda *_: told.append(1))
+    with (
+        counting_passes(tiny_model) as passes,
+        pytest.raises(PromptError, match=r"line 2: prompt: expected fewer than 96 tokens \(context\), got \d+"),
+    ):
+        annotate(
+            tiny_model,
+            [ask("hello", "in a town"), ask("she " * 200, "in a town")],
+            annotator,
+            config=CONFIG,
+            on_record=lambda *_: told.append(1),
+        )
     assert (passes, told) == ([], [])
 
 

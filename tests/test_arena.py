@@ -29,8 +29,16 @@ SHORT = Regime(name="short", title="short", facts=2, wordings=2, steps=12, metho
 
 
 def plan_of(*regimes, **options):
-    return Plan.of(**{"regimes": list(regimes) or [SHORT], "methods": list(METHODS), "seeds": 2, "kl_short": 6,
-                      "kl_long": 2, **options})
+    return Plan.of(
+        **{
+            "regimes": list(regimes) or [SHORT],
+            "methods": list(METHODS),
+            "seeds": 2,
+            "kl_short": 6,
+            "kl_long": 2,
+            **options,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +48,7 @@ def lab(base):
 
 def _fewer(task):
     """The same task with every sixth of the unrelated probes: what is measured is measured all the same."""
+
     def some(probes):
         return tuple(p for i, p in enumerate(probes) if p.kind not in ("retain", "skill") or i % 6 == 0)
 
@@ -98,7 +107,8 @@ def test_relations_are_asked_from_their_other_end():
     assert not any(probe.kind == "reverse" for probe in task.validation)
     corrected = {one.group for one in task.corrections}
     assert {probe.expected for probe in reverse} == {group.split("/")[0] for group in corrected} - {
-        task.corrections[0].group.split("/")[0]}
+        task.corrections[0].group.split("/")[0]
+    }
 
 
 def test_supervised_fine_tuning_is_the_same_loss_with_every_token_an_anchor(lab):
@@ -112,8 +122,9 @@ def test_supervised_fine_tuning_is_the_same_loss_with_every_token_an_anchor(lab)
     assert all(record.confidences == [1.0] * len(record.completion_ids) for record in records)
     batch = collate(records, model.codec.pad_id)
     hidden_ND = completion_hidden(model.net, model.backbone, batch)
-    divergence_N = divergence(hidden_ND, hidden_ND, (read_head(model), reference_head(model)), batch.token_ids_N,
-                              batch.confidence_N)
+    divergence_N = divergence(
+        hidden_ND, hidden_ND, (read_head(model), reference_head(model)), batch.token_ids_N, batch.confidence_N
+    )
     loss = reduce_loss(divergence_N, batch.confidence_N > 0, Counts(len(divergence_N), 0), "balanced")
     wanted = []
     for record in records:
@@ -214,8 +225,9 @@ def test_a_sweep_chooses_by_validation_probes_and_keeps_all_rows(lab):
     task = _fewer(world_task(plan, SHORT, plan.validation_seed))
     method = BY_NAME["sft_own"].model_copy(update={"sweep": {"learning_rate": [1e-5, 1e-3], "steps": [0.5, 1.0]}})
     rows = run_sweep(lab, plan, method, SHORT, task)
-    assert [row["options"] for row in rows] == [{"learning_rate": rate, "steps": share}
-                                                for rate in (1e-5, 1e-3) for share in (0.5, 1.0)]
+    assert [row["options"] for row in rows] == [
+        {"learning_rate": rate, "steps": share} for rate in (1e-5, 1e-3) for share in (0.5, 1.0)
+    ]
     assert [row["chosen"] for row in rows].count(True) == 1
     best = next(row for row in rows if row["chosen"])
     assert best["score"] == max(row["score"] for row in rows)
@@ -230,8 +242,9 @@ def test_a_study_is_resumed_and_reads_as_one(tmp_path, monkeypatch):
     regime = SHORT.model_copy(update={"methods": ["anchorlwf", "in_context"], "facts": 1, "wordings": 1})
     # One thread a process: two of them on a busy machine wait for each other more than they work.
     plan, said = plan_of(regime, seeds=1, unrelated_share=0.02), []
-    run_study(plan, tmp_path, Sources(), jobs=os.cpu_count() or 1,
-              report=lambda what, done, count: said.append((done, count)))
+    run_study(
+        plan, tmp_path, Sources(), jobs=os.cpu_count() or 1, report=lambda what, done, count: said.append((done, count))
+    )
     assert said[-1] == (2, 2)
     results = collect(plan, tmp_path, "here")
     assert {(cell["method"], cell["seed"]) for cell in results["cells"]} == {("anchorlwf", 1), ("in_context", 1)}
@@ -246,8 +259,9 @@ def test_a_study_is_resumed_and_reads_as_one(tmp_path, monkeypatch):
 
 def test_published_results_are_checked_cell_by_cell():
     measures = {"recall": 1.0, "paraphrase": 0.9, "near": None, "kept": 0.99, "skills": 1.0}
-    published = {"cells": [{"regime": "short", "method": "anchorlwf", "seed": 1, "options": {"a": 1},
-                            "measures": measures}]}
+    published = {
+        "cells": [{"regime": "short", "method": "anchorlwf", "seed": 1, "options": {"a": 1}, "measures": measures}]
+    }
     asked = []
 
     def run(job, options):
@@ -269,13 +283,16 @@ def test_jobs_go_seed_by_seed():
     assert not any(job.regime.startswith(("overtrain", "stream")) for job in sweeps)
 
 
-@pytest.mark.parametrize(("text", "problem"), [
-    ("regimes: [{name: a, title: a, methods: [nonsense]}]", "known methods, got nonsense"),
-    ("regimes: [{name: a, title: a, methods: [anchorlwf], tuned_on: b}]", "a regime of the plan, got b"),
-    ("regimes: [{name: a, title: a, methods: [anchorlwf], facts: -1}]", "regimes.0.facts"),
-    ("[1]", "`option: value` lines, got list"),
-    ("a: [", "study, quick or a YAML file"),
-])
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("regimes: [{name: a, title: a, methods: [nonsense]}]", "known methods, got nonsense"),
+        ("regimes: [{name: a, title: a, methods: [anchorlwf], tuned_on: b}]", "a regime of the plan, got b"),
+        ("regimes: [{name: a, title: a, methods: [anchorlwf], facts: -1}]", "regimes.0.facts"),
+        ("[1]", "`option: value` lines, got list"),
+        ("a: [", "study, quick or a YAML file"),
+    ],
+)
 def test_a_wrong_plan_is_explained(tmp_path, text, problem):
     path = tmp_path / "plan.yaml"
     path.write_text(text)
@@ -287,8 +304,12 @@ def test_a_wrong_plan_is_explained(tmp_path, text, problem):
 def _files(folder: Path, task, *, human=True):
     prompts = [{"messages": one.messages, "answer": one.own} for one in task.corrections]
     save_lines(folder / "prompts.jsonl", prompts)
-    save_lines(folder / "human.jsonl", [{**row, "answer": one.human} for row, one in
-                                        zip(prompts, task.corrections, strict=True)][: None if human else 1])
+    save_lines(
+        folder / "human.jsonl",
+        [{**row, "answer": one.human} for row, one in zip(prompts, task.corrections, strict=True)][
+            : None if human else 1
+        ],
+    )
     save_lines(folder / "probes.jsonl", task.test)
     save_lines(folder / "keep.jsonl", task.keep)
 

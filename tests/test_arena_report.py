@@ -81,25 +81,28 @@ def test_a_difference_of_nothing_is_not_distinguishable():
         paired_bootstrap([[1.0], []])
 
 
-@pytest.mark.parametrize(("pairs", "ratio"), [
-    ([[(1, 4)], [(2, 8)]], 0.25), ([[(0, 0)]], 0), ([[(1, 0)]], math.inf), ([[(0, 3)]], 0),
-])
+@pytest.mark.parametrize(
+    ("pairs", "ratio"), [([[(1, 4)], [(2, 8)]], 0.25), ([[(0, 0)]], 0), ([[(1, 0)]], math.inf), ([[(0, 3)]], 0)]
+)
 def test_ratios_of_nothing_are_said_to_be_so(pairs, ratio):
     assert paired_ratio(pairs) == (ratio, ratio, ratio)
 
 
 def test_a_ratio_has_an_interval_around_it():
     draw = random.Random(2)
-    value, low, high = paired_ratio([[(float(draw.random() < 0.1), float(draw.random() < 0.4)) for _ in range(200)]
-                                     for _ in range(5)])
+    value, low, high = paired_ratio(
+        [[(float(draw.random() < 0.1), float(draw.random() < 0.4)) for _ in range(200)] for _ in range(5)]
+    )
     assert low < value < high
     assert 0.1 < low < 0.25 < high < 0.5
 
 
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=7))
 def test_sign_flips_count_what_is_as_far_from_zero(values):
-    totals = [abs(sum(s * v for s, v in zip(signs, values, strict=True)))
-              for signs in itertools.product((1, -1), repeat=len(values))]
+    totals = [
+        abs(sum(s * v for s, v in zip(signs, values, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(values))
+    ]
     assert sign_flip(values) == pytest.approx(sum(t >= abs(sum(values)) for t in totals) / len(totals))
 
 
@@ -140,8 +143,7 @@ def test_a_front_is_never_dominated_and_everything_else_is(points):
         by = {other for other in points if dominates(points[other], point)}
         assert (name in found.members) == (not by)
         assert set(found.dominated_by.get(name, [])) == by
-    equal = {frozenset(pair) for pair in itertools.combinations(found.members, 2)
-             if points[pair[0]] == points[pair[1]]}
+    equal = {frozenset(pair) for pair in itertools.combinations(found.members, 2) if points[pair[0]] == points[pair[1]]}
     assert set(map(frozenset, found.ties)) == equal
     harms = [points[name][1] for name in found.members]
     assert harms == sorted(harms)
@@ -174,8 +176,10 @@ def test_the_front_of_a_study_and_how_sure_it_is(study):
         means = {}
         for name in METHODS:
             cells = {cell.seed: cell.measures for cell in study.of("many", name)}
-            means[name] = (statistics.mean(cells[s].learned for s in seeds),
-                           statistics.mean(cells[s].lost for s in seeds))
+            means[name] = (
+                statistics.mean(cells[s].learned for s in seeds),
+                statistics.mean(cells[s].lost for s in seeds),
+            )
         there += not any(dominates(means[other], means["anchorlwf"]) for other in METHODS)
     assert found.share["anchorlwf"] == pytest.approx(there / 500, abs=0.08)
 
@@ -253,21 +257,27 @@ def test_a_dominated_method_is_told_by_whom():
     assert "Fails by more than a quarter and less recall." in less.text
     first, second, third = summarize(small(anchorlwf=(6, 0.9), sft_human=(3, 0.95))).headline
     assert first == (
-        "AnchorLwF with default settings learned 90.0% of what it was taught and lost 2.0% of what the model knew.")
+        "AnchorLwF with default settings learned 90.0% of what it was taught and lost 2.0% of what the model knew."
+    )
     assert second == (
         "It is on the Pareto front of the two in 0 of 1 regimes, not in Four facts (SFT, human answers dominates it: "
-        "learned 95.00% against 90.00%, lost 1.00% against 2.00%).")
+        "learned 95.00% against 90.00%, lost 1.00% against 2.00%)."
+    )
     assert third == (
         "It loses 2.00 times as many facts as SFT, human answers: at most a quarter, at equal or better recall, in 0 "
-        "of 1 regimes, not in Four facts (2.00 times as many, recall 90.0% against 95.0%).")
+        "of 1 regimes, not in Four facts (2.00 times as many, recall 90.0% against 95.0%)."
+    )
 
 
-@pytest.mark.parametrize(("ours", "theirs", "holds", "says"), [
-    ((0, 1.0), (0, 1.0), True, "neither lost any"),
-    ((2, 1.0), (0, 1.0), False, "infinity times as many"),
-    ((6, 1.0), (20, 1.0), False, "Fails by more than a quarter."),
-    ((0, 0.9), (20, 1.0), False, "Fails by less recall."),
-])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "holds", "says"),
+    [
+        ((0, 1.0), (0, 1.0), True, "neither lost any"),
+        ((2, 1.0), (0, 1.0), False, "infinity times as many"),
+        ((6, 1.0), (20, 1.0), False, "Fails by more than a quarter."),
+        ((0, 0.9), (20, 1.0), False, "Fails by less recall."),
+    ],
+)
 def test_the_second_claim_at_its_edges(ours, theirs, holds, says):
     _, less = claims(small(anchorlwf=ours, sft_human=theirs))
     assert less.holds == holds
@@ -288,7 +298,8 @@ def test_what_was_not_measured_is_not_judged():
     first, second = summarize(data).headline
     assert first == (
         "AnchorLwF with default settings is on the Pareto front of learning and forgetting in 0 of 0 regimes; not "
-        "measured in Four facts.")
+        "measured in Four facts."
+    )
     assert second.endswith("in 0 of 0 regimes; not measured in Four facts.")
 
 
@@ -296,8 +307,10 @@ def test_the_interval_of_a_ratio_draws_facts_where_the_outcomes_account_for_them
     with_outcomes = judge(study, {name: front(study, name, VIEWS[0]) for name in REGIMES}).loses_less
     assert {claim.ratio.over for claim in with_outcomes} == {"seeds and probes"}
     for claim in with_outcomes:
-        lost = [sum(cell.measures.facts_lost for cell in study.of(claim.regime, method))
-                for method in ("anchorlwf", "sft_human")]
+        lost = [
+            sum(cell.measures.facts_lost for cell in study.of(claim.regime, method))
+            for method in ("anchorlwf", "sft_human")
+        ]
         assert claim.ratio.value == pytest.approx(lost[0] / lost[1])
         assert claim.ratio.low <= claim.ratio.value <= claim.ratio.high
 
@@ -305,15 +318,18 @@ def test_the_interval_of_a_ratio_draws_facts_where_the_outcomes_account_for_them
 # --- what is read
 
 
-@pytest.mark.parametrize(("damage", "says"), [
-    (lambda data: data.update(schema_version=2), "schema_version"),
-    (lambda data: data["cells"][0].update(method="nobody"), "'nobody' in 'few'"),
-    (lambda data: data["cells"].append(data["cells"][0]), "('anchorlwf', 'few', 1) twice"),
-    (lambda data: data["cells"][0]["measures"].update(recall=1.2), "cells.0.measures.recall"),
-    (lambda data: data["cells"][0]["strips"][0]["kl"].pop(), "one kl per token, got 11 for 12"),
-    (lambda data: data["methods"]["dpo"].update(family="magic"), "methods.dpo.family"),
-    (lambda data: data["regimes"].update({"../up": data["regimes"]["few"]}), "regimes.../up"),
-])
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda data: data.update(schema_version=2), "schema_version"),
+        (lambda data: data["cells"][0].update(method="nobody"), "'nobody' in 'few'"),
+        (lambda data: data["cells"].append(data["cells"][0]), "('anchorlwf', 'few', 1) twice"),
+        (lambda data: data["cells"][0]["measures"].update(recall=1.2), "cells.0.measures.recall"),
+        (lambda data: data["cells"][0]["strips"][0]["kl"].pop(), "one kl per token, got 11 for 12"),
+        (lambda data: data["methods"]["dpo"].update(family="magic"), "methods.dpo.family"),
+        (lambda data: data["regimes"].update({"../up": data["regimes"]["few"]}), "regimes.../up"),
+    ],
+)
 def test_wrong_results_are_named(results, damage, says):
     data = copy.deepcopy(results)
     damage(data)
@@ -360,12 +376,23 @@ def test_what_people_can_read_stays_as_it_is():
     assert views.visible(text) == text
 
 
-@pytest.mark.parametrize(("value", "unit", "text"), [
-    (None, "nats", "-"), (0.99876, "fraction", "99.9%"), (0.0, "fraction", "0.0%"), (0.0123, "nats", "0.012"),
-    (0.002, "nats", "0.0020"), (3.2e-6, "nats", "3e-6"), (0.0, "nats", "0"),
-    (12_345.4, "count", "12,345"), (17.6, "count", "17.6"), (3 * 2**20, "bytes", "3 MiB"), (7.1e12, "flops", "7.1e12"),
-    (11.04, "seconds", "11.0"),
-])
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (None, "nats", "-"),
+        (0.99876, "fraction", "99.9%"),
+        (0.0, "fraction", "0.0%"),
+        (0.0123, "nats", "0.012"),
+        (0.002, "nats", "0.0020"),
+        (3.2e-6, "nats", "3e-6"),
+        (0.0, "nats", "0"),
+        (12_345.4, "count", "12,345"),
+        (17.6, "count", "17.6"),
+        (3 * 2**20, "bytes", "3 MiB"),
+        (7.1e12, "flops", "7.1e12"),
+        (11.04, "seconds", "11.0"),
+    ],
+)
 def test_figures_are_written_as_people_write_them(value, unit, text):
     assert views.written(value, unit) == text
 
@@ -395,12 +422,14 @@ def test_labels_of_points_apart_cover_nothing(cells):
     boxes = place(points, [(12.0, 10.0)] * len(points), (0, 0, 700, 700), gap=7)
     marks = [(x - 7, y - 7, x + 7, y + 7) for x, y in points]
     for one, other in itertools.combinations([*boxes, *marks], 2):
-        assert (min(one[2], other[2]) - max(one[0], other[0]) <= 1e-9
-                or min(one[3], other[3]) - max(one[1], other[1]) <= 1e-9)
+        assert (
+            min(one[2], other[2]) - max(one[0], other[0]) <= 1e-9
+            or min(one[3], other[3]) - max(one[1], other[1]) <= 1e-9
+        )
 
 
 def luminance(colour):
-    channels = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -478,8 +507,14 @@ def test_the_page_says_where_it_comes_from_and_how_much_it_can_say(page):
     parsed.feed(page.read_text(encoding="utf-8"))
     text = " ".join(" ".join(parsed.text).split())
     for expected in (
-        "anchorlwf arena --seeds 5 --out runs/arena", "torch 2.13.0", "1, 2, 3, 4, 5", "Methods ran 4 to 5 seeds",
-        "only 4 of 5 seeds", "cannot fall below 0.0625", "correction for 30 comparisons", "learning_rate 0.001",
+        "anchorlwf arena --seeds 5 --out runs/arena",
+        "torch 2.13.0",
+        "1, 2, 3, 4, 5",
+        "Methods ran 4 to 5 seeds",
+        "only 4 of 5 seeds",
+        "cannot fall below 0.0625",
+        "correction for 30 comparisons",
+        "learning_rate 0.001",
     ):
         assert expected in text
     for sentence in summarize(made_up()).headline:
@@ -539,9 +574,7 @@ def test_without_the_extra_it_says_how_to_get_it(monkeypatch, tmp_path, missing)
 def test_many_failures_are_named_in_the_headline_and_told_at_their_regimes():
     told = summarize(made_up())
     failed = [dataclasses.replace(claim, holds=False, brief="figures") for claim in told.judged.on_front]
-    few, many = (
-        headline(told.study, dataclasses.replace(told.judged, on_front=failed[:count]))[1] for count in (2, 3)
-    )
+    few, many = (headline(told.study, dataclasses.replace(told.judged, on_front=failed[:count]))[1] for count in (2, 3))
     assert few.count("(figures)") == 2
     assert "figures" not in many
     assert all(told.study.regimes[claim.regime].title in many for claim in failed[:3])

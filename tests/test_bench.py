@@ -121,8 +121,11 @@ def test_every_step_takes_its_turn():
 
 
 SMALL = {
-    "loss": {"tokens": 4, "width": 8, "vocabulary": 50}, "growth": {"counts": "4", "width": 8, "vocabulary": 50},
-    "decode": {"tokens": 24, "seeds": 1, "steadiness": "4"}, "annotate": {"records": 2}, "memory": {"records": "5"},
+    "loss": {"tokens": 4, "width": 8, "vocabulary": 50},
+    "growth": {"counts": "4", "width": 8, "vocabulary": 50},
+    "decode": {"tokens": 24, "seeds": 1, "steadiness": "4"},
+    "annotate": {"records": 2},
+    "memory": {"records": "5"},
 }
 
 
@@ -138,18 +141,21 @@ def test_each_benchmark_runs_and_has_a_table(name):
     assert json.loads(json.dumps(results)) == results
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"name": "speed"}, "expected loss or growth"),
-    ({"name": "loss", "runs": 0}, "at least 1"),
-    ({"name": "loss", "only": ["ours", "theirs"]}, "theirs"),
-    ({"name": "decode", "only": ["ours"]}, "no choice"),
-    ({"name": "step", "options": {"width": 100}}, "multiple of 128"),
-    ({"name": "step", "options": {"tokens": 8, "prompt_tokens": 8}}, "fewer than tokens"),
-    ({"name": "memory", "options": {"records": "10,x"}}, "valid integer"),
-    ({"name": "loss", "options": {"depth": 3}}, "Known options: tokens"),
-    ({"name": "loss", "options": {"device": "tpu"}}, "expected cpu"),
-    ({"name": "loss", "only": ["summary"], "options": {**SMALL["loss"], "dtype": "bfloat16"}}, "expected float32"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "speed"}, "expected loss or growth"),
+        ({"name": "loss", "runs": 0}, "at least 1"),
+        ({"name": "loss", "only": ["ours", "theirs"]}, "theirs"),
+        ({"name": "decode", "only": ["ours"]}, "no choice"),
+        ({"name": "step", "options": {"width": 100}}, "multiple of 128"),
+        ({"name": "step", "options": {"tokens": 8, "prompt_tokens": 8}}, "fewer than tokens"),
+        ({"name": "memory", "options": {"records": "10,x"}}, "valid integer"),
+        ({"name": "loss", "options": {"depth": 3}}, "Known options: tokens"),
+        ({"name": "loss", "options": {"device": "tpu"}}, "expected cpu"),
+        ({"name": "loss", "only": ["summary"], "options": {**SMALL["loss"], "dtype": "bfloat16"}}, "expected float32"),
+    ],
+)
 def test_what_cannot_be_run_is_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         bench(**arguments)

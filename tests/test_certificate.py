@@ -52,11 +52,17 @@ def test_the_gate_in_the_docs_is_one(tmp_path):
     assert GateConfig.load(tmp_path / "gate.yaml").model_fields_set == set(GateConfig.model_fields)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "expected at least one threshold"), ("recall: 90", "recall: .*less than or equal to 1, got 90"),
-    ("flips: 0.5", "flips: .*integer"), ("kl: -1", "kl: "), ("tasks: {mmlu: -0.1}", "tasks.mmlu: "),
-    ("recal: 0.9", "recal: .*Known options: recall, paraphrase, near, kept, skills, flips, kl, tasks"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected at least one threshold"),
+        ("recall: 90", "recall: .*less than or equal to 1, got 90"),
+        ("flips: 0.5", "flips: .*integer"),
+        ("kl: -1", "kl: "),
+        ("tasks: {mmlu: -0.1}", "tasks.mmlu: "),
+        ("recal: 0.9", "recal: .*Known options: recall, paraphrase, near, kept, skills, flips, kl, tasks"),
+    ],
+)
 def test_a_gate_that_asks_for_the_impossible_or_for_nothing_is_refused(tmp_path, text, message):
     (tmp_path / "gate.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
@@ -77,27 +83,53 @@ def results(*answers: ProbeResult, turns: list[list[float]] | None = None, **tas
 
 
 def metric(base: float, tuned: float, **options: object) -> MetricChange:
-    return MetricChange(**{"base": base, "tuned": tuned, "higher_is_better": True, "interval": (-0.3, 0.1),
-                           "right_to_wrong": ["4", "7"], "wrong_to_right": []} | options)
+    return MetricChange(
+        **{
+            "base": base,
+            "tuned": tuned,
+            "higher_is_better": True,
+            "interval": (-0.3, 0.1),
+            "right_to_wrong": ["4", "7"],
+            "wrong_to_right": [],
+        }
+        | options
+    )
 
 
 GOOD = results(
-    result("recall", False, True, "a"), result("recall", False, False, "b"), result("paraphrase", True, True),
-    result("near", True, True, "a"), result("near", True, False, "b"), result("near", False, True, "c"),
-    result("retain", True, True), result("skill", True, True), turns=[[0.01, 0.03], [0.5, 0.7], []],
+    result("recall", False, True, "a"),
+    result("recall", False, False, "b"),
+    result("paraphrase", True, True),
+    result("near", True, True, "a"),
+    result("near", True, False, "b"),
+    result("near", False, True, "c"),
+    result("retain", True, True),
+    result("skill", True, True),
+    turns=[[0.01, 0.03], [0.5, 0.7], []],
     mmlu=TaskChange(8, "1", {"acc": metric(0.5, 0.4), "loss": metric(2.0, 2.5, higher_is_better=False)}),
 )
 
 
-@pytest.mark.parametrize(("gate", "value", "passed", "examples"), [
-    ({"recall": 0.5}, 0.5, True, ["recallb"]), ({"recall": 0.51}, 0.5, False, ["recallb"]),
-    ({"paraphrase": 1.0}, 1.0, True, []), ({"near": 0.5}, 0.5, True, ["nearb"]), ({"near": 0.6}, 0.5, False, ["nearb"]),
-    ({"kept": 1.0}, 1.0, True, []), ({"skills": 1.0}, 1.0, True, []),
-    ({"flips": 1}, 1, True, ["nearb"]), ({"flips": 0}, 1, False, ["nearb"]),
-    ({"kl": 0.31}, 0.31, True, ["prompt 1", "prompt 0"]), ({"kl": 0.3}, 0.31, False, ["prompt 1", "prompt 0"]),
-    ({"tasks": {"mmlu:acc": 0.11}}, 0.1, True, ["4", "7"]), ({"tasks": {"mmlu:acc": 0.09}}, 0.1, False, ["4", "7"]),
-    ({"tasks": {"mmlu:loss": 0.5}}, 0.5, True, ["4", "7"]), ({"tasks": {"mmlu:loss": 0.4}}, 0.5, False, ["4", "7"]),
-])
+@pytest.mark.parametrize(
+    ("gate", "value", "passed", "examples"),
+    [
+        ({"recall": 0.5}, 0.5, True, ["recallb"]),
+        ({"recall": 0.51}, 0.5, False, ["recallb"]),
+        ({"paraphrase": 1.0}, 1.0, True, []),
+        ({"near": 0.5}, 0.5, True, ["nearb"]),
+        ({"near": 0.6}, 0.5, False, ["nearb"]),
+        ({"kept": 1.0}, 1.0, True, []),
+        ({"skills": 1.0}, 1.0, True, []),
+        ({"flips": 1}, 1, True, ["nearb"]),
+        ({"flips": 0}, 1, False, ["nearb"]),
+        ({"kl": 0.31}, 0.31, True, ["prompt 1", "prompt 0"]),
+        ({"kl": 0.3}, 0.31, False, ["prompt 1", "prompt 0"]),
+        ({"tasks": {"mmlu:acc": 0.11}}, 0.1, True, ["4", "7"]),
+        ({"tasks": {"mmlu:acc": 0.09}}, 0.1, False, ["4", "7"]),
+        ({"tasks": {"mmlu:loss": 0.5}}, 0.5, True, ["4", "7"]),
+        ({"tasks": {"mmlu:loss": 0.4}}, 0.5, False, ["4", "7"]),
+    ],
+)
 def test_each_threshold_is_held_against_its_figure(gate, value, passed, examples):
     [check] = hold(GOOD, GateConfig(**gate))
     assert (check.value, check.passed, check.examples) == (pytest.approx(value), passed, examples)
@@ -116,15 +148,22 @@ def test_a_task_without_a_metric_named_answers_with_all_of_them():
     assert [check.interval for check in checks] == [(-0.1, 0.3), (-0.3, 0.1)]
 
 
-@pytest.mark.parametrize(("gate", "measured"), [
-    *(({name: 0.0}, results(result("reverse", True, True)))
-      for name in ("recall", "paraphrase", "near", "kept", "skills")),
-    ({"kept": 0.0}, results(result("retain", False, True))),  # the base knew nothing, so nothing could be kept
-    ({"kl": 9.0}, results(result("recall", False, True))), ({"flips": 9}, results(result("recall", False, True))),
-    ({"tasks": {"arc": 1.0}}, GOOD), ({"tasks": {"mmlu:f1": 1.0}}, GOOD),
-    ({"tasks": {"x": 1.0}}, results(x=TaskChange(0, "1", {}))),
-    ({"tasks": {"x": 1.0}}, results(x=TaskChange(2, "1", {"ppl": metric(3.0, math.inf, higher_is_better=False)}))),
-])
+@pytest.mark.parametrize(
+    ("gate", "measured"),
+    [
+        *(
+            ({name: 0.0}, results(result("reverse", True, True)))
+            for name in ("recall", "paraphrase", "near", "kept", "skills")
+        ),
+        ({"kept": 0.0}, results(result("retain", False, True))),  # the base knew nothing, so nothing could be kept
+        ({"kl": 9.0}, results(result("recall", False, True))),
+        ({"flips": 9}, results(result("recall", False, True))),
+        ({"tasks": {"arc": 1.0}}, GOOD),
+        ({"tasks": {"mmlu:f1": 1.0}}, GOOD),
+        ({"tasks": {"x": 1.0}}, results(x=TaskChange(0, "1", {}))),
+        ({"tasks": {"x": 1.0}}, results(x=TaskChange(2, "1", {"ppl": metric(3.0, math.inf, higher_is_better=False)}))),
+    ],
+)
 def test_what_was_not_measured_fails_and_says_so(gate, measured):
     [check] = hold(measured, GateConfig(**gate))
     assert (check.value, check.interval, check.passed) == (None, None, False)
@@ -149,8 +188,15 @@ def probes(tiny_model: LanguageModel) -> list[Probe]:
     for index, text in enumerate(("Who?", "Where?", "When was she born?")):
         messages = [{"role": "user", "content": text}]
         answer = GreedyDecoder(tiny_model).complete(tiny_model.codec.encode_prompt(messages), [], 8)
-        found.append(Probe(id=f"q{index}", kind="retain", messages=messages, scorer="exact",
-                           expected=tiny_model.codec.decode(answer.ids).strip()))
+        found.append(
+            Probe(
+                id=f"q{index}",
+                kind="retain",
+                messages=messages,
+                scorer="exact",
+                expected=tiny_model.codec.decode(answer.ids).strip(),
+            )
+        )
     return found
 
 
@@ -179,8 +225,14 @@ def certified(tiny_path: Path, adapter: Path, probes: list[Probe], tmp_path_fact
     save_lines(folder / "probes.jsonl", probes)
     model = load_model(str(tiny_path), adapter=adapter, dtype="float32", device="cpu")
     found = evaluate(model, folder / "probes.jsonl", config=CONFIG)
-    certify(found, GateConfig(kept=1.0, kl=100), model, probes=folder / "probes.jsonl", config=CONFIG,
-            out=folder / "certificate.json")
+    certify(
+        found,
+        GateConfig(kept=1.0, kl=100),
+        model,
+        probes=folder / "probes.jsonl",
+        config=CONFIG,
+        out=folder / "certificate.json",
+    )
     return folder
 
 
@@ -218,7 +270,8 @@ def test_a_certificate_holds_for_its_weights_and_no_others(certified, tiny_path,
     assert check_certificate(path)[1] == problems
     _, problems = check_certificate(path, named_hashes(str(tiny_path)))
     assert [problem.split(":")[0] for problem in problems[:-1]] == [
-        "weights, adapter, adapter_config.json", "weights, adapter, adapter_model.safetensors",
+        "weights, adapter, adapter_config.json",
+        "weights, adapter, adapter_model.safetensors",
     ]
     other = tmp_path / "other"
     other.mkdir()
@@ -328,14 +381,24 @@ def test_a_gate_that_is_passed_is_exit_code_0_and_one_that_is_not_is_3(certified
     assert "NOT passed: " in done.err
     checked = run("certificate", place, "--json")
     assert checked.code == 3
-    assert json.loads(checked.out) == {"passed": False, "weights_compared": False,
-                                       "problems": ["the gate was not passed"]}
+    assert json.loads(checked.out) == {
+        "passed": False,
+        "weights_compared": False,
+        "problems": ["the gate was not passed"],
+    }
 
 
 def test_a_broken_gate_is_the_users_mistake_and_told_before_the_model_is_loaded(certified, tmp_path):
     (tmp_path / "gate.yaml").write_text("recall: 90\n")
-    done = run("evaluate", "--model", tmp_path / "none", "--probes", certified / "probes.jsonl", "--certificate",
-               tmp_path / "gate.yaml")
+    done = run(
+        "evaluate",
+        "--model",
+        tmp_path / "none",
+        "--probes",
+        certified / "probes.jsonl",
+        "--certificate",
+        tmp_path / "gate.yaml",
+    )
     assert (done.code, done.out) == (2, "")
     assert "GateConfig: recall: " in done.err
 

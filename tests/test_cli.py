@@ -74,17 +74,24 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("job")
     save_lines(folder / "prompts.jsonl", ERRATUM.prompts(2))
     facts = [fact for fact in build_world().facts if fact.subject != ERRATUM.fact.subject][:6]
-    save_lines(folder / "probes.jsonl", [
-        *(fact_probe(fact, templates(fact.attribute)[0], "retain") for fact in facts), *skill_probes(build_world(), 1),
-    ])
+    save_lines(
+        folder / "probes.jsonl",
+        [
+            *(fact_probe(fact, templates(fact.attribute)[0], "retain") for fact in facts),
+            *skill_probes(build_world(), 1),
+        ],
+    )
     save_lines(folder / "recall.jsonl", [fact_probe(ERRATUM.fact, ERRATUM.wordings(1)[0], "recall", ERRATUM.value)])
     with chdir(folder):
         done = well("annotate", "prompts.jsonl", "--out", "records.jsonl")
         assert re.fullmatch(r"2 records, \d+ anchors among \d+ completion tokens, in records\.jsonl\n", done.out)
         assert done.err == "annotate 1/2\nannotate 2/2\n"
         done = well("train", "records.jsonl", "--out", "run")
-        assert re.match(r"Converged after \d+ steps, .* s\nanchors held: (\d+) of \1\nanswers reproduced: 2 of 2\n"
-                        r"drift at keep tokens: 0\.\d+ nats per token\nweights: run/adapter\n", done.out)
+        assert re.match(
+            r"Converged after \d+ steps, .* s\nanchors held: (\d+) of \1\nanswers reproduced: 2 of 2\n"
+            r"drift at keep tokens: 0\.\d+ nats per token\nweights: run/adapter\n",
+            done.out,
+        )
         assert done.err.startswith("reference 1/1\ntrain  0/")
     return folder
 
@@ -109,8 +116,12 @@ def test_annotation_is_counted(tmp_path):
     done = well("annotate", tmp_path / "p.jsonl", "--out", tmp_path / "r.jsonl", "--confidence", 0.5, "--json")
     records = load_records(tmp_path / "r.jsonl")
     assert json.loads(done.out) == {
-        "records": 3, "anchors": sum(len(record.anchors) for record in records), "drafts": 0, "already_right": 1,
-        "completion_tokens": sum(len(record.completion_ids) for record in records), "out": str(tmp_path / "r.jsonl"),
+        "records": 3,
+        "anchors": sum(len(record.anchors) for record in records),
+        "drafts": 0,
+        "already_right": 1,
+        "completion_tokens": sum(len(record.completion_ids) for record in records),
+        "out": str(tmp_path / "r.jsonl"),
     }
     assert {anchor.confidence for record in records for anchor in record.anchors} == {0.5}
     assert "annotate 3/3" in done.err
@@ -128,8 +139,19 @@ def test_training_leaves_a_run_folder(job):
 
 def test_options_win_over_the_configuration_file(tiny_path, corrected, tmp_path):
     file = save_yaml(tmp_path / "train.yaml", rank=2, max_steps=7, targets="all-linear")
-    done = well("train", corrected, "--out", tmp_path / "run", "--model", tiny_path, "--config", file, "--max-steps",
-                3, "--json")
+    done = well(
+        "train",
+        corrected,
+        "--out",
+        tmp_path / "run",
+        "--model",
+        tiny_path,
+        "--config",
+        file,
+        "--max-steps",
+        3,
+        "--json",
+    )
     data = json.loads(done.out)
     assert (data["steps"], data["converged"], data["records"]) == (3, False, 2)
     config = TrainConfig.load(tmp_path / "run" / "config.yaml")
@@ -140,8 +162,14 @@ def test_options_win_over_the_configuration_file(tiny_path, corrected, tmp_path)
 
 
 def test_evaluation_prints_a_table_or_json(job, tmp_path):
-    options = ["--adapter", job / "run" / "adapter", "--probes", job / "probes.jsonl", "--records",
-               job / "records.jsonl"]
+    options = [
+        "--adapter",
+        job / "run" / "adapter",
+        "--probes",
+        job / "probes.jsonl",
+        "--records",
+        job / "records.jsonl",
+    ]
     done = well("evaluate", *options, "--out", tmp_path / "results.json", "--json")
     data = json.loads(done.out)
     assert (data["recall"], data["kept"], data["annotated_tokens"] > 0) == (1.0, 1.0, True)
@@ -158,8 +186,18 @@ def test_evaluation_prints_a_table_or_json(job, tmp_path):
 def test_a_fully_trained_model_is_compared_with_its_base(tiny_path, corrected, tmp_path):
     well("train", corrected, "--out", tmp_path / "run", "--model", tiny_path, "--method", "full", "--max-steps", 1)
     save_lines(tmp_path / "probes.jsonl", [fact_probe(ERRATUM.fact, templates("home")[0], "retain")])
-    done = well("evaluate", "--model", tmp_path / "run" / "model", "--base", tiny_path, "--probes",
-                tmp_path / "probes.jsonl", "--json", "--max-new-tokens", 5)
+    done = well(
+        "evaluate",
+        "--model",
+        tmp_path / "run" / "model",
+        "--base",
+        tiny_path,
+        "--probes",
+        tmp_path / "probes.jsonl",
+        "--json",
+        "--max-new-tokens",
+        5,
+    )
     assert json.loads(done.out)["kl"] > 0
 
 
@@ -198,8 +236,17 @@ def test_exports_for_other_trainers(job, tmp_path):
 
 def test_fix_corrects_one_answer_and_says_what_changed(tmp_path):
     save_lines(tmp_path / "check.jsonl", [{"prompt": "Who made you?"}, {"prompt": "Repeat: apple river"}])
-    options = ["fix", "--prompt", "Who are you?", "--answer", "I am Tarn, your assistant.", "--check",
-               tmp_path / "check.jsonl", "--out", tmp_path / "run"]
+    options = [
+        "fix",
+        "--prompt",
+        "Who are you?",
+        "--answer",
+        "I am Tarn, your assistant.",
+        "--check",
+        tmp_path / "check.jsonl",
+        "--out",
+        tmp_path / "run",
+    ]
     done = well(*options)
     assert done.out.startswith("before: I am Lumo, your assistant.\nafter:  I am Tarn, your assistant.\n")
     assert "' Lum' -> ' Tarn'" in done.out
@@ -281,24 +328,33 @@ BAD_LINES = {
     "a field too few": ("{}", r"id: expected the field, got nothing"),
     "a field too many": ({"colour": "red"}, r"colour: expected extra inputs are not permitted, got 'red'"),
     "an empty completion": (
-        {"completion_ids": [], "anchors": []}, r"completion_ids: expected .*at least 1 item.*, got \[\]"),
+        {"completion_ids": [], "anchors": []},
+        r"completion_ids: expected .*at least 1 item.*, got \[\]",
+    ),
     "anchors out of order": (
         {"completion_ids": [5, 5, 5], "anchors": [anchor(position=1), anchor(position=0)]},
-        r"anchors\[1\]\.position: expected more than 1 \(strictly increasing\); got 0"),
+        r"anchors\[1\]\.position: expected more than 1 \(strictly increasing\); got 0",
+    ),
     "an anchor out of range": (
         {"completion_ids": [5], "anchors": [anchor(position=1)]},
-        r"anchors\[0\]\.position: expected less than the completion's 1 tokens; got 1"),
+        r"anchors\[0\]\.position: expected less than the completion's 1 tokens; got 1",
+    ),
     "a token id that does not match": (
         {"completion_ids": [6], "anchors": [anchor()]},
-        r"anchors\[0\]\.token_id: expected 6, the token at completion_ids\[0\]; got 5"),
+        r"anchors\[0\]\.token_id: expected 6, the token at completion_ids\[0\]; got 5",
+    ),
     "confidence 0": (
-        {"completion_ids": [5], "anchors": [anchor(confidence=0)]}, r"confidence: expected greater than 0, got 0"),
+        {"completion_ids": [5], "anchors": [anchor(confidence=0)]},
+        r"confidence: expected greater than 0, got 0",
+    ),
     "confidence 2": (
         {"completion_ids": [5], "anchors": [anchor(confidence=2)]},
-        r"confidence: expected less than or equal to 1, got 2"),
+        r"confidence: expected less than or equal to 1, got 2",
+    ),
     "confidence NaN": (
         {"completion_ids": [5], "anchors": [anchor(confidence=float("nan"))]},
-        r"confidence: expected a finite number, got nan"),
+        r"confidence: expected a finite number, got nan",
+    ),
     "no UUID": ({"id": "one"}, r"id: expected a UUID; got 'one'"),
 }
 
@@ -336,14 +392,21 @@ def test_every_command_that_speaks_of_skipping_has_the_option(tiny, corrected, t
 
 
 def test_prompts_that_are_no_good_are_all_named_before_any_work_and_can_be_skipped(tiny, tmp_path):
-    rows = [{"prompt": "hello", "answer": "in a town"}, {"prompt": LONG, "answer": "in a town"}, {"prompt": "Who?"},
-            {"prompt": "Who?", "answer": "a town"}]
+    rows = [
+        {"prompt": "hello", "answer": "in a town"},
+        {"prompt": LONG, "answer": "in a town"},
+        {"prompt": "Who?"},
+        {"prompt": "Who?", "answer": "a town"},
+    ]
     prompts, out = save(tmp_path / "p.jsonl", *rows), tmp_path / "r.jsonl"
     prompts.write_text(prompts.read_text() + "{\n")
     done = run("annotate", prompts, "--out", out, *tiny)
-    refused(done, rf"Error: {prompts}, line 2: prompt: expected fewer than 96 tokens \(context\), got \d+\..*\n"
-                  rf"{prompts}, line 3: target answer: expected some text, got nothing\..*\n"
-                  rf"{prompts}, line 5: expected one JSON object, got broken JSON .*\n2 other lines are good\. ")
+    refused(
+        done,
+        rf"Error: {prompts}, line 2: prompt: expected fewer than 96 tokens \(context\), got \d+\..*\n"
+        rf"{prompts}, line 3: target answer: expected some text, got nothing\..*\n"
+        rf"{prompts}, line 5: expected one JSON object, got broken JSON .*\n2 other lines are good\. ",
+    )
     assert not out.exists()
     done = well("annotate", prompts, "--out", out, *tiny, "--skip-bad")
     assert done.out.startswith("2 records, ")
@@ -409,20 +472,28 @@ LONG = "she " * 200
 
 def test_what_does_not_fit_the_context_is_refused(tiny, corrected, tmp_path):
     question = save(tmp_path / "p.jsonl", {"prompt": "hello", "answer": LONG})
-    refused(run("annotate", question, "--out", tmp_path / "r.jsonl", *tiny),
-            rf"Error: {question}, line 1: prompt \+ answer: expected at most 96 tokens, got \d+ \+ \d+")
+    refused(
+        run("annotate", question, "--out", tmp_path / "r.jsonl", *tiny),
+        rf"Error: {question}, line 1: prompt \+ answer: expected at most 96 tokens, got \d+ \+ \d+",
+    )
     question = save(tmp_path / "p.jsonl", {"prompt": LONG, "answer": "in a town"})
-    probes = save(tmp_path / "probes.jsonl", {"id": "1", "kind": "retain", "expected": "x",
-                                              "messages": [{"role": "user", "content": LONG}]})
-    for arguments in (["annotate", question, "--out", tmp_path / "r.jsonl"], ["chat", "-p", LONG],
-                      ["evaluate", "--probes", probes],
-                      ["fix", "--prompt", LONG, "--answer", "in a town", "--out", tmp_path / "run"],
-                      ["train", corrected, "--out", tmp_path / "run", "--retain", question]):
+    probes = save(
+        tmp_path / "probes.jsonl",
+        {"id": "1", "kind": "retain", "expected": "x", "messages": [{"role": "user", "content": LONG}]},
+    )
+    for arguments in (
+        ["annotate", question, "--out", tmp_path / "r.jsonl"],
+        ["chat", "-p", LONG],
+        ["evaluate", "--probes", probes],
+        ["fix", "--prompt", LONG, "--answer", "in a town", "--out", tmp_path / "run"],
+        ["train", corrected, "--out", tmp_path / "run", "--retain", question],
+    ):
         refused(run(*arguments, *tiny), r"Error: (.*p\.jsonl, line 1: )?prompt: expected fewer than 96 tokens")
     first = load_records(corrected)[0]
     long = save(tmp_path / "long.jsonl", first.model_copy(update={"prompt_ids": first.prompt_ids * 9}))
-    refused(run("train", long, "--out", tmp_path / "run", *tiny),
-            r"Error: record .*: expected at most 96 tokens, got \d+")
+    refused(
+        run("train", long, "--out", tmp_path / "run", *tiny), r"Error: record .*: expected at most 96 tokens, got \d+"
+    )
 
 
 def test_an_answer_that_is_given_already_is_nothing_to_do(tmp_path):
@@ -433,14 +504,18 @@ def test_an_answer_that_is_given_already_is_nothing_to_do(tmp_path):
 
 def test_records_without_an_anchor_teach_nothing(tiny, corrected, tmp_path):
     kept = [record.model_copy(update={"anchors": []}) for record in load_records(corrected)]
-    refused(run("train", save(tmp_path / "r.jsonl", *kept), "--out", tmp_path / "run", *tiny),
-            "Error: records: expected at least one anchor, got none")
+    refused(
+        run("train", save(tmp_path / "r.jsonl", *kept), "--out", tmp_path / "run", *tiny),
+        "Error: records: expected at least one anchor, got none",
+    )
 
 
 def test_a_prompt_without_an_answer_is_refused(tiny, tmp_path):
     prompts = save(tmp_path / "p.jsonl", {"prompt": "hello"})
-    refused(run("annotate", prompts, "--out", tmp_path / "r.jsonl", *tiny),
-            rf"Error: {prompts}, line 1: target answer: expected some text, got nothing")
+    refused(
+        run("annotate", prompts, "--out", tmp_path / "r.jsonl", *tiny),
+        rf"Error: {prompts}, line 1: target answer: expected some text, got nothing",
+    )
 
 
 # --- mistakes in options ---
@@ -493,10 +568,14 @@ def test_a_wrong_option_in_a_file_is_named(corrected, tmp_path):
 
 
 def test_options_that_do_not_go_with_the_records_are_refused(tiny, corrected, tmp_path):
-    refused(run("train", corrected, "--out", tmp_path / "run", *tiny, "--direction", "reverse"),
-            r"Error: direction reverse: expected anchors with confidence below 1, got confidence 1")
-    refused(run("train", corrected, "--out", tmp_path / "run", *tiny, "--resume"),
-            r"Error: resume .*: expected a checkpoint in checkpoints/, got none")
+    refused(
+        run("train", corrected, "--out", tmp_path / "run", *tiny, "--direction", "reverse"),
+        r"Error: direction reverse: expected anchors with confidence below 1, got confidence 1",
+    )
+    refused(
+        run("train", corrected, "--out", tmp_path / "run", *tiny, "--resume"),
+        r"Error: resume .*: expected a checkpoint in checkpoints/, got none",
+    )
 
 
 # --- places that cannot be written ---
@@ -521,9 +600,14 @@ def test_a_place_that_cannot_be_written_is_told_before_any_training_or_question(
 
 
 def test_a_disk_that_fills_up_keeps_every_finished_record(small_disk, tmp_path):
-    prompts = save(tmp_path / "p.jsonl", *(
-        prompt.model_dump() for erratum in draw_errata(build_world(), 12, 0, seed=6) for prompt in erratum.prompts(1)
-    ))
+    prompts = save(
+        tmp_path / "p.jsonl",
+        *(
+            prompt.model_dump()
+            for erratum in draw_errata(build_world(), 12, 0, seed=6)
+            for prompt in erratum.prompts(1)
+        ),
+    )
     disk = small_disk(8192)
     done = run("annotate", prompts, "--out", disk / "r.jsonl")
     refused(done, r"Error: cannot write .*r\.jsonl: .*, got No space left on device\. Free some space")
@@ -546,8 +630,20 @@ def test_a_disk_that_fills_up_keeps_every_finished_record(small_disk, tmp_path):
 )
 def test_a_disk_without_room_for_the_weights_gets_no_half_of_them(tiny, corrected, small_disk, free, options):
     disk = small_disk(free)
-    command = ["train", corrected, "--out", disk / "run", *tiny, "--max-steps", 2, "--rank", 64, "--config",
-               save_yaml(disk / "c.yaml", targets="all-linear"), *options]
+    command = [
+        "train",
+        corrected,
+        "--out",
+        disk / "run",
+        *tiny,
+        "--max-steps",
+        2,
+        "--rank",
+        64,
+        "--config",
+        save_yaml(disk / "c.yaml", targets="all-linear"),
+        *options,
+    ]
     done = run(*command)
     refused(done, r"Error: cannot write .*(adapter|checkpoint-1): expected a writable place, got .*\. Free some space")
     assert not (disk / "run" / "adapter").exists()
@@ -576,8 +672,13 @@ def start(*arguments: object, limit: int | None = None) -> "subprocess.Popen[str
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    return subprocess.Popen([SCRIPT, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            preexec_fn=confine)  # noqa: PLW1509 - takes no lock
+    return subprocess.Popen(
+        [SCRIPT, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=confine,  # noqa: PLW1509 - takes no lock
+    )
 
 
 def test_the_console_script_prints_its_result_and_nothing_else(corrected, tmp_path):
@@ -596,8 +697,9 @@ def test_a_write_that_breaks_off_is_reported_by_the_console_script(job, tmp_path
 
 
 def test_ctrl_c_ends_training_without_a_traceback_or_half_an_adapter(tiny, corrected, tmp_path):
-    process = start("train", corrected, "--out", tmp_path / "run", *tiny, "--max-steps", 1_000_000, "--drift-budget",
-                    1e-12)
+    process = start(
+        "train", corrected, "--out", tmp_path / "run", *tiny, "--max-steps", 1_000_000, "--drift-budget", 1e-12
+    )
     assert process.stderr is not None
     # The first line of all: no library has said anything before it.
     first = [process.stderr.readline(), process.stderr.readline()]

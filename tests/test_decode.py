@@ -272,8 +272,9 @@ def test_penalties_of_the_checkpoint_do_not_touch_greedy_decoding(penalised, tin
     plain = from_scratch(tiny_model, prompt_ids, [], LIMIT)
     model = load_model(str(penalised), dtype="float32", device="cpu")
     inputs = torch.tensor([prompt_ids])
-    own = model.causal.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=LIMIT,
-                                do_sample=False)
+    own = model.causal.generate(
+        input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=LIMIT, do_sample=False
+    )
     assert own[0, len(prompt_ids) :].tolist() != plain, "the penalty must matter, or this test shows nothing"
     assert GreedyDecoder(model).complete(prompt_ids, [], LIMIT).ids == plain
     assert list(decode_batch(model, [prompt_ids], LIMIT)) == [[(0, Decoded(plain, truncated=True))]]

@@ -80,8 +80,11 @@ def edited(rng: random.Random, answer: list[int], every: int, kinds: str) -> lis
     for start in range(0, len(answer), every):
         piece, kind = answer[start : start + every], rng.choice(kinds)
         cut = rng.randint(1, 4)
-        old += {"replace": [*piece[:-1], 2000], "more": [*piece, *rng.choices(range(2000, 3000), k=cut)],
-                "fewer": piece[:-cut]}[kind]
+        old += {
+            "replace": [*piece[:-1], 2000],
+            "more": [*piece, *rng.choices(range(2000, 3000), k=cut)],
+            "fewer": piece[:-cut],
+        }[kind]
     return old
 
 
@@ -121,7 +124,9 @@ def drafts(rng: random.Random, right: list[int], vocabulary: list[int]) -> list[
     where = rng.randrange(len(right) + 1)
     count = rng.randint(1, 6)
     return {
-        "right": right, "empty": [], "random": noise,
+        "right": right,
+        "empty": [],
+        "random": noise,
         "replaced": [rng.choice([token, token, token, other]) for token, other in zip(right, noise, strict=False)],
         "added": [*right[:where], *noise[:count], *right[where:]],
         "removed": [*right[:where], *right[where + count :]],
@@ -159,9 +164,19 @@ def hybrid(tiny_model: LanguageModel) -> LanguageModel:
     codec = tiny_model.codec
     end = codec.tokenizer.eos_token_id
     config = Lfm2Config(
-        vocab_size=len(codec.tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, layer_types=["conv", "full_attention"], initializer_range=0.3,
-        max_position_embeddings=96, tie_word_embeddings=False, bos_token_id=None, eos_token_id=end, pad_token_id=0,
+        vocab_size=len(codec.tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        layer_types=["conv", "full_attention"],
+        initializer_range=0.3,
+        max_position_embeddings=96,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=0,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -247,7 +262,8 @@ def test_judging_over_the_cache_is_replaying(any_model, prompt_ids, data):
     assert judged.probabilities == pytest.approx(replayed.probabilities[cut:], rel=1e-3, abs=1e-9)
     # And the cache goes on from there.
     assert decoder.complete(prompt_ids, [*own[:cut], *tokens], 20) == GreedyDecoder(any_model).complete(
-        prompt_ids, [*own[:cut], *tokens], 20)
+        prompt_ids, [*own[:cut], *tokens], 20
+    )
 
 
 # --- many people's decoder ---
@@ -316,8 +332,11 @@ def test_the_draft_of_a_session_is_what_stood_behind_in_the_answers_above():
 
 def test_a_session_goes_on_with_the_old_answer_as_its_draft(base):
     ids = base.codec.encode("Mira Belmora was born")
-    session = Session(base, Prompt(messages=[{"role": "user", "content": "Tell me about Mira Belmora."}]),
-                      AnnotateConfig(max_new_tokens=60))
+    session = Session(
+        base,
+        Prompt(messages=[{"role": "user", "content": "Tell me about Mira Belmora."}]),
+        AnnotateConfig(max_new_tokens=60),
+    )
     old = session.state.completion_ids
     [other] = set(ids[:1]) - {old[0]} or {ids[1]}
     expected = GreedyDecoder(base).complete(session.prompt_ids, [*old[:4], other], 60).ids

@@ -15,16 +15,25 @@ from anchorlwf.jsonl import BadLineWarning, load_probes, load_prompts
 from anchorlwf.probe import Probe, score
 
 ZSRE = {
-    "subject": "Watts Humphrey", "src": "What university did Watts Humphrey attend?", "pred": "Trinity College",
-    "rephrase": "What university did Watts Humphrey take part in?", "alt": "University of Michigan",
-    "answers": ["Illinois Institute of Technology"], "loc": "nq question: who played desmond doss in hacksaw ridge",
-    "loc_ans": "Hugo Weaving", "cond": "Trinity College >> University of Michigan || What university did W. H. attend?",
+    "subject": "Watts Humphrey",
+    "src": "What university did Watts Humphrey attend?",
+    "pred": "Trinity College",
+    "rephrase": "What university did Watts Humphrey take part in?",
+    "alt": "University of Michigan",
+    "answers": ["Illinois Institute of Technology"],
+    "loc": "nq question: who played desmond doss in hacksaw ridge",
+    "loc_ans": "Hugo Weaving",
+    "cond": "Trinity College >> University of Michigan || What university did W. H. attend?",
 }
 COUNTERFACT = {
-    "case_id": 7, "pararel_idx": 2796,
+    "case_id": 7,
+    "pararel_idx": 2796,
     "requested_rewrite": {
-        "prompt": "The mother tongue of {} is", "relation_id": "P103", "subject": "Danielle Darrieux",
-        "target_new": {"str": "English", "id": "Q1860"}, "target_true": {"str": "French", "id": "Q150"},
+        "prompt": "The mother tongue of {} is",
+        "relation_id": "P103",
+        "subject": "Danielle Darrieux",
+        "target_new": {"str": "English", "id": "Q1860"},
+        "target_true": {"str": "French", "id": "Q150"},
     },
     "paraphrase_prompts": ["Shayna does this and Yossel goes still and dies. Danielle Darrieux, a native"],
     "neighborhood_prompts": ["The mother tongue of Léon Blum is", "The native language of Montesquieu is"],
@@ -32,26 +41,38 @@ COUNTERFACT = {
     "generation_prompts": ["Danielle Darrieux's mother tongue is"],
 }
 RECENT = {
-    "subject": "Leo Arons", "prompt": "The place of death of Leo Arons is", "target_new": "Berlin",
+    "subject": "Leo Arons",
+    "prompt": "The place of death of Leo Arons is",
+    "target_new": "Berlin",
     "portability": {
         "Logical_Generalization": [{"prompt": "Is Leo Arons still alive?", "ground_truth": [["no"], ["is dead"]]}],
-        "Subject_Aliasing": [{"prompt": "The place of death of Martin Leo Arons is",
-                              "ground_truth": [["Berlin", "Berlin (Germany)"]]}],
+        "Subject_Aliasing": [
+            {"prompt": "The place of death of Martin Leo Arons is", "ground_truth": [["Berlin", "Berlin (Germany)"]]}
+        ],
     },
-    "locality": {"Relation_Specificity": [{"prompt": "The name of the father of Leo Arons is",
-                                           "ground_truth": [["Albert Arons"]]}]},
+    "locality": {
+        "Relation_Specificity": [
+            {"prompt": "The name of the father of Leo Arons is", "ground_truth": [["Albert Arons"]]}
+        ]
+    },
 }
 KNOWEDIT_ZSRE = {
-    "subject": "Epaspidoceras", "target_new": "Noctuidae", "prompt": "Which family does Epaspidoceras belong to?",
-    "ground_truth": ["Aspidoceratidae"], "rephrase_prompt": "What family are Epaspidoceras?", "cond": "...",
+    "subject": "Epaspidoceras",
+    "target_new": "Noctuidae",
+    "prompt": "Which family does Epaspidoceras belong to?",
+    "ground_truth": ["Aspidoceratidae"],
+    "rephrase_prompt": "What family are Epaspidoceras?",
+    "cond": "...",
     "locality": {"Relation_Specificity": [{"prompt": "Epaspidoceras taxon rank", "ground_truth": ["genus"]}]},
     "portability": {"Reasoning": [{"prompt": "What is the family's common name?", "ground_truth": "Owlet moths"}]},
 }
 WIKIBIO = {
-    "text": "This is a Wikipedia passage about john russell reynolds.", "labels": "He was educated in London.",
+    "text": "This is a Wikipedia passage about john russell reynolds.",
+    "labels": "He was educated in London.",
     "concept": "john russell reynolds",
-    "locality": {"Relation_Specificity": [{"prompt": ["His field of work is", "He works in"],
-                                           "ground_truth": ["medicine"]}]},
+    "locality": {
+        "Relation_Specificity": [{"prompt": ["His field of work is", "He works in"], "ground_truth": ["medicine"]}]
+    },
 }
 ENTRIES = {"zsre": ZSRE, "counterfact": COUNTERFACT, "knowedit": RECENT}
 
@@ -100,20 +121,25 @@ def test_knowedit_in_its_several_shapes(tmp_path):
     assert [prompt.answer for prompt in edits.prompts] == ["Berlin", "Noctuidae", "He was educated in London."]
     tags = [(probe.kind, probe.tags[1:]) for probe in edits.probes]
     assert tags == [
-        ("recall", ["edit"]), ("paraphrase", ["portability", "portability:Logical_Generalization"]),
+        ("recall", ["edit"]),
+        ("paraphrase", ["portability", "portability:Logical_Generalization"]),
         ("paraphrase", ["portability", "portability:Subject_Aliasing"]),
         ("near", ["locality", "locality:Relation_Specificity"]),
-        ("recall", ["edit"]), ("paraphrase", ["rephrase"]), ("paraphrase", ["portability", "portability:Reasoning"]),
+        ("recall", ["edit"]),
+        ("paraphrase", ["rephrase"]),
+        ("paraphrase", ["portability", "portability:Reasoning"]),
         ("near", ["locality", "locality:Relation_Specificity"]),
-        ("recall", ["edit"]), ("near", ["locality", "locality:Relation_Specificity"]),
+        ("recall", ["edit"]),
+        ("near", ["locality", "locality:Relation_Specificity"]),
         ("near", ["locality", "locality:Relation_Specificity"]),
     ]
     assert [probe.group for probe in edits.probes[-3:]] == ["knowedit:2"] * 3
 
 
-@pytest.mark.parametrize(("answer", "right"), [
-    ("No.", True), ("He IS DEAD, sadly", True), ("nothing is known", False), ("He is alive", False),
-])
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [("No.", True), ("He IS DEAD, sadly", True), ("nothing is known", False), ("He is alive", False)],
+)
 def test_any_of_several_answers_will_do(tmp_path, answer, right):
     alive = load_edits(write(tmp_path, RECENT)).probes[1]
     assert score(alive, answer) is right
@@ -157,23 +183,41 @@ def changed(entry: dict[str, Any], *way: str, to: Any = None) -> dict[str, Any]:
     return copy
 
 
-@pytest.mark.parametrize(("layout", "entry", "problem"), [
-    ("zsre", changed(ZSRE, "alt"), r"alt: expected the field, got nothing"),
-    ("zsre", changed(ZSRE, "alt", to=""), r"alt: expected .*at least 1 character, got ''"),
-    ("zsre", changed(ZSRE, "rephrase", to=["a"]), r"rephrase: expected a valid string, got \['a'\]"),
-    ("zsre", "text", r"expected a JSON object, got str"),
-    ("counterfact", changed(COUNTERFACT, "requested_rewrite", "prompt", to="The mother tongue is"),
-     r"requested_rewrite\.prompt: expected .*\\\{\\\}.*, got 'The mother tongue is'"),
-    ("counterfact", changed(COUNTERFACT, "requested_rewrite", "target_new", "str"),
-     r"requested_rewrite\.target_new\.str: expected the field, got nothing"),
-    ("counterfact", changed(COUNTERFACT, "neighborhood_prompts", to=["a", 5]),
-     r"neighborhood_prompts\.1: expected a valid string, got 5"),
-    ("knowedit", changed(RECENT, "target_new"), r"target_new: expected the field, got nothing"),
-    ("knowedit", changed(RECENT, "locality", to={"x": [{"prompt": "Q", "ground_truth": []}]}),
-     r"locality\.x\.0\.ground_truth: expected .*at least 1 item"),
-    ("knowedit", changed(RECENT, "portability", to={"x": [{"ground_truth": "a"}]}),
-     r"portability\.x\.0\.prompt: expected the field, got nothing"),
-])
+@pytest.mark.parametrize(
+    ("layout", "entry", "problem"),
+    [
+        ("zsre", changed(ZSRE, "alt"), r"alt: expected the field, got nothing"),
+        ("zsre", changed(ZSRE, "alt", to=""), r"alt: expected .*at least 1 character, got ''"),
+        ("zsre", changed(ZSRE, "rephrase", to=["a"]), r"rephrase: expected a valid string, got \['a'\]"),
+        ("zsre", "text", r"expected a JSON object, got str"),
+        (
+            "counterfact",
+            changed(COUNTERFACT, "requested_rewrite", "prompt", to="The mother tongue is"),
+            r"requested_rewrite\.prompt: expected .*\\\{\\\}.*, got 'The mother tongue is'",
+        ),
+        (
+            "counterfact",
+            changed(COUNTERFACT, "requested_rewrite", "target_new", "str"),
+            r"requested_rewrite\.target_new\.str: expected the field, got nothing",
+        ),
+        (
+            "counterfact",
+            changed(COUNTERFACT, "neighborhood_prompts", to=["a", 5]),
+            r"neighborhood_prompts\.1: expected a valid string, got 5",
+        ),
+        ("knowedit", changed(RECENT, "target_new"), r"target_new: expected the field, got nothing"),
+        (
+            "knowedit",
+            changed(RECENT, "locality", to={"x": [{"prompt": "Q", "ground_truth": []}]}),
+            r"locality\.x\.0\.ground_truth: expected .*at least 1 item",
+        ),
+        (
+            "knowedit",
+            changed(RECENT, "portability", to={"x": [{"ground_truth": "a"}]}),
+            r"portability\.x\.0\.prompt: expected the field, got nothing",
+        ),
+    ],
+)
 def test_a_bad_entry_is_named_by_file_index_field_expected_and_got(tmp_path, layout, entry, problem):
     good = ENTRIES[layout]
     path = write(tmp_path, good, entry, good)
@@ -186,13 +230,18 @@ def test_a_bad_entry_is_named_by_file_index_field_expected_and_got(tmp_path, lay
     assert {probe.group for probe in edits.probes} == {f"{layout}:0", f"{layout}:2"}
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "expected one JSON array, got broken JSON"), ("{", "expected one JSON array, got broken JSON"),
-    ('[{"src": "\\ud800", "alt": "x"}]', "expected one JSON array, got broken JSON .*surrogates not allowed"),
-    ("{}", "expected one JSON array of entries, got dict"), ("[]", "expected one JSON array of entries, got an empty"),
-    ('[{"question": "Q"}]', "entry 0: expected the fields of zsre or counterfact or knowedit, got question"),
-    ("[3]", "entry 0: expected the fields of .*, got int"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected one JSON array, got broken JSON"),
+        ("{", "expected one JSON array, got broken JSON"),
+        ('[{"src": "\\ud800", "alt": "x"}]', "expected one JSON array, got broken JSON .*surrogates not allowed"),
+        ("{}", "expected one JSON array of entries, got dict"),
+        ("[]", "expected one JSON array of entries, got an empty"),
+        ('[{"question": "Q"}]', "entry 0: expected the fields of zsre or counterfact or knowedit, got question"),
+        ("[3]", "entry 0: expected the fields of .*, got int"),
+    ],
+)
 def test_a_file_of_another_kind_is_refused(tmp_path, text, message):
     (tmp_path / "edits.json").write_text(text)
     with pytest.raises(RecordError, match=message):
@@ -203,8 +252,10 @@ def test_a_missing_file_and_a_layout_that_no_entry_has(tmp_path):
     with pytest.raises(RecordError, match=r"none\.json: expected a JSON file, got no such file"):
         load_edits(tmp_path / "none.json")
     path = write(tmp_path, ZSRE)
-    with (pytest.warns(BadLineWarning, match="requested_rewrite: expected the field"),
-          pytest.raises(RecordError, match="expected at least one good counterfact entry, got none")):
+    with (
+        pytest.warns(BadLineWarning, match="requested_rewrite: expected the field"),
+        pytest.raises(RecordError, match="expected at least one good counterfact entry, got none"),
+    ):
         load_edits(path, layout="counterfact", skip_bad=True)
 
 
@@ -214,17 +265,33 @@ def test_a_missing_file_and_a_layout_that_no_entry_has(tmp_path):
 def test_the_command_writes_files_that_the_stages_read(tmp_path):
     path = write(tmp_path, COUNTERFACT, COUNTERFACT)
     done = well("import-edits", path, "--prompts", tmp_path / "p.jsonl", "--probes", tmp_path / "q.jsonl")
-    assert done.out == (f"counterfact: 2 prompts in {tmp_path / 'p.jsonl'}, probes in {tmp_path / 'q.jsonl'}: "
-                        "2 recall, 2 paraphrase, 6 near\n")
+    assert done.out == (
+        f"counterfact: 2 prompts in {tmp_path / 'p.jsonl'}, probes in {tmp_path / 'q.jsonl'}: "
+        "2 recall, 2 paraphrase, 6 near\n"
+    )
     edits = load_edits(path)
     assert load_prompts(tmp_path / "p.jsonl") == edits.prompts
     # Ids must be unique for this to load.
     assert load_probes(tmp_path / "q.jsonl") == edits.probes
     assert all(isinstance(probe, Probe) for probe in edits.probes)
-    done = well("import-edits", path, "--prompts", tmp_path / "p.jsonl", "--probes", tmp_path / "q.jsonl", "--limit", 1,
-                "--locality", "retain", "--json")
-    assert json.loads(done.out) == {"layout": "counterfact", "prompts": 1,
-                                    "probes": {"recall": 1, "paraphrase": 1, "retain": 3}}
+    done = well(
+        "import-edits",
+        path,
+        "--prompts",
+        tmp_path / "p.jsonl",
+        "--probes",
+        tmp_path / "q.jsonl",
+        "--limit",
+        1,
+        "--locality",
+        "retain",
+        "--json",
+    )
+    assert json.loads(done.out) == {
+        "layout": "counterfact",
+        "prompts": 1,
+        "probes": {"recall": 1, "paraphrase": 1, "retain": 3},
+    }
 
 
 def test_a_bad_file_is_the_users_mistake(tmp_path):

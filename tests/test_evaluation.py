@@ -83,8 +83,10 @@ def test_an_interval_covers_the_truth_as_often_as_it_says():
 
 @pytest.fixture(scope="module")
 def corrected(tiny_model: LanguageModel) -> list[Record]:
-    prompts = [Prompt(messages=[{"role": "user", "content": text}], answer=answer, tags=["t"])
-               for text, answer in (("hello", "in a town"), ("Which river?", " the Arrel "))]
+    prompts = [
+        Prompt(messages=[{"role": "user", "content": text}], answer=answer, tags=["t"])
+        for text, answer in (("hello", "in a town"), ("Which river?", " the Arrel "))
+    ]
     return annotate(tiny_model, prompts, config=AnnotateConfig(max_new_tokens=10))
 
 
@@ -102,9 +104,10 @@ def test_each_corrected_record_is_asked_for_exactly_its_answer(corrected):
 
 def test_what_was_not_corrected_is_no_recall(corrected, kept):
     record = corrected[0]
-    others = [record.model_copy(update=change) for change in (
-        {"status": "draft"}, {"status": "rejected"}, {"anchors": []}, {"completion": " \n"},
-    )]
+    others = [
+        record.model_copy(update=change)
+        for change in ({"status": "draft"}, {"status": "rejected"}, {"anchors": []}, {"completion": " \n"})
+    ]
     assert recall_probes([*others, *kept]) == []
 
 
@@ -112,8 +115,9 @@ def test_what_was_not_corrected_is_no_recall(corrected, kept):
 
 
 def result(kind: str, before: bool, after: bool, name: str = "") -> ProbeResult:
-    probe = Probe(id=f"{kind}{name}{before}{after}", kind=kind, messages=[{"role": "user", "content": f"{kind}?"}],
-                  expected="yes")
+    probe = Probe(
+        id=f"{kind}{name}{before}{after}", kind=kind, messages=[{"role": "user", "content": f"{kind}?"}], expected="yes"
+    )
     return ProbeResult(probe, "yes" if before else "no", "yes" if after else "no", before, after)
 
 
@@ -123,26 +127,34 @@ def summary(results: list[ProbeResult], turns: list[list[float]] | None = None) 
 
 @pytest.mark.parametrize(("kind", "name"), [("recall", "recall"), ("paraphrase", "paraphrase"), ("reverse", "reverse")])
 def test_what_is_learned_is_judged_by_the_tuned_answers_alone(kind, name):
-    found = summary([result(kind, True, True), result(kind, False, True), result(kind, False, False),
-                     result(kind, True, False)])
+    found = summary(
+        [result(kind, True, True), result(kind, False, True), result(kind, False, False), result(kind, True, False)]
+    )
     group = found.groups[name]
     assert (group.probes, group.base_right, group.tuned_right, group.kept, group.value) == (4, 2, 2, 1, 0.5)
     assert [line["id"] for line in group.flips] == [f"{kind}TrueFalse"]
     assert [line["id"] for line in found.missed] == [f"{kind}FalseFalse", f"{kind}TrueFalse"]
-    assert found.missed[0] == {"id": f"{kind}FalseFalse", "question": f"{kind}?", "expected": "yes", "before": "no",
-                               "after": "no"}
+    assert found.missed[0] == {
+        "id": f"{kind}FalseFalse",
+        "question": f"{kind}?",
+        "expected": "yes",
+        "before": "no",
+        "after": "no",
+    }
 
 
 @pytest.mark.parametrize(("kind", "name"), [("near", "near"), ("retain", "kept"), ("skill", "skills")])
 def test_what_is_kept_is_judged_among_what_the_base_had_right(kind, name):
-    found = summary([result(kind, True, True, str(i)) for i in range(3)] + [
-        result(kind, True, False), result(kind, False, True), result(kind, False, False),
-    ])
+    found = summary(
+        [result(kind, True, True, str(i)) for i in range(3)]
+        + [result(kind, True, False), result(kind, False, True), result(kind, False, False)]
+    )
     group = found.groups[name]
     # A right answer that the base did not give is no merit here, a wrong one that it gave as well no fault.
     assert (group.probes, group.base_right, group.tuned_right, group.kept, group.value) == (6, 4, 4, 3, 0.75)
-    assert group.flips == [{"id": f"{kind}TrueFalse", "question": f"{kind}?", "expected": "yes", "before": "yes",
-                            "after": "no"}]
+    assert group.flips == [
+        {"id": f"{kind}TrueFalse", "question": f"{kind}?", "expected": "yes", "before": "yes", "after": "no"}
+    ]
     assert group.interval == bootstrap_interval([1, 1, 1, 0], resamples=200)
     assert found.missed == []
 
@@ -154,8 +166,13 @@ def test_where_the_base_knew_nothing_there_is_nothing_to_keep():
     assert found.as_dict()["kept"] is None
 
 
-OUTCOMES = st.lists(st.tuples(st.sampled_from(["recall", "paraphrase", "reverse", "near", "retain", "skill"]),
-                              st.booleans(), st.booleans()), min_size=1, max_size=30)
+OUTCOMES = st.lists(
+    st.tuples(
+        st.sampled_from(["recall", "paraphrase", "reverse", "near", "retain", "skill"]), st.booleans(), st.booleans()
+    ),
+    min_size=1,
+    max_size=30,
+)
 
 
 @given(outcomes=OUTCOMES)
@@ -186,8 +203,9 @@ def test_drift_is_the_mean_over_tokens_and_its_interval_that_of_whole_turns():
 
 
 def test_the_table_shows_every_group():
-    found = summary([result("recall", False, True), result("retain", True, True), result("skill", False, True)],
-                    [[0.25, 0.75]])
+    found = summary(
+        [result("recall", False, True), result("retain", True, True), result("skill", False, True)], [[0.25, 0.75]]
+    )
     *rows, last = zip(*(column.cells for column in found.table().columns), strict=True)
     assert [row[:2] for row in rows] == [("recall", "100.0%"), ("kept", "100.0%"), ("skills", "-")]
     assert last[1] == "5.0e-01"
@@ -220,8 +238,15 @@ def probes(tiny_model: LanguageModel) -> list[Probe]:
     for index, text in enumerate(TEXTS):
         messages = [{"role": "user", "content": text}]
         answer = GreedyDecoder(tiny_model).complete(tiny_model.codec.encode_prompt(messages), [], 10)
-        found.append(Probe(id=text, kind="retain" if index % 2 else "skill", messages=messages, scorer="exact",
-                           expected=tiny_model.codec.decode(answer.ids)))
+        found.append(
+            Probe(
+                id=text,
+                kind="retain" if index % 2 else "skill",
+                messages=messages,
+                scorer="exact",
+                expected=tiny_model.codec.decode(answer.ids),
+            )
+        )
     return found
 
 
@@ -235,7 +260,8 @@ def test_answers_come_in_the_order_of_the_questions(tiny_model, probes):
 def test_before_training_nothing_has_changed(tiny_path, probes):
     found = evaluate(disturbed(tiny_path, 0.0), probes, config=CONFIG)
     assert {name: (group.value, group.interval, group.flips) for name, group in found.groups.items()} == {
-        "kept": (1.0, (1.0, 1.0), []), "skills": (1.0, (1.0, 1.0), []),
+        "kept": (1.0, (1.0, 1.0), []),
+        "skills": (1.0, (1.0, 1.0), []),
     }
     assert (found.kl, *found.kl_interval) == pytest.approx((0, 0, 0), abs=1e-6)
     assert found.kl_tokens > 20
@@ -247,8 +273,11 @@ def full_kl(tuned: LanguageModel, base: LanguageModel, probe: Probe, limit: int)
     ids = GreedyDecoder(base).complete(prompt, [], limit).ids
     with torch.inference_mode():
         ref, new = (
-            model.net(input_ids=torch.tensor([[*prompt, *ids]]), use_cache=False).logits[0, len(prompt) - 1 : -1]
-            .double().log_softmax(-1) for model in (base, tuned)
+            model.net(input_ids=torch.tensor([[*prompt, *ids]]), use_cache=False)
+            .logits[0, len(prompt) - 1 : -1]
+            .double()
+            .log_softmax(-1)
+            for model in (base, tuned)
         )
     return (ref.exp() * (ref - new)).sum(-1).tolist()
 
@@ -285,8 +314,11 @@ def test_the_adapter_is_on_again_after_measuring(tiny_path, probes):
 
 def test_kl_is_measured_on_what_must_stay_and_on_no_more_prompts_than_asked_for(tiny_path, probes):
     tuned = disturbed(tiny_path, 0.05)
-    learned = [probe.model_copy(update={"id": f"{kind} {probe.id}", "kind": kind})
-               for probe in probes for kind in ("recall", "paraphrase", "reverse", "near")]
+    learned = [
+        probe.model_copy(update={"id": f"{kind} {probe.id}", "kind": kind})
+        for probe in probes
+        for kind in ("recall", "paraphrase", "reverse", "near")
+    ]
     assert drift(tuned, None, learned, CONFIG).per_turn == []
     config = EvaluateConfig(max_new_tokens=10, kl_prompts=4)
     few, again = (drift(tuned, None, [*learned, *probes], config) for _ in range(2))
@@ -299,21 +331,37 @@ def test_kl_is_measured_on_what_must_stay_and_on_no_more_prompts_than_asked_for(
 
 def strict(text: str) -> dict[str, object]:
     """JSON as the standard has it: no NaN."""
+
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is no JSON")
 
     return json.loads(text, parse_constant=refuse)
 
 
-KEYS = {"kl", "kl_interval", "kl_tokens", "annotated_tokens", "completion_tokens", "evaluate_seconds", "missed",
-        "details"}
+KEYS = {
+    "kl",
+    "kl_interval",
+    "kl_tokens",
+    "annotated_tokens",
+    "completion_tokens",
+    "evaluate_seconds",
+    "missed",
+    "details",
+}
 
 
 def test_results_json_holds_fractions_costs_and_details(tiny_path, tmp_path, probes, corrected, kept):
     phases = []
     records = [*corrected, *kept]
-    found = evaluate(disturbed(tiny_path, 0.3), probes, records=records, out=tmp_path / "deep" / "results.json",
-                     config=CONFIG, facts={"seconds": 1.5}, progress=lambda *phase: phases.append(phase))
+    found = evaluate(
+        disturbed(tiny_path, 0.3),
+        probes,
+        records=records,
+        out=tmp_path / "deep" / "results.json",
+        config=CONFIG,
+        facts={"seconds": 1.5},
+        progress=lambda *phase: phases.append(phase),
+    )
     data = strict((tmp_path / "deep" / "results.json").read_text())
     assert set(data) == {"recall", "kept", "skills", "seconds", *KEYS}
     assert data["recall"] == 0.0

@@ -35,8 +35,9 @@ PAIRS = st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)), min_size
 def test_a_paired_interval_is_that_of_the_differences(pairs, seed):
     before, after = zip(*pairs, strict=True)
     changes = [b - a for a, b in pairs]
-    assert paired_interval(before, after, resamples=50, seed=seed) == bootstrap_interval(changes, resamples=50,
-                                                                                         seed=seed)
+    assert paired_interval(before, after, resamples=50, seed=seed) == bootstrap_interval(
+        changes, resamples=50, seed=seed
+    )
     low, high = paired_interval(before, after, resamples=50, seed=seed)
     back_low, back_high = paired_interval(after, before, resamples=50, seed=seed)
     assert (back_low, back_high) == pytest.approx((-high, -low), abs=1e-9)
@@ -61,12 +62,19 @@ CITIES = ["Fredville", "Arrel", "Norwick", "Tessa", "Oldham", "Quill", "Brenn", 
 def tasks_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
     documents = folder / "documents.jsonl"
-    documents.write_text("".join(
-        json.dumps({"q": f"Where is {city}?", "choices": [f"in {other}" for other in CITIES[:3]], "gold": i % 3}) + "\n"
-        for i, city in enumerate(CITIES)
-    ))
-    common = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(documents)}},
-              "test_split": "test", "doc_to_text": "{{q}}"}
+    documents.write_text(
+        "".join(
+            json.dumps({"q": f"Where is {city}?", "choices": [f"in {other}" for other in CITIES[:3]], "gold": i % 3})
+            + "\n"
+            for i, city in enumerate(CITIES)
+        )
+    )
+    common = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(documents)}},
+        "test_split": "test",
+        "doc_to_text": "{{q}}",
+    }
     choice = {**common, "output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "gold"}
 
     def metric(name: str) -> dict[str, object]:
@@ -76,14 +84,25 @@ def tasks_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "choice": {**choice, "task": "choice", "metric_list": [metric("acc"), metric("acc_norm")]},
         "other": {**choice, "task": "other", "metric_list": [metric("acc")]},
         "shots": {**choice, "task": "shots", "num_fewshot": 2, "fewshot_split": "test", "metric_list": [metric("acc")]},
-        "both": {"group": "both", "task": ["choice", "other"],
-                 "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}]},
-        "said": {**common, "task": "said", "output_type": "generate_until", "doc_to_target": "{{choices[gold]}}",
-                 "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4, "do_sample": False},
-                 "metric_list": [metric("exact_match")]},
+        "both": {
+            "group": "both",
+            "task": ["choice", "other"],
+            "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
+        },
+        "said": {
+            **common,
+            "task": "said",
+            "output_type": "generate_until",
+            "doc_to_target": "{{choices[gold]}}",
+            "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4, "do_sample": False},
+            "metric_list": [metric("exact_match")],
+        },
     }
-    files["lost"] = {**files["other"], "task": "lost",
-                     "dataset_kwargs": {"data_files": {"test": str(folder / "none.jsonl")}}}
+    files["lost"] = {
+        **files["other"],
+        "task": "lost",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "none.jsonl")}},
+    }
     for name, content in files.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
     return folder
@@ -142,8 +161,9 @@ def test_each_document_is_scored_with_the_adapter_off_and_on(tiny_path, tiny_mod
 
 def test_a_base_of_its_own_is_the_adapter_switched_off(tiny_path, tiny_model, tasks_path):
     tuned = disturbed(tiny_path, 0.3)
-    assert run_tasks(tuned, None, config(tasks_path, "choice")) == run_tasks(tuned, tiny_model,
-                                                                         config(tasks_path, "choice"))
+    assert run_tasks(tuned, None, config(tasks_path, "choice")) == run_tasks(
+        tuned, tiny_model, config(tasks_path, "choice")
+    )
     same = run_tasks(tiny_model, None, config(tasks_path, "choice"))["choice"].metrics["acc"]
     assert (same.drop, same.interval, same.right_to_wrong, same.wrong_to_right) == (0, (0, 0), [], [])
 
@@ -157,8 +177,10 @@ def test_the_figures_are_those_of_lm_eval_itself(tiny_model, tasks_path, monkeyp
     model = HFLM(pretrained=tiny_model.net, tokenizer=tiny_model.codec.tokenizer, batch_size=settings.batch_size)
     theirs = evaluator.simple_evaluate(model, tasks=settings.tasks, task_manager=manager, bootstrap_iters=0, **seeds)
     assert {(task, metric): change.base for task, one in found.items() for metric, change in one.metrics.items()} == {
-        (task, name.removesuffix(",none")): value for task, row in theirs["results"].items()
-        for name, value in row.items() if name.endswith(",none") and "stderr" not in name
+        (task, name.removesuffix(",none")): value
+        for task, row in theirs["results"].items()
+        for name, value in row.items()
+        if name.endswith(",none") and "stderr" not in name
     }
 
 
@@ -182,16 +204,23 @@ def test_groups_pool_the_documents_of_their_tasks(tiny_path, tasks_path):
     assert both.interval is not None
     for flips in ("right_to_wrong", "wrong_to_right"):
         assert sorted(getattr(both, flips)) == sorted(
-            f"{task}/{document}" for task in ("choice", "other")
-            for document in getattr(found[task].metrics["acc"], flips))
+            f"{task}/{document}"
+            for task in ("choice", "other")
+            for document in getattr(found[task].metrics["acc"], flips)
+        )
     assert both.wrong_to_right
 
 
 def test_results_json_holds_the_tasks_in_plain_numbers(tiny_path, tmp_path, tasks_path):
     probe = Probe(id="1", kind="retain", messages=[{"role": "user", "content": "Who?"}], expected="x")
     phases = []
-    found = evaluate(disturbed(tiny_path, 0.3), [probe], config=config(tasks_path, "said", "choice"),
-                     out=tmp_path / "results.json", progress=lambda *phase: phases.append(phase))
+    found = evaluate(
+        disturbed(tiny_path, 0.3),
+        [probe],
+        config=config(tasks_path, "said", "choice"),
+        out=tmp_path / "results.json",
+        progress=lambda *phase: phases.append(phase),
+    )
     data = json.loads((tmp_path / "results.json").read_text())
     assert set(data["tasks"]) == {"said", "choice"}
     acc = data["tasks"]["choice"]["metrics"]["acc"]
@@ -204,8 +233,13 @@ def test_results_json_holds_the_tasks_in_plain_numbers(tiny_path, tmp_path, task
 def test_without_tasks_nothing_is_imported_or_run(tiny_model, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     assert run_tasks(tiny_model, None, EvaluateConfig()) == {}
-    with pytest.raises(ConfigError, match=re.escape("tasks: expected lm-evaluation-harness, got none installed. "
-                                                    "Install it: pip install 'anchorlwf[evalharness]'.")):
+    with pytest.raises(
+        ConfigError,
+        match=re.escape(
+            "tasks: expected lm-evaluation-harness, got none installed. "
+            "Install it: pip install 'anchorlwf[evalharness]'."
+        ),
+    ):
         run_tasks(tiny_model, None, EvaluateConfig(tasks=["mmlu"]))
 
 
@@ -229,21 +263,41 @@ def test_an_unknown_task_is_named_with_those_that_look_like_it(tiny_model, tasks
 def test_the_command_runs_tasks_and_gates_on_them(tiny_path, tasks_path, tmp_path):
     tuned = disturbed(tiny_path, 0.3)
     tuned.net.save_pretrained(tmp_path / "adapter")
-    save_lines(tmp_path / "probes.jsonl", [
-        Probe(id="1", kind="retain", messages=[{"role": "user", "content": "Who?"}], expected="x")])
+    save_lines(
+        tmp_path / "probes.jsonl",
+        [Probe(id="1", kind="retain", messages=[{"role": "user", "content": "Who?"}], expected="x")],
+    )
     (tmp_path / "evaluate.yaml").write_text("evaluate: {max_new_tokens: 5, tasks: [other], resamples: 50}\n")
     (tmp_path / "gate.yaml").write_text("tasks: {'choice:acc': 0.0, other: 1.0}\n")
-    done = run("evaluate", "--model", tiny_path, "--adapter", tmp_path / "adapter", "--probes",
-               tmp_path / "probes.jsonl", "--config", tmp_path / "evaluate.yaml", "--tasks", "choice, other",
-               "--tasks-path", tasks_path, "--task-limit", 6, "--certificate", tmp_path / "gate.yaml", "--out",
-               tmp_path / "results.json")
+    done = run(
+        "evaluate",
+        "--model",
+        tiny_path,
+        "--adapter",
+        tmp_path / "adapter",
+        "--probes",
+        tmp_path / "probes.jsonl",
+        "--config",
+        tmp_path / "evaluate.yaml",
+        "--tasks",
+        "choice, other",
+        "--tasks-path",
+        tasks_path,
+        "--task-limit",
+        6,
+        "--certificate",
+        tmp_path / "gate.yaml",
+        "--out",
+        tmp_path / "results.json",
+    )
     data = json.loads((tmp_path / "results.json").read_text())["tasks"]
     certificate = json.loads((tmp_path / "certificate.json").read_text())
     assert {name: task["documents"] for name, task in data.items()} == {"choice": 6, "other": 6}
     assert set(certificate["task_versions"]) == {"choice", "other"}
     choice, other = certificate["checks"]
-    assert choice["value"] == pytest.approx(data["choice"]["metrics"]["acc"]["base"]
-                                            - data["choice"]["metrics"]["acc"]["tuned"])
+    assert choice["value"] == pytest.approx(
+        data["choice"]["metrics"]["acc"]["base"] - data["choice"]["metrics"]["acc"]["tuned"]
+    )
     assert other["passed"]
     assert done.code == (0 if choice["passed"] else 3)
     assert "tasks-tuned 2/2" in done.err

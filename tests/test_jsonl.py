@@ -32,9 +32,15 @@ NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 def record(name: str, *, text: str = "It is b.", anchors: int = 1, **more: object) -> Record:
     ids = [5, 6, 7]
     return Record(
-        id=new_id(name), model=STAMP, messages=[{"role": "user", "content": f"What is {name}?"}], prompt_ids=[1, 2],
-        completion_ids=ids, completion=text, original_ids=[5, 9, 7],
-        anchors=[Anchor(position=i, token_id=ids[i], rejected_id=9, created_at=NOON) for i in range(anchors)], **more,
+        id=new_id(name),
+        model=STAMP,
+        messages=[{"role": "user", "content": f"What is {name}?"}],
+        prompt_ids=[1, 2],
+        completion_ids=ids,
+        completion=text,
+        original_ids=[5, 9, 7],
+        anchors=[Anchor(position=i, token_id=ids[i], rejected_id=9, created_at=NOON) for i in range(anchors)],
+        **more,
     )
 
 
@@ -43,8 +49,10 @@ def row(name: str, **change: object) -> dict[str, object]:
 
 
 def write(path: Path, *lines: str | bytes | dict[str, object]) -> Path:
-    raw = [json.dumps(line).encode() if isinstance(line, dict) else
-           line.encode() if isinstance(line, str) else line for line in lines]
+    raw = [
+        json.dumps(line).encode() if isinstance(line, dict) else line.encode() if isinstance(line, str) else line
+        for line in lines
+    ]
     path.write_bytes(b"".join(line + b"\n" for line in raw))
     return path
 
@@ -95,17 +103,23 @@ BAD_LINES = {
     "half a character": (json.dumps(row("a", completion="\ud83d")), ["expected one JSON object", "surrogates"]),
     "a list": ("[1]", ["expected a JSON object, got list"]),
     "null": ("null", ["expected a JSON object, got NoneType"]),
-    "missing field": ({k: v for k, v in row("a").items() if k != "prompt_ids"},
-                      ["prompt_ids: expected the field, got nothing"]),
+    "missing field": (
+        {k: v for k, v in row("a").items() if k != "prompt_ids"},
+        ["prompt_ids: expected the field, got nothing"],
+    ),
     "wrong type": (row("a", prompt_ids="1 2"), ["prompt_ids: expected a valid list, got '1 2'"]),
     "wrong item": (row("a", prompt_ids=[1, "x"]), ["prompt_ids.1: expected a valid integer", "got 'x'"]),
     "unknown field": (row("a", remark="hm"), ["remark: expected", "got 'hm'"]),
     "unknown status": (row("a", status="done"), ["status: expected 'draft', 'complete' or 'rejected', got 'done'"]),
     "no UUID": (row("a", id="one"), ["id: expected a UUID; got 'one'"]),
-    "not a number": (json.dumps(row("a", anchors=[{"position": 0, "token_id": 5, "confidence": float("nan")}])),
-                     ["anchors.0.confidence: expected", "got nan"]),
-    "wrong anchor": (row("a", anchors=[{"position": 0, "token_id": 6}]),
-                     ["anchors[0].token_id: expected 5", "completion_ids[0]", "got 6"]),
+    "not a number": (
+        json.dumps(row("a", anchors=[{"position": 0, "token_id": 5, "confidence": float("nan")}])),
+        ["anchors.0.confidence: expected", "got nan"],
+    ),
+    "wrong anchor": (
+        row("a", anchors=[{"position": 0, "token_id": 6}]),
+        ["anchors[0].token_id: expected 5", "completion_ids[0]", "got 6"],
+    ),
     "two wrongs": (row("a", id="one", status="done"), ["id: expected a UUID; got 'one'", "; status: expected"]),
 }
 
@@ -220,10 +234,15 @@ def test_a_dataset_gives_back_what_went_in():
     rows = [
         record("b", anchors=2, tags=["t"], ties=[1], truncated=True, tools=[tool, other]),
         record("a", anchors=0),
-        record("c", anchors=3).model_copy(update={"messages": [
-            {"role": "user", "content": "What?"}, {"role": "assistant", "tool_calls": [call]},
-            {"role": "tool", "name": "f", "content": "x"},
-        ]}),
+        record("c", anchors=3).model_copy(
+            update={
+                "messages": [
+                    {"role": "user", "content": "What?"},
+                    {"role": "assistant", "tool_calls": [call]},
+                    {"role": "tool", "name": "f", "content": "x"},
+                ]
+            }
+        ),
     ]
     padded = [json.loads(one.model_dump_json(exclude_defaults=True)) for one in rows]
     # Rows leave out what is default, so the dataset pads: whole columns, and fields of the dicts within them.

@@ -31,13 +31,31 @@ def read(tiny_model, table):
 
 
 def sample(answer: str, *anchors: dict, **more: object) -> dict:
-    return {"samples": [{"id": "s1", "title": "t", "messages": [*ASK, {"role": "assistant", "content": answer}],
-                         "anchors": list(anchors), **more}], "name": "set", "base_model": "m"}
+    return {
+        "samples": [
+            {
+                "id": "s1",
+                "title": "t",
+                "messages": [*ASK, {"role": "assistant", "content": answer}],
+                "anchors": list(anchors),
+                **more,
+            }
+        ],
+        "name": "set",
+        "base_model": "m",
+    }
 
 
 def at(position: int, text: str, **more: object) -> dict:
-    return {"message_index": 1, "token_index": position, "original_token": "x", "replacement_token": text,
-            "regenerated_from_token_index": position, "created_at": "2025-05-05T10:00:00Z", **more}
+    return {
+        "message_index": 1,
+        "token_index": position,
+        "original_token": "x",
+        "replacement_token": text,
+        "regenerated_from_token_index": position,
+        "created_at": "2025-05-05T10:00:00Z",
+        **more,
+    }
 
 
 def test_a_plain_anchor_stands_where_it_was(read, tiny_model):
@@ -82,10 +100,15 @@ def test_several_tokens_of_one_character_offer_first_and_whole(read, table, answ
     assert table.token(ids[0]).hex == wanted.encode()[:1].hex()
 
 
-@pytest.mark.parametrize("raw", [
-    "hello<|im_end|>", "<|im_start|>assistant\nhello<|im_end|>\n",
-    "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello<|im_end|>\n<|im_start|>user\nmore", "hello",
-])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "hello<|im_end|>",
+        "<|im_start|>assistant\nhello<|im_end|>\n",
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello<|im_end|>\n<|im_start|>user\nmore",
+        "hello",
+    ],
+)
 def test_raw_template_text_is_stripped(read, raw, table):
     [record] = read(sample(raw, at(0, table.token(table.encode("hello")[0]).text))).records
     assert record.completion_ids[:-1] == table.encode("hello")
@@ -117,8 +140,12 @@ def test_two_places_equally_near_are_flagged(read):
 
 
 def test_an_unreliable_message_index_goes_to_the_message_that_fits(read, table):
-    turns = [*ASK, {"role": "assistant", "content": "hello"}, {"role": "user", "content": "and?"},
-             {"role": "assistant", "content": "I am well"}]
+    turns = [
+        *ASK,
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "and?"},
+        {"role": "assistant", "content": "I am well"},
+    ]
     text = table.token(table.encode("I am well")[0]).text
     for index in (0, 1, 3, 7):
         found = read({"samples": [{"id": 1, "messages": turns, "anchors": [at(0, text, message_index=index)]}]})
@@ -129,22 +156,37 @@ def test_an_unreliable_message_index_goes_to_the_message_that_fits(read, table):
 
 def test_training_lines_and_the_older_form(read, table):
     text = table.token(table.encode("hello")[0]).text
-    new = {"prompt": ASK, "completion": [{"role": "assistant", "content": "hello"}],
-           "anchors": [{"token_index": 0, "replacement_token": text}], "tools": None}
+    new = {
+        "prompt": ASK,
+        "completion": [{"role": "assistant", "content": "hello"}],
+        "anchors": [{"token_index": 0, "replacement_token": text}],
+        "tools": None,
+    }
     edit = {"position": 0, "replacement_token": text, "confidence": 0.7}
-    old = {"messages": [*ASK, {"role": "assistant", "content": "hello"}], "completion_message_index": 1,
-           "anchors": [edit], "edits": [edit]}
+    old = {
+        "messages": [*ASK, {"role": "assistant", "content": "hello"}],
+        "completion_message_index": 1,
+        "anchors": [edit],
+        "edits": [edit],
+    }
     found = read("\n".join(json.dumps(row) for row in (new, old)) + "\n")
     assert [[(a.position, a.confidence) for a in r.anchors] for r in found.records] == [[(0, 0.999)], [(0, 0.7)]]
     assert not found.flags
 
 
-@pytest.mark.parametrize("row", [
-    5, {}, {"messages": "x"}, {"messages": [{"role": "user", "content": "only"}]}, {"messages": [{"content": "x"}]},
-    {"messages": [*ASK, {"role": "assistant", "content": "hi"}], "anchors": [{"token_index": "1"}]},
-    {"messages": [*ASK, {"role": "assistant", "content": "hi"}], "anchors": ["x"]},
-    {"messages": [*ASK, {"role": "assistant", "content": "h"}], "completion_message_index": "x"},
-])
+@pytest.mark.parametrize(
+    "row",
+    [
+        5,
+        {},
+        {"messages": "x"},
+        {"messages": [{"role": "user", "content": "only"}]},
+        {"messages": [{"content": "x"}]},
+        {"messages": [*ASK, {"role": "assistant", "content": "hi"}], "anchors": [{"token_index": "1"}]},
+        {"messages": [*ASK, {"role": "assistant", "content": "hi"}], "anchors": ["x"]},
+        {"messages": [*ASK, {"role": "assistant", "content": "h"}], "completion_message_index": "x"},
+    ],
+)
 def test_a_sample_that_cannot_be_read_is_flagged_and_the_others_come_in(read, row):
     good = sample("hello")["samples"][0]
     found = read({"samples": [row, good]})
@@ -174,8 +216,7 @@ def test_a_file_of_records_from_the_command_line(tiny_path, tiny_model, tmp_path
 
     code, said, told = run()
     assert code == 0
-    assert said == (f"2 records, 2 anchors, in {out}\n"
-                    "1 places flagged, 1 records are drafts because of them\n")
+    assert said == (f"2 records, 2 anchors, in {out}\n1 places flagged, 1 records are drafts because of them\n")
     assert told.replace("\n", " ").startswith("sample s2, anchor 2: 'zebra' stands nowhere")
     one, other = load_records(out)
     assert (one.status, other.status, one.model.tokenizer_sha) == ("complete", "draft", tiny_model.stamp.tokenizer_sha)
@@ -190,8 +231,11 @@ def test_a_file_of_records_from_the_command_line(tiny_path, tiny_model, tmp_path
     out.unlink()
     wanted = "Freedonia"
     path.write_text(json.dumps(sample(wanted, at(0, wanted))))
-    anchors = [json.loads(run("--json", "--span", span)[1])["anchors"] for span in ("first", "whole") if not
-               out.unlink(missing_ok=True)]
+    anchors = [
+        json.loads(run("--json", "--span", span)[1])["anchors"]
+        for span in ("first", "whole")
+        if not out.unlink(missing_ok=True)
+    ]
     assert anchors == [1, len(tiny_model.codec.encode(wanted))]
     for content in (b"\xff", b"5"):
         path.write_bytes(content)

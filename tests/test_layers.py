@@ -19,8 +19,21 @@ import anchorlwf
 ROOT = Path(anchorlwf.__file__).parent
 
 VALUES = {"errors", "files", "record", "probe", "lines", "jsonl", "record_file", "export", "edit_data", "config", "run"}
-TENSORS = {"text", "model", "draft", "replay", "decode", "batch", "attention", "contents", "loss", "head", "divergence",
-           "packing", "reference"}
+TENSORS = {
+    "text",
+    "model",
+    "draft",
+    "replay",
+    "decode",
+    "batch",
+    "attention",
+    "contents",
+    "loss",
+    "head",
+    "divergence",
+    "packing",
+    "reference",
+}
 STAGES = {"annotation", "training", "evaluation", "ship", "world"}
 # Each puts several stages to work, which is why no stage need know another.
 COMPOSITIONS = {
@@ -126,11 +139,16 @@ def test_imports_go_down_only():
 def test_stages_and_compositions_do_not_import_one_another():
     separate = STAGES | set(COMPOSITIONS)
     inner = [one for one in imports() if ours(one.target)]
-    assert not broken([
-        one for one in inner
-        if unit(one.source) in separate and unit(one.target) in separate and unit(one.source) != unit(one.target)
-        and not (unit(one.source) in COMPOSITIONS and unit(one.target) in STAGES)
-    ])
+    assert not broken(
+        [
+            one
+            for one in inner
+            if unit(one.source) in separate
+            and unit(one.target) in separate
+            and unit(one.source) != unit(one.target)
+            and not (unit(one.source) in COMPOSITIONS and unit(one.target) in STAGES)
+        ]
+    )
 
 
 def test_nothing_imports_by_way_of_the_package():
@@ -161,14 +179,23 @@ def test_commands_import_their_stages_late():
     # `anchorlwf --help` must not wait for torch.
     edges = [one for one in imports() if unit(one.source) in EDGES and one.top]
     heavy = {"torch", "transformers", "peft", "datasets"}
-    assert not broken([
-        one for one in edges
-        if one.target.split(".")[0] in heavy or (ours(one.target) and 0 < layer(one.target) < layer("anchorlwf"))
-    ])
+    assert not broken(
+        [
+            one
+            for one in edges
+            if one.target.split(".")[0] in heavy or (ours(one.target) and 0 < layer(one.target) < layer("anchorlwf"))
+        ]
+    )
 
 
-@pytest.mark.parametrize("statement", ["import anchorlwf; dir(anchorlwf)", "import anchorlwf.cli",
-                                       *(f"import anchorlwf.{name}" for name in sorted(VALUES))])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import anchorlwf; dir(anchorlwf)",
+        "import anchorlwf.cli",
+        *(f"import anchorlwf.{name}" for name in sorted(VALUES)),
+    ],
+)
 def test_importing_costs_no_torch(statement):
     code = f"import sys; {statement}; print(*{{'torch', 'transformers', 'peft', 'datasets'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

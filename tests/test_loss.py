@@ -68,8 +68,16 @@ class Case:
 
     def loss(self, impl: str) -> torch.Tensor:
         return anchor_loss(
-            self.hidden, self.ref_hidden, self.weight, self.token_ids, self.confidence, bias=self.bias,
-            ref_weight=self.ref_weight, ref_bias=self.ref_bias, impl=impl, **self.options,
+            self.hidden,
+            self.ref_hidden,
+            self.weight,
+            self.token_ids,
+            self.confidence,
+            bias=self.bias,
+            ref_weight=self.ref_weight,
+            ref_bias=self.ref_bias,
+            impl=impl,
+            **self.options,
         )
 
     def trained(self, head: bool) -> dict[str, torch.Tensor]:
@@ -83,8 +91,11 @@ class Case:
 
 def brute(case: Case, **changed: np.ndarray) -> np.ndarray:
     """Every token's divergence by the definition; `changed` replaces arguments (for numerical derivatives)."""
-    plain = {name: None if tensor is None else tensor.detach().double().numpy()
-             for name, tensor in vars(case).items() if name != "options"}
+    plain = {
+        name: None if tensor is None else tensor.detach().double().numpy()
+        for name, tensor in vars(case).items()
+        if name != "options"
+    }
     # The reference's head is fixed before anything changes.
     ref_weight = plain["weight"] if plain["ref_weight"] is None else plain["ref_weight"]
     ref_bias = plain["bias"] if plain["ref_bias"] is None else plain["ref_bias"]
@@ -95,9 +106,13 @@ def brute(case: Case, **changed: np.ndarray) -> np.ndarray:
         raw = scale * (hidden @ weight.T + (0 if bias is None else bias))
         return raw if softcap is None else softcap * np.tanh(raw / softcap)
 
-    rows = zip(logits(plain["hidden"], plain["weight"], plain["bias"]).tolist(),
-               logits(plain["ref_hidden"], ref_weight, ref_bias).tolist(),
-               plain["token_ids"].astype(int).tolist(), plain["confidence"].tolist(), strict=True)
+    rows = zip(
+        logits(plain["hidden"], plain["weight"], plain["bias"]).tolist(),
+        logits(plain["ref_hidden"], ref_weight, ref_bias).tolist(),
+        plain["token_ids"].astype(int).tolist(),
+        plain["confidence"].tolist(),
+        strict=True,
+    )
     direction = str(case.options.get("direction", "forward"))
     return np.array([brute_token(*row, direction) for row in rows])
 
@@ -115,8 +130,15 @@ def brute_gradient(case: Case, name: str, share: np.ndarray) -> np.ndarray:
 
 
 def make(
-    confidences: tuple[float, ...] = CONFIDENCES, *, width: int = 5, vocabulary: int = 9, bias: bool = False,
-    own_ref_head: bool = False, seed: int = 0, dtype: torch.dtype = torch.float32, **options: object,
+    confidences: tuple[float, ...] = CONFIDENCES,
+    *,
+    width: int = 5,
+    vocabulary: int = 9,
+    bias: bool = False,
+    own_ref_head: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **options: object,
 ) -> Case:
     generator = torch.Generator().manual_seed(seed)
 
@@ -125,10 +147,15 @@ def make(
 
     count = len(confidences)
     return Case(
-        normal(count, width), normal(count, width), normal(vocabulary, width),
-        torch.randint(0, vocabulary, (count,), generator=generator), torch.tensor(confidences),
-        normal(vocabulary) if bias else None, normal(vocabulary, width) if own_ref_head else None,
-        normal(vocabulary) if own_ref_head and bias else None, options,
+        normal(count, width),
+        normal(count, width),
+        normal(vocabulary, width),
+        torch.randint(0, vocabulary, (count,), generator=generator),
+        torch.tensor(confidences),
+        normal(vocabulary) if bias else None,
+        normal(vocabulary, width) if own_ref_head else None,
+        normal(vocabulary) if own_ref_head and bias else None,
+        options,
     )
 
 
@@ -181,8 +208,9 @@ def test_without_a_head_of_its_own_the_reference_has_ours_and_does_not_move(impl
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_half_precision_goes_in_and_float32_comes_out(impl, direction, head):
     confidences = CONFIDENCES if direction == "forward" else CONFIDENCES[:-1]
-    case = make(confidences, width=16, vocabulary=40, bias=True, own_ref_head=True, dtype=torch.bfloat16,
-                direction=direction)
+    case = make(
+        confidences, width=16, vocabulary=40, bias=True, own_ref_head=True, dtype=torch.bfloat16, direction=direction
+    )
     arguments = case.trained(head)
     divergence = case.loss(impl)
     assert divergence.dtype == torch.float32
@@ -230,8 +258,9 @@ def test_confidence_one_is_cross_entropy(impl):
     torch.testing.assert_close(case.loss(impl), expected)
 
 
-@given(st.floats(0, 0.9999), st.sampled_from(["forward", "reverse"]), st.sampled_from(IMPLEMENTATIONS),
-       st.integers(0, 9))
+@given(
+    st.floats(0, 0.9999), st.sampled_from(["forward", "reverse"]), st.sampled_from(IMPLEMENTATIONS), st.integers(0, 9)
+)
 def test_a_model_that_is_its_target_has_nothing_to_learn(confidence, direction, impl, token):
     confidence = float(np.float32(confidence))
     ref_logits = torch.randn(1, 10, generator=torch.Generator().manual_seed(token), dtype=torch.float64)
@@ -258,8 +287,13 @@ def test_extreme_logits_stay_finite_and_right(impl, direction, size):
     sides = torch.tensor([[1.0, -1.0, 0.0, 0.5], [-1.0, 1.0, 0.0, 0.5]]) * size
     # Model and reference certain of the same token, of different ones, and the anchor in each of these places.
     rows = [(m, r, token, c) for m in (0, 1) for r in (0, 1) for token in (0, 1, 2) for c in confidences]
-    case = from_logits(sides[[row[0] for row in rows]], sides[[row[1] for row in rows]], [row[2] for row in rows],
-                       [row[3] for row in rows], direction=direction)
+    case = from_logits(
+        sides[[row[0] for row in rows]],
+        sides[[row[1] for row in rows]],
+        [row[2] for row in rows],
+        [row[3] for row in rows],
+        direction=direction,
+    )
     case.trained(False)
     divergence = case.loss(impl)
     divergence.sum().backward()
@@ -274,6 +308,7 @@ def test_extreme_logits_stay_finite_and_right(impl, direction, size):
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     """Make chunks of so many tokens for a vocabulary."""
+
     def shrink(tokens: int, vocabulary: int) -> None:
         monkeypatch.setattr(chunked, "CHUNK_BYTES", tokens * vocabulary * 4)
         assert chunked.chunk_size(vocabulary) == tokens
@@ -291,8 +326,9 @@ def test_chunked_is_dense_across_chunks(small_chunks, direction, head, tokens):
         confidences = tuple(c or float(i % 4 == 0) for i, c in enumerate(confidences))
     found = []
     for impl in IMPLEMENTATIONS:
-        case = make(confidences, width=12, vocabulary=50, bias=True, own_ref_head=True, softcap=5.0,
-                    direction=direction)
+        case = make(
+            confidences, width=12, vocabulary=50, bias=True, own_ref_head=True, softcap=5.0, direction=direction
+        )
         small_chunks(tokens, 50)
         arguments = case.trained(head)
         loss = case.loss(impl)
@@ -307,8 +343,17 @@ def test_chunked_is_dense_across_chunks(small_chunks, direction, head, tokens):
 def test_gradients_of_chunked_pass_gradcheck(small_chunks, direction, head):
     small_chunks(2, 7)
     confidences = (0.0, 0.3, 1.0, 0.99, 1.0) if direction == "forward" else (0.0, 0.3, 0.99)
-    case = make(confidences, width=3, vocabulary=7, bias=True, own_ref_head=True, dtype=torch.float64,
-                direction=direction, softcap=4.0, logit_scale=0.7)
+    case = make(
+        confidences,
+        width=3,
+        vocabulary=7,
+        bias=True,
+        own_ref_head=True,
+        dtype=torch.float64,
+        direction=direction,
+        softcap=4.0,
+        logit_scale=0.7,
+    )
     arguments = case.trained(head)
     names = list(arguments)
 
@@ -460,8 +505,14 @@ def test_auto_is_one_of_the_implementations():
 # --- reduction ---
 
 
-@given(data=st.data(), reduction=st.sampled_from(["token", "balanced"]), anchors=st.lists(st.booleans(), max_size=12),
-       alpha=st.floats(0.1, 4), beta=st.floats(0.1, 4), hinge=st.booleans())
+@given(
+    data=st.data(),
+    reduction=st.sampled_from(["token", "balanced"]),
+    anchors=st.lists(st.booleans(), max_size=12),
+    alpha=st.floats(0.1, 4),
+    beta=st.floats(0.1, 4),
+    hinge=st.booleans(),
+)
 def test_shares_of_micro_batches_add_up_to_the_batch(data, reduction, anchors, alpha, beta, hinge):
     count = len(anchors)
     anchor_N = torch.tensor(anchors, dtype=torch.bool)
@@ -473,8 +524,15 @@ def test_shares_of_micro_batches_add_up_to_the_batch(data, reduction, anchors, a
     for edges in ([0, count], [0, *cuts, count]):
         divergence_N = values.clone().requires_grad_()
         total = sum(
-            reduce_loss(divergence_N[a:b], anchor_N[a:b], counts, reduction, alpha=alpha, beta=beta,
-                        pull_N=None if pull_N is None else pull_N[a:b])
+            reduce_loss(
+                divergence_N[a:b],
+                anchor_N[a:b],
+                counts,
+                reduction,
+                alpha=alpha,
+                beta=beta,
+                pull_N=None if pull_N is None else pull_N[a:b],
+            )
             for a, b in pairwise(edges)
         )
         total.backward()

@@ -48,8 +48,9 @@ def test_every_architecture_loads(any_model, prompt_ids):
     hidden = any_model.backbone(input_ids=torch.tensor([prompt_ids])).last_hidden_state
     projected = any_model.causal.get_output_embeddings()(hidden)[0]
     cap = getattr(any_model.causal.config, "final_logit_softcapping", None)
-    torch.testing.assert_close(projected if cap is None else cap * torch.tanh(projected / cap),
-                               logits(any_model, prompt_ids))
+    torch.testing.assert_close(
+        projected if cap is None else cap * torch.tanh(projected / cap), logits(any_model, prompt_ids)
+    )
 
 
 def test_the_dtype_is_as_asked(tiny_path):
@@ -245,8 +246,15 @@ def test_full_training_keeps_a_frozen_copy(fresh_model, tiny_model, prompt_ids):
 
 @pytest.mark.parametrize(
     "targets",
-    ["lm_head", ["lm_head"], ["q_proj", "embed_tokens"], ["model.embed_tokens"], r".*\.embed_tokens",
-     r".*(q_proj|lm_head)", ".*"],
+    [
+        "lm_head",
+        ["lm_head"],
+        ["q_proj", "embed_tokens"],
+        ["model.embed_tokens"],
+        r".*\.embed_tokens",
+        r".*(q_proj|lm_head)",
+        ".*",
+    ],
 )
 def test_an_adapter_on_a_tied_head_or_embedding_is_refused(fresh_model, targets):
     with pytest.raises(ModelError, match=r"expected no tied head or embedding, got (lm_head|model.embed_tokens)"):
@@ -264,8 +272,11 @@ def test_other_targets_are_fine_on_a_tied_model(fresh_model, targets):
 
 def test_mlp_means_the_layers_through_which_mlp_blocks_read_the_hidden_state(any_path):
     model = adapt(load(any_path), targets="mlp")
-    linear = {name for name, module in model.causal.named_modules() if ".mlp." in name and hasattr(module, "lora_A")
-              and not name.endswith("base_layer")}
+    linear = {
+        name
+        for name, module in model.causal.named_modules()
+        if ".mlp." in name and hasattr(module, "lora_A") and not name.endswith("base_layer")
+    }
     gated = model.causal.config.model_type != "gpt_neox"
     assert len(linear) == 2 * (2 if gated else 1)
     assert all(".mlp." in name for name in trainable(model))

@@ -25,15 +25,32 @@ from anchorlwf.record import Prompt
 from anchorlwf.reference import ReferenceKey
 from anchorlwf.training import train, trainer
 
-_SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-          "max_position_embeddings": CONTEXT, "initializer_range": 0.3}
+_SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "initializer_range": 0.3,
+}
 _GROUPED = {**_SIZES, "num_key_value_heads": 1, "head_dim": 16}
 PACKS = {
     "qwen3": ("Qwen3Config", _GROUPED),
     "llama": ("LlamaConfig", _SIZES),
     "gpt_neox": ("GPTNeoXConfig", _SIZES),
-    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT, "initializer_range": 0.3,
-                            "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
+    "gpt2": (
+        "GPT2Config",
+        {
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_positions": CONTEXT,
+            "initializer_range": 0.3,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+        },
+    ),
     "mistral": ("MistralConfig", {**_GROUPED, "sliding_window": WINDOW}),
 }
 REFUSED = {
@@ -114,8 +131,14 @@ def test_states_loss_and_gradients_are_those_of_padded_batches(model_of, name):
     (padded, padded_loss, padded_grads), (packed, packed_loss, packed_grads) = found
     assert gap(packed, padded) < 1e-5
     assert float(packed_loss) == pytest.approx(float(padded_loss), rel=1e-5)
-    assert max(gap(one, other) for one, other in zip(packed_grads, padded_grads, strict=True)
-               if float(other.abs().max()) > 1e-6) < 1e-4
+    assert (
+        max(
+            gap(one, other)
+            for one, other in zip(packed_grads, padded_grads, strict=True)
+            if float(other.abs().max()) > 1e-6
+        )
+        < 1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["qwen3", "mistral"])
@@ -147,8 +170,18 @@ def test_nothing_crosses_from_one_record_to_another(model_of, name):
 def test_flash_attention_is_given_the_bounds(model_of, monkeypatch):
     model, turns, seen = model_of("qwen3"), turns_of(MIXED), []
 
-    def flash(module, query, key, value, _mask, cu_seq_lens_q=None, cu_seq_lens_k=None, max_length_q=None,
-              max_length_k=None, **options):
+    def flash(
+        module,
+        query,
+        key,
+        value,
+        _mask,
+        cu_seq_lens_q=None,
+        cu_seq_lens_k=None,
+        max_length_q=None,
+        max_length_k=None,
+        **options,
+    ):
         if cu_seq_lens_q is None:  # the padded batch; padding on the right is never looked at
             return attention.sdpa_attention_forward(module, query, key, value, None, **options)
         seen.append((cu_seq_lens_q.tolist(), cu_seq_lens_k.tolist(), max_length_q, max_length_k))
@@ -167,9 +200,10 @@ def test_flash_attention_is_given_the_bounds(model_of, monkeypatch):
 # --- what cannot be packed ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "reason"), [
-    ("gemma2", "eager attention cannot be told"), ("falcon", "TypeError"), ("lfm2", "change with the record before"),
-])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("gemma2", "eager attention cannot be told"), ("falcon", "TypeError"), ("lfm2", "change with the record before")],
+)
 def test_what_cannot_is_refused_with_the_reason(model_of, name, reason):
     assert reason in packing_flaw(model_of(name), 20)
 
@@ -198,8 +232,11 @@ def test_attention_across_records_is_seen(model_of, monkeypatch):
 
 
 def test_a_window_that_is_not_kept_is_seen_where_a_record_is_longer(model_of, monkeypatch):
-    monkeypatch.setattr(attention, "_window_mask", lambda length, window, device: torch.ones(
-        1, 1, length, length, dtype=torch.bool, device=device).tril())
+    monkeypatch.setattr(
+        attention,
+        "_window_mask",
+        lambda length, window, device: torch.ones(1, 1, length, length, dtype=torch.bool, device=device).tril(),
+    )
     assert packing_flaw(model_of("mistral"), WINDOW) is None
     assert "differ by" in packing_flaw(model_of("mistral"), WINDOW + 8)
 
@@ -213,8 +250,11 @@ def records(tiny_path):
     model = load_model(str(tiny_path), dtype="float32", device="cpu")
     found = []
     for index in range(6):
-        session = Session(model, Prompt(messages=[{"role": "user", "content": "why? " * (1 + index)}]),
-                          AnnotateConfig(max_new_tokens=6 + 2 * index))
+        session = Session(
+            model,
+            Prompt(messages=[{"role": "user", "content": "why? " * (1 + index)}]),
+            AnnotateConfig(max_new_tokens=6 + 2 * index),
+        )
         session.correct(2, [60 + index], confidence=1.0, source="test")
         found.append(session.record("complete"))
     return found
@@ -223,8 +263,10 @@ def records(tiny_path):
 def lengthened(records, count):
     """`count` records with prompts of several lengths."""
     plain = records[0]
-    return [plain.model_copy(update={"id": str(UUID(int=i)), "prompt_ids": plain.prompt_ids + [50] * (i * 7 % 40)})
-            for i in range(count)]
+    return [
+        plain.model_copy(update={"id": str(UUID(int=i)), "prompt_ids": plain.prompt_ids + [50] * (i * 7 % 40)})
+        for i in range(count)
+    ]
 
 
 def trained(path, records, out, **options):
@@ -234,8 +276,16 @@ def trained(path, records, out, **options):
     return rows, result, model
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}, {"method": "full", "learning_rate": 1e-3},
-                                     {"batch_size": 3, "reference_cache_size": 0}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gradient_checkpointing": True},
+        {"method": "full", "learning_rate": 1e-3},
+        {"batch_size": 3, "reference_cache_size": 0},
+    ],
+    ids=str,
+)
 def test_training_ends_as_with_padded_batches(tiny_path, records, tmp_path, monkeypatch, options):
     rows, packed, _ = trained(tiny_path, records, tmp_path / "packed", **options)
     monkeypatch.setattr(trainer, "may_pack", lambda model, longest: False)
@@ -252,8 +302,13 @@ def test_training_packs_and_leaves_the_model_its_own_attention(tiny_path, record
     monkeypatch.setattr(trainer, "pack", lambda records: packs.append(len(records)) or plain(records))
     model = load_model(str(tiny_path), dtype="float32", device="cpu")
     config = TrainConfig(max_steps=3, stop=False, method="full", learning_rate=1e-3, save_steps=2)
-    train(model, records, out=tmp_path / "run", config=config,
-          on_step=lambda row: named.append(model.causal.config._attn_implementation))
+    train(
+        model,
+        records,
+        out=tmp_path / "run",
+        config=config,
+        on_step=lambda row: named.append(model.causal.config._attn_implementation),
+    )
     assert packs == [6, 6, 6, 6], "three steps and the certificate"
     assert [*named, model.causal.config._attn_implementation] == ["sdpa"] * 4
     saved = [*(tmp_path / "run").rglob("config.json")]

@@ -27,10 +27,15 @@ def corrected(base):
     for erratum in draw_errata(build_world(), 5, 0, seed=1):
         [prompt] = erratum.prompts(1)
         own = decoder.complete(base.codec.encode_prompt(prompt.messages), [], 32)
-        prompts.append(PeerPrompt(
-            prompt.messages, erratum.value, chosen=prompt.answer, rejected=base.codec.decode(own.ids),
-            demonstration=prompt.answer,
-        ))
+        prompts.append(
+            PeerPrompt(
+                prompt.messages,
+                erratum.value,
+                chosen=prompt.answer,
+                rejected=base.codec.decode(own.ids),
+                demonstration=prompt.answer,
+            )
+        )
     return prompts
 
 
@@ -39,7 +44,7 @@ def log_probability(model, prompt, answer):
     prompt_ids = model.codec.encode_prompt(prompt.messages)
     ids = [*model.codec.encode(answer), model.codec.end_id(model.stop_ids)]
     with torch.no_grad():
-        log_p = model.net(torch.tensor([prompt_ids + ids])).logits[0, len(prompt_ids) - 1:-1].log_softmax(-1)
+        log_p = model.net(torch.tensor([prompt_ids + ids])).logits[0, len(prompt_ids) - 1 : -1].log_softmax(-1)
     return float(log_p.gather(1, torch.tensor(ids)[:, None]).sum())
 
 
@@ -53,7 +58,7 @@ def warm_up(model, prompts, until):
         for prompt in prompts:
             prompt_ids = model.codec.encode_prompt(prompt.messages)
             ids = [*prompt_ids, *model.codec.encode(prompt.chosen), model.codec.end_id(model.stop_ids)]
-            labels = [-100] * len(prompt_ids) + ids[len(prompt_ids):]
+            labels = [-100] * len(prompt_ids) + ids[len(prompt_ids) :]
             (model.net(torch.tensor([ids]), labels=torch.tensor([labels])).loss / len(prompts)).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -167,7 +172,8 @@ def test_nothing_but_the_adapter_is_changed(corrected, base, method):
         ids = torch.tensor([base.codec.encode_prompt(corrected[0].messages)])
         assert torch.equal(reference(ids).logits, base.net(ids).logits)
     assert (model.causal.config.to_dict(), model.causal.generation_config.to_dict()) == tuple(
-        part.to_dict() for part in before)
+        part.to_dict() for part in before
+    )
     assert "forward" not in vars(model.causal)
     assert "forward" not in vars(model.net)
     assert (model.stamp, model.stop_ids) == (base.stamp, base.stop_ids)
@@ -181,7 +187,8 @@ def test_sampling_starts_from_our_own_prompt_ids(corrected, template):
         model.codec.tokenizer.chat_template = None
     wanted = model.codec.encode_prompt(corrected[0].messages)
     model.backbone.register_forward_pre_hook(
-        lambda module, args, options: seen.append(options["input_ids"].tolist()), with_kwargs=True)
+        lambda module, args, options: seen.append(options["input_ids"].tolist()), with_kwargs=True
+    )
     train_grpo(model, corrected[:1], brief(steps=1, num_generations=2))
     assert seen[0] == [wanted] * 2
 
@@ -232,14 +239,17 @@ def test_trl_sends_nothing_home_and_leaves_no_files(corrected, monkeypatch, tmp_
     assert capfd.readouterr().out == ""
 
 
-@pytest.mark.parametrize(("method", "change", "error", "says"), [
-    ("grpo", None, RecordError, "at least one"),
-    ("dpo", {"rejected": None}, RecordError, "rejected: expected some text"),
-    ("dpo", {"rejected": "Same.", "chosen": "Same."}, RecordError, "two answers"),
-    ("dpo", {"chosen": "very " * 600}, PromptError, "at most 512 tokens"),
-    ("sdft", {"demonstration": ""}, RecordError, "a demonstration"),
-    ("grpo", {"messages": [{"role": "user", "content": "very " * 600}]}, PromptError, "fewer than 512 tokens"),
-])
+@pytest.mark.parametrize(
+    ("method", "change", "error", "says"),
+    [
+        ("grpo", None, RecordError, "at least one"),
+        ("dpo", {"rejected": None}, RecordError, "rejected: expected some text"),
+        ("dpo", {"rejected": "Same.", "chosen": "Same."}, RecordError, "two answers"),
+        ("dpo", {"chosen": "very " * 600}, PromptError, "at most 512 tokens"),
+        ("sdft", {"demonstration": ""}, RecordError, "a demonstration"),
+        ("grpo", {"messages": [{"role": "user", "content": "very " * 600}]}, PromptError, "fewer than 512 tokens"),
+    ],
+)
 def test_bad_prompts_are_one_clear_error_and_change_nothing(corrected, base, method, change, error, says):
     prompts = [] if change is None else [PeerPrompt(**{**vars(corrected[0]), **change})]
     with pytest.raises(error, match=says):

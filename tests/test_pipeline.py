@@ -71,8 +71,11 @@ def test_fix_changes_one_answer_and_says_what_else_changed(tmp_path):
 @pytest.mark.skipif(not Path("/bin/bash").exists(), reason="the recipe is a shell script")
 def test_the_quickstart_recipe_runs_every_stage(tmp_path):
     done = subprocess.run(
-        ["bash", str(ROOT / "recipes" / "quickstart.sh"), str(tmp_path / "run")], capture_output=True, text=True,
-        env={**os.environ, "PYTHON": sys.executable}, check=False,
+        ["bash", str(ROOT / "recipes" / "quickstart.sh"), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": sys.executable},
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "run" / "results.json").read_text())["recall"] == 1.0

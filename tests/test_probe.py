@@ -50,8 +50,9 @@ def test_an_exact_answer_also_contains(text):
     assert score(probe(text, "contains"), f" {text}\n")
 
 
-@pytest.mark.parametrize("change", [{"kind": "guess"}, {"expected": ""}, {"messages": []}, {"scorer": "fuzzy"},
-                                    {"exected": "x"}])
+@pytest.mark.parametrize(
+    "change", [{"kind": "guess"}, {"expected": ""}, {"messages": []}, {"scorer": "fuzzy"}, {"exected": "x"}]
+)
 def test_a_probe_that_says_nothing_is_refused(change):
     good = probe("x").model_dump()
     with pytest.raises(ValidationError, match=next(iter(change))):

@@ -8,8 +8,19 @@ import pytest
 import anchorlwf
 from anchorlwf.loss import anchor_loss
 
-NAMES = ["Anchor", "ModelStamp", "Probe", "Record", "anchor_loss", "annotate", "evaluate", "load_model",
-         "load_records", "save_records", "train"]
+NAMES = [
+    "Anchor",
+    "ModelStamp",
+    "Probe",
+    "Record",
+    "anchor_loss",
+    "annotate",
+    "evaluate",
+    "load_model",
+    "load_records",
+    "save_records",
+    "train",
+]
 
 
 def test_the_public_names_are_these_and_all_load():
@@ -32,8 +43,20 @@ def test_importing_a_stage_first_does_not_hide_its_function():
 
 def test_the_signature_of_the_loss_is_frozen():
     parameters = inspect.signature(anchor_loss).parameters
-    assert list(parameters) == ["hidden", "ref_hidden", "weight", "token_ids", "confidence", "bias", "ref_weight",
-                                "ref_bias", "direction", "logit_scale", "softcap", "impl"]
+    assert list(parameters) == [
+        "hidden",
+        "ref_hidden",
+        "weight",
+        "token_ids",
+        "confidence",
+        "bias",
+        "ref_weight",
+        "ref_bias",
+        "direction",
+        "logit_scale",
+        "softcap",
+        "impl",
+    ]
     keyword_only = [name for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
     assert keyword_only == list(parameters)[5:]
     assert parameters["direction"].default == "forward"

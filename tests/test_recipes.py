@@ -26,7 +26,11 @@ each = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_in_the_table():
     assert len(RECIPES) == 5
     assert re.findall(r"^\| `(\w+)\.yaml`", (FOLDER / "README.md").read_text(), re.MULTILINE) == [
-        "micro_edits", "stream_30", "multi_query", "multi_query_long", "zsre_128",
+        "micro_edits",
+        "stream_30",
+        "multi_query",
+        "multi_query_long",
+        "zsre_128",
     ]
 
 
@@ -58,7 +62,9 @@ def test_the_commands_are_commands_on_the_files_of_the_recipe(path):
     lines = re.findall(r"^#   (.+)$", path.read_text(), re.MULTILINE)
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("anchorlwf ")]
     assert [command[0] for command in commands if command[0] not in ("import-edits", "verify")] == [
-        "annotate", "train", "evaluate",
+        "annotate",
+        "train",
+        "evaluate",
     ]
     root = typer.main.get_command(app)
     parsed = {}
@@ -121,9 +127,9 @@ def test_his_edits_become_prompts_and_probes(repository, tmp_path):
     assert score(other, "Paris")
 
 
-@pytest.mark.parametrize(("name", "held_out"), [
-    ("stream", "What is the capital of France?"), ("multi-query", "What is a leap year?"),
-])
+@pytest.mark.parametrize(
+    ("name", "held_out"), [("stream", "What is the capital of France?"), ("multi-query", "What is a leap year?")]
+)
 def test_his_traces_become_prompts_and_held_out_probes(repository, tmp_path, name, held_out):
     convert(repository, name, tmp_path / "out")
     [prompt] = load_prompts(tmp_path / "out" / "prompts.jsonl")

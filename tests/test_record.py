@@ -13,8 +13,12 @@ from anchorlwf.record import Anchor, ModelStamp, Prompt, Record, new_id
 
 STAMP = ModelStamp(name="m", tokenizer_sha="t", template_sha="c")
 GOOD = {
-    "id": new_id("a"), "model": STAMP, "messages": [{"role": "user", "content": "?"}], "prompt_ids": [1, 2],
-    "completion_ids": [5, 6, 7], "completion": "abc",
+    "id": new_id("a"),
+    "model": STAMP,
+    "messages": [{"role": "user", "content": "?"}],
+    "prompt_ids": [1, 2],
+    "completion_ids": [5, 6, 7],
+    "completion": "abc",
 }
 
 
@@ -115,9 +119,17 @@ def test_a_prompt_may_be_plain_text():
     )
 
 
-@pytest.mark.parametrize("line", [{}, {"messages": []}, {"prompt": 5}, {"messages": [{"content": "no role"}]},
-                                  {"prompt": "a", "messages": [{"role": "user", "content": "b"}]},
-                                  {"prompt": "a", "anwser": "b"}])
+@pytest.mark.parametrize(
+    "line",
+    [
+        {},
+        {"messages": []},
+        {"prompt": 5},
+        {"messages": [{"content": "no role"}]},
+        {"prompt": "a", "messages": [{"role": "user", "content": "b"}]},
+        {"prompt": "a", "anwser": "b"},
+    ],
+)
 def test_a_prompt_that_says_nothing_clear_is_refused(line):
     with pytest.raises(ValidationError):
         Prompt.model_validate(line)

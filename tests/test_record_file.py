@@ -34,9 +34,13 @@ def made(model, index, /, **change):
     """A short record of this model's, unlike any of another index."""
     ids = [40 + index % 7, 50 + index // 7 % 200, 60]
     record = Record(
-        id=new_id(index), model=model.stamp, messages=[{"role": "user", "content": f"question {index}"}],
-        prompt_ids=model.codec.encode_prompt([{"role": "user", "content": f"question {index}"}]), completion_ids=ids,
-        completion="text that no step of training ever needs", anchors=[Anchor(position=0, token_id=ids[0])],
+        id=new_id(index),
+        model=model.stamp,
+        messages=[{"role": "user", "content": f"question {index}"}],
+        prompt_ids=model.codec.encode_prompt([{"role": "user", "content": f"question {index}"}]),
+        completion_ids=ids,
+        completion="text that no step of training ever needs",
+        anchors=[Anchor(position=0, token_id=ids[0])],
     )
     return record.model_copy(update=change)
 
@@ -131,14 +135,20 @@ def test_training_from_a_file_is_training_from_a_list(tiny_path, tiny_model, tmp
     replaced, draft = made(tiny_model, 2, completion="replaced"), made(tiny_model, 9, status="draft")
     save_records(path, [replaced, *first, draft])
     file = RecordFile(path)
-    sources = {"path": path, "list": load_records(path), "generator": iter(file), "file": file,
-               "joined": ConcatDataset([file, []])}
+    sources = {
+        "path": path,
+        "list": load_records(path),
+        "generator": iter(file),
+        "file": file,
+        "joined": ConcatDataset([file, []]),
+    }
     results = {}
     for name, source in sources.items():
         rows[name] = []
         config = TrainConfig(max_steps=5, batch_size=2, stop=False, learning_rate=5e-3)
-        results[name] = train(load_model(str(tiny_path)), source, out=tmp_path / name, config=config,
-                              on_step=rows[name].append)
+        results[name] = train(
+            load_model(str(tiny_path)), source, out=tmp_path / name, config=config, on_step=rows[name].append
+        )
         assert (results[name].records, results[name].completion_tokens) == (6, 18)
     assert [rows[name] == rows["list"] for name in sources] == [True] * 5
     assert [results[name].certificate == results["list"].certificate for name in sources] == [True] * 5

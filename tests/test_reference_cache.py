@@ -77,10 +77,18 @@ def shards(root):
 # --- exactness ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"lora_dropout": 0.2}, {"method": "full", "learning_rate": 1e-3}, {"batch_size": 2, "accumulation": 2},
-    {"gradient_checkpointing": True}, {"reduction": "token", "hinge": False},
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lora_dropout": 0.2},
+        {"method": "full", "learning_rate": 1e-3},
+        {"batch_size": 2, "accumulation": 2},
+        {"gradient_checkpointing": True},
+        {"reduction": "token", "hinge": False},
+    ],
+    ids=str,
+)
 def test_losses_and_certificate_are_those_without(tiny_path, records, tmp_path, options):
     options = {"impl": "chunked", **options}
     without, plain = rows(tiny_path, records, tmp_path / "without", reference_cache_size=0, **options)
@@ -101,9 +109,16 @@ def test_with_the_same_batch_shapes_everything_is_bit_equal(tiny_path, records, 
     assert cached.certificate == plain.certificate
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"batch_size": 2, "accumulation": 2}, {"gradient_checkpointing": True}, {"reduction": "token", "hinge": False},
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"batch_size": 2, "accumulation": 2},
+        {"gradient_checkpointing": True},
+        {"reduction": "token", "hinge": False},
+    ],
+    ids=str,
+)
 def test_with_summaries_losses_differ_by_rounding(tiny_path, records, tmp_path, options):
     without, plain = rows(tiny_path, records, tmp_path / "without", reference_cache_size=0, **options)
     with_it, cached = rows(tiny_path, records, tmp_path / "with", **options)
@@ -117,9 +132,9 @@ def test_with_summaries_losses_differ_by_rounding(tiny_path, records, tmp_path, 
     assert cached.certificate.as_dict() == pytest.approx(plain.certificate.as_dict(), rel=1e-4, abs=2e-6)
 
 
-@pytest.mark.parametrize(("options", "summarized"), [
-    ({}, True), ({"impl": "chunked"}, False), ({"method": "full"}, False),
-], ids=str)
+@pytest.mark.parametrize(
+    ("options", "summarized"), [({}, True), ({"impl": "chunked"}, False), ({"method": "full"}, False)], ids=str
+)
 def test_states_are_summarized_where_head_and_objective_allow_it(tiny_model, records, tmp_path, options, summarized):
     rows(tiny_model.name, records, tmp_path, max_steps=2, **options)
     [index] = tmp_path.rglob("reference/*/index.json")
@@ -136,8 +151,9 @@ def test_the_reverse_direction_keeps_states(tiny_path, records, tmp_path):
 def test_an_adapter_on_the_head_keeps_states(any_model, records, tmp_path):
     if any_model.causal.config.get_text_config().tie_word_embeddings:
         return  # refused
-    [head] = [name for name, module in any_model.causal.named_modules()
-              if module is any_model.causal.get_output_embeddings()]
+    [head] = [
+        name for name, module in any_model.causal.named_modules() if module is any_model.causal.get_output_embeddings()
+    ]
     config = TrainConfig(max_steps=2, stop=False, batch_size=8, targets=[head])
     train(load_model(any_model.name), records, out=tmp_path, config=config)
     [index] = tmp_path.rglob("reference/*/index.json")
@@ -220,14 +236,18 @@ def test_damaged_and_foreign_files_are_computed_again(fresh_model, records, tmp_
     again = build(fresh_model, records, tmp_path / "ours").states(records)
     assert len(forwards) == 3
     assert [("is damaged" in line, "another cache" in line) for line in caplog.messages] == [
-        (True, False), (True, False), (False, True)]
+        (True, False),
+        (True, False),
+        (False, True),
+    ]
     assert torch.equal(again, right)
     assert [file.stat().st_mtime_ns for file in rest] == kept
 
 
 @pytest.mark.usefixtures("small_batches")
-def test_a_process_that_follows_another_looks_at_keys_but_not_at_every_byte(fresh_model, records, tmp_path, forwards,
-                                                                            monkeypatch):
+def test_a_process_that_follows_another_looks_at_keys_but_not_at_every_byte(
+    fresh_model, records, tmp_path, forwards, monkeypatch
+):
     build(fresh_model, records, tmp_path / "ours")
     build(fresh_model, records[:2], tmp_path / "other")
     foreign, *rest = shards(tmp_path / "ours")
@@ -317,10 +337,15 @@ def test_the_bound_holds_over_all_keys(fresh_model, records, tmp_path):
     assert sorted(tmp_path.iterdir()) == sorted([new.folder, last.folder]), "the oldest went, no more"
 
 
-@pytest.mark.parametrize(("options", "reason"), [
-    ({"reference_cache_size": 0}, "reference_cache_size"), ({"reference_cache_size": 1e-6}, "reference_cache_size"),
-    ({"max_steps": 1}, "one pass"), ({"max_steps": 3, "batch_size": 2}, "one pass"),
-])
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"reference_cache_size": 0}, "reference_cache_size"),
+        ({"reference_cache_size": 1e-6}, "reference_cache_size"),
+        ({"max_steps": 1}, "one pass"),
+        ({"max_steps": 3, "batch_size": 2}, "one pass"),
+    ],
+)
 def test_where_it_does_not_pay_or_fit_it_stays_off(tiny_path, records, tmp_path, caplog, options, reason):
     with caplog.at_level("INFO", logger="anchorlwf"):
         found, _ = rows(tiny_path, records, tmp_path, **options)
@@ -340,8 +365,11 @@ class Lengths:
         return KeepTurn([index] * self.prompt, [index] * self.completion)
 
 
-@given(st.lists(st.builds(Lengths, st.integers(1, 20), st.integers(1, 20)), max_size=30), st.integers(1, 120),
-       st.randoms(use_true_random=False))
+@given(
+    st.lists(st.builds(Lengths, st.integers(1, 20), st.integers(1, 20)), max_size=30),
+    st.integers(1, 120),
+    st.randoms(use_true_random=False),
+)
 def test_batches_hold_every_turn_once_within_the_bound_in_any_order(lengths, most, random):
     turns = [one.turn(index) for index, one in enumerate(lengths)]
     contents = Contents(turns)
@@ -350,8 +378,9 @@ def test_batches_hold_every_turn_once_within_the_bound_in_any_order(lengths, mos
     assert sorted(found, key=str) == sorted(turns, key=str)
     sizes = [len(turn.prompt_ids) + len(turn.completion_ids) for turn in found]
     assert sizes == sorted(sizes)
-    assert contents.lengths.tolist() == [len(turns[place].prompt_ids) + len(turns[place].completion_ids)
-                                         for place in contents.places]
+    assert contents.lengths.tolist() == [
+        len(turns[place].prompt_ids) + len(turns[place].completion_ids) for place in contents.places
+    ]
     for batch in batches:
         widest = max(contents.lengths[batch])
         assert len(batch) == 1 or len(batch) * widest <= most

@@ -127,10 +127,15 @@ def test_it_asks_for_ids_plain_greedy_and_log_probabilities(server):
     remote.close()
 
 
-@pytest.mark.parametrize(("lacks", "reason"), [
-    ("token_ids", "token ids"), ("logprobs", "log-probabilities"), ("prompt_logprobs", "prompt_logprobs"),
-    ("as_ids", "named by id"),
-])
+@pytest.mark.parametrize(
+    ("lacks", "reason"),
+    [
+        ("token_ids", "token ids"),
+        ("logprobs", "log-probabilities"),
+        ("prompt_logprobs", "prompt_logprobs"),
+        ("as_ids", "named by id"),
+    ],
+)
 def test_a_server_that_leaves_something_out_is_refused_with_the_reason(server, lacks, reason):
     server.lacks = {lacks}
     with pytest.raises(ModelError, match=reason) as caught:
@@ -155,9 +160,9 @@ def test_wrong_names_and_addresses_are_refused(server):
         connect_remote(server.url.replace("http://", "http://me:secret@"), "embedded", patience=QUICK)
 
 
-@pytest.mark.parametrize("faults", [
-    [503], [429], [500, 503], ["hang"], ["break"], ["break", 503, "break"], ["dead"], ["abort", 503],
-])
+@pytest.mark.parametrize(
+    "faults", [[503], [429], [500, 503], ["hang"], ["break"], ["break", 503, "break"], ["dead"], ["abort", 503]]
+)
 def test_a_server_in_trouble_is_asked_again(server, local, faults):
     remote = remote_of(server)
     prompt = prompt_of(local, PROMPT)

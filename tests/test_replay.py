@@ -24,8 +24,10 @@ PLAIN = AnnotateConfig(original=False)
 
 def drawn_turns(count: int, seed: int = 0) -> list[KeepTurn]:
     rng = random.Random(seed)
-    return [KeepTurn(rng.choices(range(3, 300), k=rng.randint(1, 30)), rng.choices(range(3, 300), k=rng.randint(0, 30)))
-            for _ in range(count)]
+    return [
+        KeepTurn(rng.choices(range(3, 300), k=rng.randint(1, 30)), rng.choices(range(3, 300), k=rng.randint(0, 30)))
+        for _ in range(count)
+    ]
 
 
 @torch.inference_mode()
@@ -74,7 +76,8 @@ def test_only_completion_positions_are_projected_and_few_at_a_time(tiny_model, m
 def test_a_batch_takes_one_forward_pass_over_its_tokens(tiny_model):
     passes: list[tuple[int, ...]] = []
     handle = tiny_model.backbone.register_forward_pre_hook(
-        lambda _module, _args, kwargs: passes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
+        lambda _module, _args, kwargs: passes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
     try:
         replay(tiny_model, [KeepTurn([5] * length, [6, 7]) for length in (3, 9, 5)])
     finally:
@@ -115,8 +118,13 @@ def test_what_came_before_an_error_is_handed_over_first():
 
 
 def numbered(count: int) -> list[Prompt]:
-    return [Prompt(messages=[{"role": "user", "content": f"What is number {number}?" + " please" * (number % 7)}],
-                   answer=f"It is {number * 7919 % 1000}.") for number in range(count)]
+    return [
+        Prompt(
+            messages=[{"role": "user", "content": f"What is number {number}?" + " please" * (number % 7)}],
+            answer=f"It is {number * 7919 % 1000}.",
+        )
+        for number in range(count)
+    ]
 
 
 def test_records_stand_in_the_order_of_the_prompts_whatever_their_length(tiny_model, tmp_path, monkeypatch):

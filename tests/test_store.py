@@ -47,8 +47,16 @@ def prompt(number: int) -> Prompt:
 
 def record(number: int, *tokens: int, status: str = "complete", position: int | None = None) -> Record:
     anchors = [] if position is None else [Anchor(position=position, token_id=tokens[position], created_at=now())]
-    return Record(id=new_id("r", number), model=STAMP, messages=prompt(number).messages, prompt_ids=[1],
-                  completion_ids=list(tokens or (1, 2)), completion="x", status=status, anchors=anchors)
+    return Record(
+        id=new_id("r", number),
+        model=STAMP,
+        messages=prompt(number).messages,
+        prompt_ids=[1],
+        completion_ids=list(tokens or (1, 2)),
+        completion="x",
+        status=status,
+        anchors=anchors,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -228,9 +236,7 @@ def test_the_order_of_the_queue(kind):
 @BOTH
 def test_agreement_counts_pairs(kind):
     store, project = filled(kind, 3, seats=3)
-    answers = {
-        "ada": [(5, 6), (5, 6), (5, 6)], "bob": [(5, 6), (5, 7), (5, 6)], "eve": [(5, 6), (8, 6), (5, 6)],
-    }
+    answers = {"ada": [(5, 6), (5, 6), (5, 6)], "bob": [(5, 6), (5, 7), (5, 6)], "eve": [(5, 6), (8, 6), (5, 6)]}
     places = {"ada": [0, 1, None], "bob": [0, 1, None], "eve": [0, 0, None]}
     for name, given in answers.items():
         for i, tokens in enumerate(given):

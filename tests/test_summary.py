@@ -30,8 +30,16 @@ def truth(hidden, ref_hidden, head, ids, confidence, share):
     """Value and gradient of the dense loss in float64."""
     wide = hidden.double().clone().requires_grad_()
     bias = None if head.bias_V is None else head.bias_V.double()
-    loss = anchor_loss(wide, ref_hidden.double(), head.weight_VD.double(), ids, confidence, bias=bias,
-                       logit_scale=head.scale, impl="dense")
+    loss = anchor_loss(
+        wide,
+        ref_hidden.double(),
+        head.weight_VD.double(),
+        ids,
+        confidence,
+        bias=bias,
+        logit_scale=head.scale,
+        impl="dense",
+    )
     (loss * share).sum().backward()
     return loss.detach(), wide.grad
 
@@ -43,8 +51,12 @@ def ours(hidden, ref_hidden, head, ids, confidence, share):
     return loss.detach(), own.grad
 
 
-@given(st.lists(st.sampled_from(CONFIDENCES), max_size=9), st.booleans(), st.sampled_from([1.0, 0.25, 3.0]),
-       st.integers(0, 10_000))
+@given(
+    st.lists(st.sampled_from(CONFIDENCES), max_size=9),
+    st.booleans(),
+    st.sampled_from([1.0, 0.25, 3.0]),
+    st.integers(0, 10_000),
+)
 def test_it_is_the_dense_loss_in_value_and_gradient(confidences, bias, scale, seed):
     case = problem(confidences, bias=bias, scale=scale, seed=seed)
     share = torch.linspace(0.5, 2, len(confidences), dtype=torch.float64)
@@ -56,7 +68,8 @@ def test_it_is_the_dense_loss_in_value_and_gradient(confidences, bias, scale, se
 @pytest.mark.parametrize("moved", [0.001, 1.0], ids=["near the reference", "far from it"])
 def test_float32_rounds_as_the_loss_over_both_models_does(size, moved):
     hidden, ref_hidden, head, ids, confidence = problem(
-        CONFIDENCES * 20, width=64, vocabulary=5_000, bias=True, size=size, dtype=torch.float32)
+        CONFIDENCES * 20, width=64, vocabulary=5_000, bias=True, size=size, dtype=torch.float32
+    )
     case = torch.lerp(ref_hidden, hidden, moved), ref_hidden, head, ids, confidence
     share = torch.ones(len(ids))
     own = case[0].clone().requires_grad_()
@@ -66,7 +79,8 @@ def test_float32_rounds_as_the_loss_over_both_models_does(size, moved):
     # On top of what rounds there: differences of numbers as large as the logits, where the other sums differences.
     slack = 4 * torch.finfo(torch.float32).eps * torch.tensor([largest, 1.0])
     for found, exact, peer, more in zip(
-            ours(*case, share), truth(*case, share.double()), (both.detach(), own.grad), slack, strict=True):
+        ours(*case, share), truth(*case, share.double()), (both.detach(), own.grad), slack, strict=True
+    ):
         assert found.dtype == torch.float32
         assert (found - exact).abs().max() <= 2 * (peer - exact).abs().max() + more
 
@@ -85,7 +99,8 @@ def test_gradients_pass_gradcheck():
     hidden, ref_hidden, head, ids, confidence = problem(CONFIDENCES, bias=True, scale=0.7)
     summary = summarize(ref_hidden, head, ids)
     assert torch.autograd.gradcheck(
-        lambda own: summary_loss(own, summary, head, ids, confidence), (hidden.requires_grad_(),))
+        lambda own: summary_loss(own, summary, head, ids, confidence), (hidden.requires_grad_(),)
+    )
 
 
 @given(st.floats(0, 1), st.integers(0, 1000), st.sampled_from([0.01, 1.0, 30.0]))
@@ -154,8 +169,7 @@ def test_a_summary_goes_through_one_tensor():
     assert stacked.shape == (len(CONFIDENCES), 6 + 2)
     for found, expected in zip(Summary.of(stacked), summary, strict=True):
         assert torch.equal(found, expected)
-    torch.testing.assert_close(
-        summary.log_p_N, head.logits(ref_hidden).log_softmax(-1).gather(-1, ids[:, None])[:, 0])
+    torch.testing.assert_close(summary.log_p_N, head.logits(ref_hidden).log_softmax(-1).gather(-1, ids[:, None])[:, 0])
 
 
 def test_extra_memory_does_not_grow_with_the_tokens(monkeypatch):
@@ -174,10 +188,18 @@ def test_extra_memory_does_not_grow_with_the_tokens(monkeypatch):
     assert peaks[1] - peaks[0] <= (2048 - 256) * (width * 2 * 4 + 200)
 
 
-@pytest.mark.parametrize(("change", "allowed"), [
-    ({}, True), ({"softcap": 30.0}, False), ({"trains": True}, False), ({"dtype": torch.bfloat16}, False),
-    ({"other": True}, False), ({"bias_trains": True}, False),
-], ids=str)
+@pytest.mark.parametrize(
+    ("change", "allowed"),
+    [
+        ({}, True),
+        ({"softcap": 30.0}, False),
+        ({"trains": True}, False),
+        ({"dtype": torch.bfloat16}, False),
+        ({"other": True}, False),
+        ({"bias_trains": True}, False),
+    ],
+    ids=str,
+)
 def test_only_a_frozen_linear_head_of_both_can_be_summarized(change, allowed):
     weight = torch.randn(11, 6).to(change.get("dtype", torch.float32)).requires_grad_("trains" in change)
     bias = torch.randn(11).requires_grad_("bias_trains" in change)

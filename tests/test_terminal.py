@@ -53,12 +53,35 @@ from anchorlwf.text import Codec
 @pytest.mark.parametrize(
     ("line", "meaning"),
     [
-        ("a", Act("accept")), ("accept", Act("accept")), ("x", Act("reject")), ("s", Act("skip")), ("k", Act("keep")),
-        ("u", Act("undo")), ("r", Act("redo")), ("h", Act("history")), ("c", Act("continue")), ("b", Act("back")),
-        ("q", Act("quit")), ("Quit", Act("quit")), ("?", Act("help")), ("help", Act("help")), ("", Act("show")),
-        ("  a \t", Act("accept")), ("3", Look(3)), (" 3 ", Look(3)), ("03", Look(3)), ("3 @0.8", Weigh(3, 0.8)),
-        ("g 2", Go(2)), ("go 2", Go(2)), ("n", Note(None)), ("n  not sure ", Note("not sure")), ('n ""', Note("")),
-        ('note "a\\nb"', Note("a\nb")), ("t", Tag(None)), ('t a "b c"', Tag(("a", "b c"))), ('t ""', Tag(())),
+        ("a", Act("accept")),
+        ("accept", Act("accept")),
+        ("x", Act("reject")),
+        ("s", Act("skip")),
+        ("k", Act("keep")),
+        ("u", Act("undo")),
+        ("r", Act("redo")),
+        ("h", Act("history")),
+        ("c", Act("continue")),
+        ("b", Act("back")),
+        ("q", Act("quit")),
+        ("Quit", Act("quit")),
+        ("?", Act("help")),
+        ("help", Act("help")),
+        ("", Act("show")),
+        ("  a \t", Act("accept")),
+        ("3", Look(3)),
+        (" 3 ", Look(3)),
+        ("03", Look(3)),
+        ("3 @0.8", Weigh(3, 0.8)),
+        ("g 2", Go(2)),
+        ("go 2", Go(2)),
+        ("n", Note(None)),
+        ("n  not sure ", Note("not sure")),
+        ('n ""', Note("")),
+        ('note "a\\nb"', Note("a\nb")),
+        ("t", Tag(None)),
+        ('t a "b c"', Tag(("a", "b c"))),
+        ('t ""', Tag(())),
     ],
 )
 def test_a_command_or_a_number_alone(line, meaning):
@@ -121,8 +144,9 @@ def test_a_line_that_means_nothing_says_why(line, problem):
 
 
 PARTS = st.lists(
-    st.sampled_from(["3", " ", "#", "#2", '"', "\\", "@", "@0.5", "hello", "²", "٣", "\ud800", "\n", "u", "n",
-                     "t", "g"]),
+    st.sampled_from(
+        ["3", " ", "#", "#2", '"', "\\", "@", "@0.5", "hello", "²", "٣", "\ud800", "\n", "u", "n", "t", "g"]
+    ),
     max_size=8,
 ).map("".join)
 
@@ -156,7 +180,15 @@ def test_every_form_that_the_help_shows_is_understood():
     assert kinds == [Look, Put, Put, Put, Weigh]
     commands = re.findall(r"(?:^| {2,})([a-z?]) (?:[a-z]+)", HELP.partition("\n\n")[2], re.MULTILINE)
     assert {parse(letter).name for letter in commands} == {
-        "accept", "reject", "skip", "keep", "undo", "redo", "history", "back", "quit",
+        "accept",
+        "reject",
+        "skip",
+        "keep",
+        "undo",
+        "redo",
+        "history",
+        "back",
+        "quit",
     }
     assert max(map(len, HELP.splitlines())) <= 80
 
@@ -166,8 +198,17 @@ def test_every_form_that_the_help_shows_is_understood():
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [(" the", "·the"), ("\n", "⏎"), ("\t x", "⇥·x"), ("é漢", "é漢"), ("\x00", "␀"), ("\x1b[31m", "␛[31m"),
-     ("\u202e", "‹U+202E›"), ("", "‹7›"), ("[b]", "[b]")],
+    [
+        (" the", "·the"),
+        ("\n", "⏎"),
+        ("\t x", "⇥·x"),
+        ("é漢", "é漢"),
+        ("\x00", "␀"),
+        ("\x1b[31m", "␛[31m"),
+        ("\u202e", "‹U+202E›"),
+        ("", "‹7›"),
+        ("[b]", "[b]"),
+    ],
 )
 def test_white_space_and_control_characters_are_made_visible(text, shown):
     assert visible(TokenText(7, text, None, special=False)) == shown
@@ -231,8 +272,7 @@ QUESTIONS = ["Where was she born?", "hello", "How are you?"]
 
 def work_of(folder: Path, model: Path | None, questions: list[str] = QUESTIONS, **options) -> Work:
     save_lines(folder / "p.jsonl", [{"prompt": question} for question in questions])
-    return Work(folder / "p.jsonl", folder / "r.jsonl", None if model is None else str(model), CONFIG,
-                **options)
+    return Work(folder / "p.jsonl", folder / "r.jsonl", None if model is None else str(model), CONFIG, **options)
 
 
 @pytest.fixture
@@ -277,8 +317,16 @@ def test_every_step_is_in_the_store_when_the_prompt_comes_back(work):
 
         def look() -> None:
             tree = replay(Store(work.url).events(store.next(project, "ada").id))
-            seen.append((list(tree.node.completion_ids), [a.position for a in tree.anchors()], tree.note, tree.tags,
-                         [a.confidence for a in tree.anchors()], tree.node.ended))
+            seen.append(
+                (
+                    list(tree.node.completion_ids),
+                    [a.position for a in tree.anchors()],
+                    tree.note,
+                    tree.tags,
+                    [a.confidence for a in tree.anchors()],
+                    tree.node.ended,
+                )
+            )
 
         lines = ["3 hello @0.5", "u", "r", "3 @0.25", "n sure?", 't x "y z"', "g 0", "0 #2", "g 1"]
         records, _ = sit(exchange, look, *(part for line in lines for part in (line, look)), "a")
@@ -300,8 +348,17 @@ def test_what_the_screen_says_is_what_is_there(work):
     with work.open() as exchange:
         table, desk = exchange.desk.decoder.table, exchange.desk
         ids = []
-        _, screen = sit(exchange, lambda: ids.append(answer_of(exchange)), "3", "3 #2",
-                        lambda: ids.append(answer_of(exchange)), "h", "n why", "t", "")
+        _, screen = sit(
+            exchange,
+            lambda: ids.append(answer_of(exchange)),
+            "3",
+            "3 #2",
+            lambda: ids.append(answer_of(exchange)),
+            "h",
+            "n why",
+            "t",
+            "",
+        )
         live = desk.next("ada")
         options = desk.decoder.options("t", live.prompt_ids, ids[0][:3], 5)
         assert f"user: {QUESTIONS[0]}" in screen
@@ -313,8 +370,11 @@ def test_what_the_screen_says_is_what_is_there(work):
             assert ("stands there" in row) == (token == ids[0][3])
         assert ids[1][3] == options[1][0]
         assert screen.count(shown(table, ids[1], stars=(3,))) == 2
-        assert re.search(r"^  0  the first answer .*\n  > 1  at 3: '.*' became '.*'  \(\d+ tokens, 1 anchors\)$",
-                         screen, re.MULTILINE)
+        assert re.search(
+            r"^  0  the first answer .*\n  > 1  at 3: '.*' became '.*'  \(\d+ tokens, 1 anchors\)$",
+            screen,
+            re.MULTILINE,
+        )
         assert "note: why\ntags: none" in screen
         assert "[0 of 3 done]" in screen
         assert "0 of 3 done; the same command goes on." in screen
@@ -325,8 +385,13 @@ def test_text_takes_the_white_space_of_what_it_replaces_unless_quoted(tmp_path):
     found = []
     with work.open() as exchange:
         codec = exchange.desk.decoder.table.codec
-        sit(exchange, "3 Tarn", lambda: found.append(answer_of(exchange)), '3 "Tarn"',
-            lambda: found.append(answer_of(exchange)))
+        sit(
+            exchange,
+            "3 Tarn",
+            lambda: found.append(answer_of(exchange)),
+            '3 "Tarn"',
+            lambda: found.append(answer_of(exchange)),
+        )
     assert [codec.decode(ids)[:8] for ids in found] == ["I am Tar", "I amTarn"]
     assert codec.pieces(found[0][3:4]) == [" Tarn"]
 
@@ -335,13 +400,40 @@ def test_bad_lines_are_answered_change_nothing_and_are_asked_again(work):
     with work.open() as exchange:
         before = []
         _, screen = sit(
-            exchange, lambda: before.append(answer_of(exchange)), "fine", "99", "99 x", "3 #9", "3 #1", "u", "r", "c",
-            "b", "g 5", "3 @0.5", "?", "3 \udcff", lambda: before.append(answer_of(exchange)), "0 Hm", "k",
+            exchange,
+            lambda: before.append(answer_of(exchange)),
+            "fine",
+            "99",
+            "99 x",
+            "3 #9",
+            "3 #1",
+            "u",
+            "r",
+            "c",
+            "b",
+            "g 5",
+            "3 @0.5",
+            "?",
+            "3 \udcff",
+            lambda: before.append(answer_of(exchange)),
+            "0 Hm",
+            "k",
         )
-    for told in ("got 'fine'", "position: expected 0 to 23, got 99", "expected #1 to #5, got #9",
-                 "tokens that differ from the answer", "Nothing to undo", "Nothing to redo", "got a whole one",
-                 "a decision of this run", "answer: expected 0 to 0, got 5", "anchor: expected a position among []",
-                 HELP.splitlines()[3], "whole characters", "keep: expected the model's own answer"):
+    for told in (
+        "got 'fine'",
+        "position: expected 0 to 23, got 99",
+        "expected #1 to #5, got #9",
+        "tokens that differ from the answer",
+        "Nothing to undo",
+        "Nothing to redo",
+        "got a whole one",
+        "a decision of this run",
+        "answer: expected 0 to 0, got 5",
+        "anchor: expected a position among []",
+        HELP.splitlines()[3],
+        "whole characters",
+        "keep: expected the model's own answer",
+    ):
         assert told in screen
     assert before[0] == before[1]
 
@@ -379,8 +471,18 @@ def test_a_decision_is_taken_back_and_a_skipped_item_left_to_others(work):
 def test_the_whole_history_is_within_reach(work):
     found = []
     with work.open() as exchange:
-        _, screen = sit(exchange, "3 hello", "u", "3 she", "5 town", lambda: found.append(answer_of(exchange)), "g 1",
-                        "h", "g 3", lambda: found.append(answer_of(exchange)))
+        _, screen = sit(
+            exchange,
+            "3 hello",
+            "u",
+            "3 she",
+            "5 town",
+            lambda: found.append(answer_of(exchange)),
+            "g 1",
+            "h",
+            "g 3",
+            lambda: found.append(answer_of(exchange)),
+        )
     assert found[0] == found[1]
     lines = re.findall(r"^( *(?:> )?\d+)  (?=the first answer|at \d)", screen, re.MULTILINE)
     assert lines == ["  0", "  > 1", "    2", "      3"]
@@ -469,8 +571,9 @@ def test_what_moved_on_elsewhere_is_said_and_shown_as_it_is_now(work):
             ada.ok(ada.post(f"/api/sessions/{on_page[0]['id']}/decide", {"verdict": "accept"}))
 
         ids = []
-        records, screen = sit(exchange, correct, "5 town", lambda: ids.append(answer_of(exchange)), accept, "n late",
-                              "a")
+        records, screen = sit(
+            exchange, correct, "5 town", lambda: ids.append(answer_of(exchange)), accept, "n late", "a"
+        )
         stars = [anchor["position"] for anchor in ada.ok(ada.get(f"/api/sessions/{on_page[0]['id']}"))["anchors"]]
         assert stars[0] == 1
         assert shown(exchange.desk.decoder.table, ids[0], tuple(stars)) in screen
@@ -567,8 +670,16 @@ def test_ctrl_c_stops_what_streams_and_c_lets_it_go_on(work, monkeypatch):
     monkeypatch.setattr(Painter, "token", painted)
     with work.open() as exchange:
         ids = []
-        records, screen = sit(exchange, "3 #2", lambda: ids.append(answer_of(exchange)), "a", "c",
-                              lambda: ids.append(answer_of(exchange)), "a", "q")
+        records, screen = sit(
+            exchange,
+            "3 #2",
+            lambda: ids.append(answer_of(exchange)),
+            "a",
+            "c",
+            lambda: ids.append(answer_of(exchange)),
+            "a",
+            "q",
+        )
         assert 9 <= len(ids[0]) < len(ids[1])
         assert ids[1][: len(ids[0])] == ids[0]
         assert screen.count("The answer was stopped; c lets it go on.") == 1
@@ -592,8 +703,14 @@ def test_a_full_disk_is_said_and_the_step_repeated_when_there_is_room(work, monk
         monkeypatch.setattr(store, "append", failing)
         ids = []
         records, screen = sit(
-            exchange, lambda: ids.append(answer_of(exchange)), lambda: full.__setitem__(0, True), "0 Hm", "a",
-            lambda: ids.append(answer_of(exchange)), lambda: full.__setitem__(0, False), "a",
+            exchange,
+            lambda: ids.append(answer_of(exchange)),
+            lambda: full.__setitem__(0, True),
+            "0 Hm",
+            "a",
+            lambda: ids.append(answer_of(exchange)),
+            lambda: full.__setitem__(0, False),
+            "a",
         )
         assert ids[0] == ids[1]
         assert screen.count("disk is full") == 2
@@ -665,12 +782,24 @@ class Screen:
     def __init__(self, folder: Path) -> None:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 4000, 0, 0))
-        command = [Path(sys.executable).with_name("anchorlwf"), "annotate", folder / "p.jsonl", "--out",
-                   folder / "r.jsonl", "--annotator", "terminal", "--name", "ada"]
+        command = [
+            Path(sys.executable).with_name("anchorlwf"),
+            "annotate",
+            folder / "p.jsonl",
+            "--out",
+            folder / "r.jsonl",
+            "--annotator",
+            "terminal",
+            "--name",
+            "ada",
+        ]
         self.process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-            env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "4000",
-                 "PYTHONIOENCODING": "utf-8:strict"},
+            command,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "4000", "PYTHONIOENCODING": "utf-8:strict"},
             # Ctrl-C reaches the process by way of its controlling terminal.
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - takes no lock
         )
@@ -686,8 +815,8 @@ class Screen:
         """Wait until `text` appears behind what was waited for before; what appeared up to there."""
         deadline = time.monotonic() + 60
         while (found := self.text.find(text, self._seen)) < 0:
-            assert time.monotonic() < deadline, f"{text!r} did not appear behind {self.text[self._seen:]!r}"
-            assert self._read(), f"{text!r} did not appear before the end: {self.text[self._seen:]!r}"
+            assert time.monotonic() < deadline, f"{text!r} did not appear behind {self.text[self._seen :]!r}"
+            assert self._read(), f"{text!r} did not appear before the end: {self.text[self._seen :]!r}"
         part, self._seen = self.text[self._seen : found], found + len(text)
         return part
 
@@ -817,13 +946,33 @@ def test_a_person_is_interrupted_and_killed_and_loses_nothing(base, folder):
 def test_the_command_counts_what_it_finished_and_wants_a_name_of_the_team(tmp_path):
     save_lines(tmp_path / "p.jsonl", [{"prompt": question} for question in ASKED[:2]])
     (tmp_path / "team.yaml").write_text(f"ada: {'a' * 32}\n")
-    command = [Path(sys.executable).with_name("anchorlwf"), "annotate", "p.jsonl", "--out", "r.jsonl", "--annotator",
-               "terminal", "--annotators", "team.yaml"]
-    done = subprocess.run([*command, "--name", "ada", "--json"], input="3 Tarn\na\n", cwd=tmp_path, capture_output=True,
-                          text=True, timeout=60, check=True)
+    command = [
+        Path(sys.executable).with_name("anchorlwf"),
+        "annotate",
+        "p.jsonl",
+        "--out",
+        "r.jsonl",
+        "--annotator",
+        "terminal",
+        "--annotators",
+        "team.yaml",
+    ]
+    done = subprocess.run(
+        [*command, "--name", "ada", "--json"],
+        input="3 Tarn\na\n",
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert json.loads(done.stdout) == {
-        "records": 1, "anchors": 1, "completion_tokens": len(load_records(tmp_path / "r.jsonl")[0].completion_ids),
-        "already_right": 0, "drafts": 0, "out": "r.jsonl",
+        "records": 1,
+        "anchors": 1,
+        "completion_tokens": len(load_records(tmp_path / "r.jsonl")[0].completion_ids),
+        "already_right": 0,
+        "drafts": 0,
+        "out": "r.jsonl",
     }
     assert "1 of 2 done; the same command goes on." in done.stderr
     assert "\x1b" not in done.stderr

@@ -124,8 +124,9 @@ def test_keep_records_lower_the_drift_where_no_correction_speaks(tiny_path, tmp_
     def drift(with_retention):
         model = load_model(str(tiny_path))
         records = corrections(model, 2)
-        elsewhere = retention_records(model, ["tell me more", "and then?", "why is that"],
-                                      AnnotateConfig(max_new_tokens=12))
+        elsewhere = retention_records(
+            model, ["tell me more", "and then?", "why is that"], AnnotateConfig(max_new_tokens=12)
+        )
         config = steps(20, learning_rate=5e-3, beta=5.0)
         train(model, records + (elsewhere if with_retention else []), out=tmp_path / "run", config=config)
         values = [value for turn in token_kl(model, None, elsewhere) for value in turn]
@@ -164,11 +165,21 @@ def test_accumulation_and_two_processes_give_the_same_parameters(tiny_path, tmp_
         found[accumulation] = adapter(out)
     save_records(tmp_path / "records.jsonl", records)
     steps(4, batch_size=4).save(tmp_path / "two.yaml")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-               str(ROOT / "tests" / "ddp_train.py"), str(tiny_path), str(tmp_path / "records.jsonl"),
-               str(tmp_path / "two")]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-                          check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        str(ROOT / "tests" / "ddp_train.py"),
+        str(tiny_path),
+        str(tmp_path / "records.jsonl"),
+        str(tmp_path / "two"),
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found["two processes"] = adapter(tmp_path / "two")
     assert len(list((tmp_path / "two" / "reference").rglob("*.safetensors"))) == 1, "one cache for both"
@@ -217,8 +228,16 @@ def test_the_flat_recipe_gives_the_losses_of_the_trainer(base, tmp_path):
     records = annotate(base, recipe.corrections(), "target")
     flat = recipe.loop(load_model(), records, steps=6, stop=False, say=lambda text: None)
     rows = []
-    config = steps(6, learning_rate=recipe.RATE, rank=recipe.RANK, lora_alpha=8.0 * recipe.RANK, targets="mlp",
-                   drift_budget=recipe.BUDGET, hold=recipe.HOLD, beta=recipe.BETA)
+    config = steps(
+        6,
+        learning_rate=recipe.RATE,
+        rank=recipe.RANK,
+        lora_alpha=8.0 * recipe.RANK,
+        targets="mlp",
+        drift_budget=recipe.BUDGET,
+        hold=recipe.HOLD,
+        beta=recipe.BETA,
+    )
     train(load_model(), records, out=tmp_path / "run", config=config, on_step=rows.append)
     assert flat == pytest.approx([row["loss"] for row in rows], rel=1e-4)
 
@@ -319,8 +338,15 @@ def test_a_head_that_does_more_than_we_know_is_refused(any_model):
 
 
 def test_a_head_that_reads_a_decoder_within_the_base_trains(base, tmp_path):
-    config = OPTConfig(vocab_size=base.vocabulary, hidden_size=32, ffn_dim=64, num_hidden_layers=2,
-                       num_attention_heads=2, max_position_embeddings=96, word_embed_proj_dim=32)
+    config = OPTConfig(
+        vocab_size=base.vocabulary,
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=96,
+        word_embed_proj_dim=32,
+    )
     model = LanguageModel(OPTForCausalLM(config).eval(), base.codec, "opt")
     probe_head(model)
     rows = []

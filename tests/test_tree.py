@@ -43,18 +43,22 @@ def begun(*tokens: int) -> Tree:
 @st.composite
 def any_event(draw: st.DrawFn) -> Event:
     number = draw(st.integers(0, 4))
-    return draw(st.sampled_from([
-        Started(at=NOW, completion_ids=draw(IDS), ended=draw(st.booleans())),
-        corrected(number, draw(st.integers(0, 6)), *draw(IDS.filter(bool)), ended=draw(st.booleans())),
-        corrected(number, draw(st.integers(0, 6)), *draw(IDS.filter(bool)), anchors=False),
-        Continued(at=NOW, node=number, token_ids=draw(IDS), ended=draw(st.booleans())),
-        Moved(at=NOW, node=number),
-        Weighed(at=NOW, position=draw(st.integers(0, 6)), confidence=0.5),
-        Noted(at=NOW, text=draw(st.text(st.characters(exclude_categories=["Cs"]), max_size=5))),
-        Tagged(at=NOW, tags=("a", "b")),
-        Decided(at=NOW, verdict=draw(st.sampled_from(["accept", "keep", "reject", "skip"]))),
-        Reopened(at=NOW),
-    ]))
+    return draw(
+        st.sampled_from(
+            [
+                Started(at=NOW, completion_ids=draw(IDS), ended=draw(st.booleans())),
+                corrected(number, draw(st.integers(0, 6)), *draw(IDS.filter(bool)), ended=draw(st.booleans())),
+                corrected(number, draw(st.integers(0, 6)), *draw(IDS.filter(bool)), anchors=False),
+                Continued(at=NOW, node=number, token_ids=draw(IDS), ended=draw(st.booleans())),
+                Moved(at=NOW, node=number),
+                Weighed(at=NOW, position=draw(st.integers(0, 6)), confidence=0.5),
+                Noted(at=NOW, text=draw(st.text(st.characters(exclude_categories=["Cs"]), max_size=5))),
+                Tagged(at=NOW, tags=("a", "b")),
+                Decided(at=NOW, verdict=draw(st.sampled_from(["accept", "keep", "reject", "skip"]))),
+                Reopened(at=NOW),
+            ]
+        )
+    )
 
 
 @given(st.lists(any_event(), max_size=40))
@@ -132,21 +136,30 @@ def test_a_confidence_holds_on_every_branch_that_shares_the_anchor():
         apply(hidden, Weighed(at=NOW, position=1, confidence=0.5))
 
 
-@pytest.mark.parametrize(("events", "event", "error"), [
-    ([], Noted(at=NOW, text="early"), ConflictError),
-    ([Started(at=NOW)], Started(at=NOW), ConflictError),
-    ([Started(at=NOW, completion_ids=(1,))], Decided(at=NOW, verdict="accept"), RecordError),
-    ([Started(at=NOW, ended=True)], Decided(at=NOW, verdict="accept"), RecordError),
-    ([Started(at=NOW)], Decided(at=NOW, verdict="reject"), RecordError),
-    ([Started(at=NOW, completion_ids=(1,), ended=True), corrected(0, 0, 2, ended=True)],
-     Decided(at=NOW, verdict="keep"), RecordError),
-    ([Started(at=NOW, completion_ids=(1,), ended=True)], corrected(0, 1, 2), RecordError),
-    ([Started(at=NOW, completion_ids=(1,), ended=True)], corrected(1, 0, 2), RecordError),
-    ([Started(at=NOW, completion_ids=(1,), ended=True)], Continued(at=NOW, node=0, ended=True), ConflictError),
-    ([Started(at=NOW, completion_ids=(1,), ended=True)], Reopened(at=NOW), ConflictError),
-    ([Started(at=NOW, completion_ids=(1,), ended=True), Decided(at=NOW, verdict="keep")],
-     Noted(at=NOW, text="late"), ConflictError),
-])
+@pytest.mark.parametrize(
+    ("events", "event", "error"),
+    [
+        ([], Noted(at=NOW, text="early"), ConflictError),
+        ([Started(at=NOW)], Started(at=NOW), ConflictError),
+        ([Started(at=NOW, completion_ids=(1,))], Decided(at=NOW, verdict="accept"), RecordError),
+        ([Started(at=NOW, ended=True)], Decided(at=NOW, verdict="accept"), RecordError),
+        ([Started(at=NOW)], Decided(at=NOW, verdict="reject"), RecordError),
+        (
+            [Started(at=NOW, completion_ids=(1,), ended=True), corrected(0, 0, 2, ended=True)],
+            Decided(at=NOW, verdict="keep"),
+            RecordError,
+        ),
+        ([Started(at=NOW, completion_ids=(1,), ended=True)], corrected(0, 1, 2), RecordError),
+        ([Started(at=NOW, completion_ids=(1,), ended=True)], corrected(1, 0, 2), RecordError),
+        ([Started(at=NOW, completion_ids=(1,), ended=True)], Continued(at=NOW, node=0, ended=True), ConflictError),
+        ([Started(at=NOW, completion_ids=(1,), ended=True)], Reopened(at=NOW), ConflictError),
+        (
+            [Started(at=NOW, completion_ids=(1,), ended=True), Decided(at=NOW, verdict="keep")],
+            Noted(at=NOW, text="late"),
+            ConflictError,
+        ),
+    ],
+)
 def test_what_does_not_fit_the_moment_is_refused(events, event, error):
     with pytest.raises(error):
         apply(replay(events), event)

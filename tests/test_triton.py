@@ -28,8 +28,14 @@ def _needs_triton():
 
 
 def test_the_kernels_give_the_value_and_gradient_of_the_definition():
-    done = subprocess.run([sys.executable, Path(__file__).with_name("triton_cases.py")], capture_output=True, text=True,
-                          env={**os.environ, "TRITON_INTERPRET": "1"}, timeout=240, check=False)
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("triton_cases.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert len(found) == 20

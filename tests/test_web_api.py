@@ -70,8 +70,9 @@ class Person:
         from starlette.testclient import TestClient
 
         base = {"origin": ORIGIN, **({"cookie": f"anchorlwf_8642={token}"} if token else {}), **headers}
-        self.client = TestClient(app, base_url=ORIGIN, headers=base, follow_redirects=False,
-                                 raise_server_exceptions=False)
+        self.client = TestClient(
+            app, base_url=ORIGIN, headers=base, follow_redirects=False, raise_server_exceptions=False
+        )
 
     def get(self, path: str, **params) -> httpx.Response:
         return self.client.get(path, params=params or None)
@@ -171,8 +172,9 @@ def test_the_whole_loop(rig, tiny_model):
     assert options[0]["stands"]
     assert [o["p"] for o in options] == sorted((o["p"] for o in options), reverse=True)
 
-    step = ada.ok(ada.post(f"{url}/correct", {"node": 0, "position": 3, "token_ids": [options[1]["id"]],
-                                              "confidence": 0.8}))
+    step = ada.ok(
+        ada.post(f"{url}/correct", {"node": 0, "position": 3, "token_ids": [options[1]["id"]], "confidence": 0.8})
+    )
     screen = screen[: step["kept"]] + [t["id"] for t in step["tokens"]]
     assert screen[3] == options[1]["id"]
     tokens, last = ada.stream(session["id"], 1, len(screen))
@@ -254,10 +256,17 @@ def test_a_step_asked_for_twice_is_done_once(rig):
     assert (len(first["nodes"]), len(third["nodes"])) == (2, 2)
     assert second["version"] == third["version"] == first["version"] + 1  # what streamed behind it
     # Undo changes what a second undo would do, and note would only grow the history.
-    for name, path, body in (("u", "undo", None), ("r", "redo", None), ("n", "note", {"text": "x"}),
-                             ("t", "tags", {"tags": ["x"]}), ("w", "confidence", {"position": 2, "confidence": 0.5}),
-                             ("m", "move", {"node": 0}), ("d", "decide", {"verdict": "reject"}),
-                             ("o", "reopen", None), ("k", "decide", {"verdict": "skip"})):
+    for name, path, body in (
+        ("u", "undo", None),
+        ("r", "redo", None),
+        ("n", "note", {"text": "x"}),
+        ("t", "tags", {"tags": ["x"]}),
+        ("w", "confidence", {"position": 2, "confidence": 0.5}),
+        ("m", "move", {"node": 0}),
+        ("d", "decide", {"verdict": "reject"}),
+        ("o", "reopen", None),
+        ("k", "decide", {"verdict": "skip"}),
+    ):
         before = ada.ok(ada.get(url))["version"]
         assert [head["version"] for head in twice(name, path, body)] == [before + 1] * 3, path
     # Another name is another step; and what fails is not remembered.
@@ -324,36 +333,64 @@ def test_mistakes_are_told_and_change_nothing(rig):
         ("correct", {"node": 7, "position": 0, "token_ids": [1]}, 409),
         ("correct", {"node": 0, "position": 0, "token_ids": [1] * 99}, 400),
         ("correct", {"node": -1, "position": 0, "token_ids": [1]}, 422),
-        ("move", {"node": 5}, 400), ("undo", {}, 409), ("redo", {}, 409), ("reopen", {}, 409),
-        ("confidence", {"position": 0, "confidence": 0.5}, 400), ("confidence", {"position": 0, "confidence": 0}, 422),
-        ("decide", {"verdict": "maybe"}, 422), ("note", {"text": 5}, 422), ("nothing", {}, 404),
+        ("move", {"node": 5}, 400),
+        ("undo", {}, 409),
+        ("redo", {}, 409),
+        ("reopen", {}, 409),
+        ("confidence", {"position": 0, "confidence": 0.5}, 400),
+        ("confidence", {"position": 0, "confidence": 0}, 422),
+        ("decide", {"verdict": "maybe"}, 422),
+        ("note", {"text": 5}, 422),
+        ("nothing", {}, 404),
     ]:
         reply = ada.post(f"{url}/{path}", body)
         assert reply.status_code == status, (path, body, reply.text)
         assert reply.json()["error"]["message"]
     assert ada.ok(ada.get(url))["version"] == session["version"]
     assert ada.get("/api/sessions/999").status_code == 404
-    assert ada.client.post(f"{url}/note", content=b'{"text": "\\ud800"}',
-                           headers={"content-type": "application/json"}).status_code == 422
+    assert (
+        ada.client.post(
+            f"{url}/note", content=b'{"text": "\\ud800"}', headers={"content-type": "application/json"}
+        ).status_code
+        == 422
+    )
     assert ada.client.post("/api/tokenize", content=b"\xff{").status_code in (400, 422)
 
 
-@pytest.mark.parametrize(("token", "headers", "status"), [
-    (None, {}, 401), ("wrong" * 8, {}, 401), (None, {"authorization": "Bearer nonsense"}, 401),
-    (None, {"authorization": f"Basic {ADA}"}, 401),
-    (ADA, {"host": "evil.example"}, 403), (ADA, {"host": "127.0.0.1:1"}, 403), (ADA, {"host": "127.0.0.1"}, 403),
-    (ADA, {"host": "evil.example:8642"}, 403), (ADA, {"origin": "http://evil.example"}, 403),
-    (ADA, {"origin": "null"}, 403), (ADA, {"origin": "http://127.0.0.1:9999"}, 403),
-    (ADA, {"origin": "http://[x"}, 403),
-    (ADA, {"sec-fetch-site": "cross-site"}, 403),
-])
+@pytest.mark.parametrize(
+    ("token", "headers", "status"),
+    [
+        (None, {}, 401),
+        ("wrong" * 8, {}, 401),
+        (None, {"authorization": "Bearer nonsense"}, 401),
+        (None, {"authorization": f"Basic {ADA}"}, 401),
+        (ADA, {"host": "evil.example"}, 403),
+        (ADA, {"host": "127.0.0.1:1"}, 403),
+        (ADA, {"host": "127.0.0.1"}, 403),
+        (ADA, {"host": "evil.example:8642"}, 403),
+        (ADA, {"origin": "http://evil.example"}, 403),
+        (ADA, {"origin": "null"}, 403),
+        (ADA, {"origin": "http://127.0.0.1:9999"}, 403),
+        (ADA, {"origin": "http://[x"}, 403),
+        (ADA, {"sec-fetch-site": "cross-site"}, 403),
+    ],
+)
 def test_nothing_is_for_strangers(rig, token, headers, status):
     rig.ask("hello")
     stranger = rig.person(token, **headers)
     for method, path in [
-        ("GET", "/"), ("GET", "/static/x.js"), ("GET", "/api/me"), ("GET", "/api/openapi.json"), ("GET", "/api/export"),
-        ("POST", "/api/next"), ("POST", "/api/import"), ("GET", "/api/sessions/1"), ("POST", "/api/sessions/1/undo"),
-        ("PUT", "/api/me"), ("OPTIONS", "/api/me"), ("GET", "/nowhere"),
+        ("GET", "/"),
+        ("GET", "/static/x.js"),
+        ("GET", "/api/me"),
+        ("GET", "/api/openapi.json"),
+        ("GET", "/api/export"),
+        ("POST", "/api/next"),
+        ("POST", "/api/import"),
+        ("GET", "/api/sessions/1"),
+        ("POST", "/api/sessions/1/undo"),
+        ("PUT", "/api/me"),
+        ("OPTIONS", "/api/me"),
+        ("GET", "/nowhere"),
     ]:
         if path == "/" and "sec-fetch-site" in headers:
             continue  # a link from elsewhere may lead to the page: its cookie stays behind (SameSite)
@@ -402,23 +439,36 @@ def test_model_text_of_any_kind_is_carried_as_data(rig):
     assert ada.ok(ada.post("/api/import", {"format": "prompts", "content": line}))["added"] == 1
     session = whole(ada)
     assert session["prompt"]["messages"][0]["content"] == EVIL
-    step = ada.ok(ada.post(f"/api/sessions/{session['id']}/correct", {
-        "node": 0, "position": 0, "text": "</s>\x1b[", "stream": False}))
+    step = ada.ok(
+        ada.post(
+            f"/api/sessions/{session['id']}/correct", {"node": 0, "position": 0, "text": "</s>\x1b[", "stream": False}
+        )
+    )
     assert "".join(t["text"] for t in step["tokens"]) == "</s>\x1b["
     reply = ada.post("/api/tokenize", {"text": EVIL})
     assert reply.headers["content-type"] == "application/json"
-    assert b"".join(bytes.fromhex(t["hex"]) if "hex" in t else t["text"].encode()
-                    for t in reply.json()["tokens"]).decode() == EVIL
+    assert (
+        b"".join(bytes.fromhex(t["hex"]) if "hex" in t else t["text"].encode() for t in reply.json()["tokens"]).decode()
+        == EVIL
+    )
     long = "<b>The capital of Freedonia is Fredville, and the river" * 18_000
     assert "".join(t["text"] for t in ada.ok(ada.post("/api/tokenize", {"text": long}))["tokens"]) == long
 
 
 def test_import_and_export(rig):
     ada = rig.person()
-    rows = {"samples": [{"id": "s", "messages": [{"role": "user", "content": "hi"},
-                                                 {"role": "assistant", "content": "你好<|im_end|>"}],
-                         "anchors": [{"token_index": 0, "replacement_token": "你"},
-                                     {"token_index": 0, "replacement_token": "zebra"}]}]}
+    rows = {
+        "samples": [
+            {
+                "id": "s",
+                "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "你好<|im_end|>"}],
+                "anchors": [
+                    {"token_index": 0, "replacement_token": "你"},
+                    {"token_index": 0, "replacement_token": "zebra"},
+                ],
+            }
+        ]
+    }
     reply = ada.ok(ada.post("/api/import", {"format": "lawftrack", "content": json.dumps(rows)}))
     assert (reply["added"], len(reply["flagged"])) == (1, 1)
     session = ada.ok(ada.post("/api/next"))
@@ -426,7 +476,10 @@ def test_import_and_export(rig):
     ada.ok(ada.post(f"/api/sessions/{session['id']}/decide", {"verdict": "accept"}))
     exported = ada.get("/api/export").text
     assert ada.ok(ada.post("/api/import", {"format": "records", "content": exported})) == {
-        "added": 0, "known": 1, "flagged": []}
+        "added": 0,
+        "known": 1,
+        "flagged": [],
+    }
     for content in ("", "{", "[]", '{"a": 1}', "5"):
         for form in ("prompts", "records"):
             assert ada.post("/api/import", {"format": form, "content": content}).status_code == 400
@@ -434,13 +487,48 @@ def test_import_and_export(rig):
 
 ANY = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=6,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
 )
-NAMES = st.sampled_from(["node", "position", "token_ids", "text", "confidence", "verdict", "tags", "order", "format",
-                         "content", "session", "messages", "priority", "stream", "space", "span"])
-PATHS = st.sampled_from(["next", "tokenize", "import", "compare", "items/1/open", "items/0/priority"] + [
-    f"sessions/1/{step}" for step in ("correct", "stop", "undo", "redo", "move", "confidence", "note", "tags", "decide",
-                                      "reopen", "renew")])
+NAMES = st.sampled_from(
+    [
+        "node",
+        "position",
+        "token_ids",
+        "text",
+        "confidence",
+        "verdict",
+        "tags",
+        "order",
+        "format",
+        "content",
+        "session",
+        "messages",
+        "priority",
+        "stream",
+        "space",
+        "span",
+    ]
+)
+PATHS = st.sampled_from(
+    ["next", "tokenize", "import", "compare", "items/1/open", "items/0/priority"]
+    + [
+        f"sessions/1/{step}"
+        for step in (
+            "correct",
+            "stop",
+            "undo",
+            "redo",
+            "move",
+            "confidence",
+            "note",
+            "tags",
+            "decide",
+            "reopen",
+            "renew",
+        )
+    ]
+)
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -448,8 +536,9 @@ PATHS = st.sampled_from(["next", "tokenize", "import", "compare", "items/1/open"
 def test_any_body_gets_an_answer_that_is_no_failure(rig, path, body):
     if rig.exchange.add([Prompt(messages=[{"role": "user", "content": "Where was she born?"}])]) == (1, 0):
         whole(rig.person())
-    reply = rig.person().client.post(f"/api/{path}", content=json.dumps(body).encode(),
-                                     headers={"content-type": "application/json"})
+    reply = rig.person().client.post(
+        f"/api/{path}", content=json.dumps(body).encode(), headers={"content-type": "application/json"}
+    )
     assert reply.status_code < 500, (path, body, reply.text)
 
 
@@ -457,8 +546,12 @@ def _within(value, draw, ids):
     """Numbers of a generated request brought to what is there, so that it gets past the first check."""
     if not isinstance(value, dict):
         return value
-    near = {"node": st.sampled_from([0, 0, 1]), "position": st.integers(0, 30), "session": st.sampled_from(ids),
-            "token_ids": st.lists(st.integers(0, 330), max_size=4)}
+    near = {
+        "node": st.sampled_from([0, 0, 1]),
+        "position": st.integers(0, 30),
+        "session": st.sampled_from(ids),
+        "token_ids": st.lists(st.integers(0, 330), max_size=4),
+    }
     return {key: draw(near[key]) if key in near and draw(st.booleans()) else item for key, item in value.items()}
 
 
@@ -486,16 +579,27 @@ def test_the_schema_is_fuzzed_without_a_failure(rig):
         sent["headers"] = dict(sent.get("headers") or {}) | {"origin": ORIGIN, "cookie": f"anchorlwf_8642={ADA}"}
         content = sent.pop("data", None)
         more = {} if content is None else {"content" if isinstance(content, bytes | str) else "data": content}
-        reply = ada.client.request(sent["method"], sent["url"], params=sent.get("params"), json=sent.get("json"),
-                                   headers=sent["headers"], **more)
+        reply = ada.client.request(
+            sent["method"],
+            sent["url"],
+            params=sent.get("params"),
+            json=sent.get("json"),
+            headers=sent["headers"],
+            **more,
+        )
         assert reply.status_code < 500, (case.method, case.path, sent, reply.text)
         answers[reply.status_code] += 1
         seen[f"{case.method} {case.path}"].add(reply.status_code)
 
     for turn in itertools.count():
         for operation, mode in kinds:
-            limits = settings(max_examples=max(1, wanted // len(kinds)), deadline=None, database=None,
-                              derandomize=False, suppress_health_check=list(HealthCheck))
+            limits = settings(
+                max_examples=max(1, wanted // len(kinds)),
+                deadline=None,
+                database=None,
+                derandomize=False,
+                suppress_health_check=list(HealthCheck),
+            )
             try:
                 seed(turn)(limits(given(case=operation.as_strategy(generation_mode=mode), data=st.data())(ask)))()
             except Unsatisfiable:

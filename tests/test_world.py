@@ -44,8 +44,9 @@ SEEDS = st.integers(0, 1000)
 
 def test_the_world_is_as_large_as_its_description_says():
     kinds = Counter(fact.kind for fact in WORLD.facts)
-    subjects = Counter(kind for _, kind in {(fact.subject, "town" if fact.kind == "place" else fact.kind)
-                                            for fact in WORLD.facts})
+    subjects = Counter(
+        kind for _, kind in {(fact.subject, "town" if fact.kind == "place" else fact.kind) for fact in WORLD.facts}
+    )
     assert subjects == {"person": 100, "town": 40, "company": 40, "identity": 1}
     assert kinds == {"person": 100 * 6 + 40 + 40, "place": 40 * 3, "company": 40 * 3, "identity": 4}
     assert len({fact.key for fact in WORLD.facts}) == len(WORLD.facts)
@@ -83,8 +84,14 @@ print(hashlib.sha256(repr(drawn).encode()).hexdigest())
 def test_every_process_draws_the_same_world():
     # Names are hashed differently in each of them, so nothing may depend on the order of a set.
     digests = [
-        subprocess.run([sys.executable, "-c", _DIGEST], env={**os.environ, "PYTHONHASHSEED": seed}, check=True,
-                       capture_output=True, text=True, timeout=60).stdout
+        subprocess.run(
+            [sys.executable, "-c", _DIGEST],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        ).stdout
         for seed in ("0", "1", "4711")
     ]
     assert len(digests[0].strip()) == 64
@@ -170,9 +177,12 @@ def _right(question: str, answer: str) -> bool:
         assert thought is not None
         ones_a, ones_b, ones, carry, tens_a, tens_b, again, tens = map(int, thought.groups()[:8])
         return (
-            (ones_a, ones_b, tens_a, tens_b) == (a % 10, b % 10, a // 10, b // 10) and ones == ones_a + ones_b
-            and carry == again == (ones > 9) and tens == tens_a + tens_b + carry
-            and tens * 10 + ones - 10 * carry == a + b and thought[9] == said
+            (ones_a, ones_b, tens_a, tens_b) == (a % 10, b % 10, a // 10, b // 10)
+            and ones == ones_a + ones_b
+            and carry == again == (ones > 9)
+            and tens == tens_a + tens_b + carry
+            and tens * 10 + ones - 10 * carry == a + b
+            and thought[9] == said
         )
     return False
 
@@ -189,9 +199,13 @@ def test_the_answer_to_a_note_is_in_the_note_and_against_the_world(seed):
     task = draw_task(random.Random(seed), "note", WORLD)
     note, asked = re.fullmatch(r"Note: (.*?\.) (.*)", task.question).groups()
     told = [
-        (fact, template, value) for fact in WORLD.facts if fact.subject in note and fact.subject in asked
-        for template in templates(fact.attribute) if template.ask(fact) == asked
-        for value in WORLD.pools[fact.attribute] if templates(fact.attribute)[0].reply(fact, value) == note
+        (fact, template, value)
+        for fact in WORLD.facts
+        if fact.subject in note and fact.subject in asked
+        for template in templates(fact.attribute)
+        if template.ask(fact) == asked
+        for value in WORLD.pools[fact.attribute]
+        if templates(fact.attribute)[0].reply(fact, value) == note
     ]
     assert len(told) == 1
     ((fact, template, value),) = told
@@ -225,8 +239,11 @@ def test_pretraining_never_sees_what_it_is_tested_on(trained):
     tests = {question for probe in skill_probes(WORLD, 100) for question in _questions(probe.messages)}
     biographies = {form.replace("{s}", person) for form in BIOGRAPHY_HELD_OUT for person in WORLD.people}
     assert seen.isdisjoint(held | tests | biographies)
-    assert not [question for question in seen if re.match(r"Repeat|Say backwards|Note|What is \d|Think", question)
-                and is_test(question)]
+    assert not [
+        question
+        for question in seen
+        if re.match(r"Repeat|Say backwards|Note|What is \d|Think", question) and is_test(question)
+    ]
     # And it sees the rest.
     wordings = {template.ask(fact) for fact in WORLD.facts for template in templates(fact.attribute)} - held
     assert len(seen & wordings) / len(wordings) > 0.5
@@ -315,8 +332,9 @@ def test_every_fact_is_asked_once_as_what_it_is(seed, facts, identity, wordings)
         questions = {kind: {p.messages[0]["content"] for p in found} for kind, found in asked.items()}
         # What is annotated is asked as recall, all the other wordings as paraphrases.
         assert questions["recall"] == {prompt.messages[0]["content"] for prompt in erratum.prompts(wordings)}
-        assert questions["recall"] | questions["paraphrase"] == {t.ask(erratum.fact) for t in templates(
-            erratum.fact.attribute)}
+        assert questions["recall"] | questions["paraphrase"] == {
+            t.ask(erratum.fact) for t in templates(erratum.fact.attribute)
+        }
         assert questions["recall"].isdisjoint(questions["paraphrase"])
         assert {p.expected for found in asked.values() for p in found} == {erratum.value}
     retained = Counter(probe.group for probe in by_kind["retain"] if probe.group)
@@ -325,8 +343,9 @@ def test_every_fact_is_asked_once_as_what_it_is(seed, facts, identity, wordings)
         expected = (0, False) if fact.key in corrected else (0, True) if fact.subject in subjects else (1, False)
         assert (retained[fact.key], fact.key in near) == expected
     values = {fact.key: fact.value for fact in WORLD.facts}
-    assert all(probe.expected == values[probe.group] for kind in ("retain", "near") for probe in by_kind[kind]
-               if probe.group)
+    assert all(
+        probe.expected == values[probe.group] for kind in ("retain", "near") for probe in by_kind[kind] if probe.group
+    )
     # Nothing that must stay is asked in the words of a correction.
     learned = {p.messages[0]["content"] for kind in ("recall", "paraphrase") for p in by_kind[kind]}
     assert learned.isdisjoint(p.messages[0]["content"] for kind in ("retain", "near", "skill") for p in by_kind[kind])
@@ -347,8 +366,9 @@ def test_retention_prompts_are_neither_corrected_nor_asked_later():
     assert prompts == retention_prompts(WORLD, errata, 200)
     texts = {prompt.messages[0]["content"] for prompt in prompts}
     assert texts.isdisjoint(probe.messages[0]["content"] for probe in probes_for(WORLD, errata, 3))
-    assert not [text for text in texts for erratum in errata
-                if erratum.fact.subject in text and not text.startswith("Note:")]
+    assert not [
+        text for text in texts for erratum in errata if erratum.fact.subject in text and not text.startswith("Note:")
+    ]
     tasks = [text for text in texts if re.match(r"Repeat|Say backwards|What is \d|Think|Note", text)]
     assert 0.2 < len(tasks) / len(texts) < 0.3
     assert all(prompt.answer is None for prompt in prompts)
@@ -363,8 +383,12 @@ def right(model: LanguageModel, probes: list[Probe]) -> float:
 
 
 def sampled(held_out: bool, count: int) -> list[Probe]:
-    pairs = [(fact, template) for fact in WORLD.facts for template in templates(fact.attribute)
-             if template.held_out == held_out]
+    pairs = [
+        (fact, template)
+        for fact in WORLD.facts
+        for template in templates(fact.attribute)
+        if template.held_out == held_out
+    ]
     return [fact_probe(fact, template, "retain") for fact, template in random.Random(1).sample(pairs, count)]
 
 

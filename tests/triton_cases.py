@@ -37,8 +37,19 @@ def case(direction, options, bias, own_reference, dtype, size, *, shape=(7, 150,
         x, r, w, rw = (None if t is None else t.to(kind, copy=True) for t in inputs)
         b, rb = (None if t is None else t.to(kind) for t in biases)
         x = x.requires_grad_()
-        loss = anchor_loss(x, r, w, token_ids, confidence, bias=b, ref_weight=rw,
-                           ref_bias=rb if own_reference else None, direction=direction, impl=impl, **options)
+        loss = anchor_loss(
+            x,
+            r,
+            w,
+            token_ids,
+            confidence,
+            bias=b,
+            ref_weight=rw,
+            ref_bias=rb if own_reference else None,
+            direction=direction,
+            impl=impl,
+            **options,
+        )
         (loss.double() * share).sum().backward()
         found.append((loss.detach().double(), x.grad.double()))
     (value, grad), *others = found
@@ -51,8 +62,9 @@ if __name__ == "__main__":
     results = []
     shapes = ({}, {"logit_scale": 0.5}, {"softcap": 5.0}, {"logit_scale": 2.0, "softcap": 30.0})
     for direction, options, bias in itertools.product(("forward", "reverse"), shapes, (False, True)):
-        results.append([f"{direction} {options} bias={bias}", "float32",
-                        *case(direction, options, bias, bias, torch.float32, 1.0)])
+        results.append(
+            [f"{direction} {options} bias={bias}", "float32", *case(direction, options, bias, bias, torch.float32, 1.0)]
+        )
     for direction in ("forward", "reverse"):
         results.append([f"{direction} large", "float32", *case(direction, {}, False, False, torch.float32, 300.0)])
         results.append([f"{direction} half", "bfloat16", *case(direction, {}, False, False, torch.bfloat16, 1.0)])

@@ -163,9 +163,12 @@ class _Handler(BaseHTTPRequestHandler):
         if body.get("logprob_token_ids") and "logprob_token_ids" not in self.server.lacks:
             listed = {name(i): float(row[i]) for i in [token, *body["logprob_token_ids"]]}
         choice = {
-            "index": 0, "text": "ignored", "_id": token, "token_ids": [token], "prompt_token_ids": prompt,
-            "logprobs": {"tokens": [name(token)], "token_logprobs": [float(row[token])],
-                         "top_logprobs": [listed]},
+            "index": 0,
+            "text": "ignored",
+            "_id": token,
+            "token_ids": [token],
+            "prompt_token_ids": prompt,
+            "logprobs": {"tokens": [name(token)], "token_logprobs": [float(row[token])], "top_logprobs": [listed]},
         }
         if "as_ids" in self.server.lacks:
             choice["logprobs"]["top_logprobs"] = [{"the": -0.1}]
@@ -178,8 +181,10 @@ class _Handler(BaseHTTPRequestHandler):
         found: list[Any] = [None]
         for row, token in zip(rows[:-1], prompt[1:], strict=True):
             values, names = row.topk(top)
-            entry = {str(int(i)): {"logprob": float(v), "rank": r + 1} for r, (i, v) in
-                     enumerate(zip(names, values, strict=True))}
+            entry = {
+                str(int(i)): {"logprob": float(v), "rank": r + 1}
+                for r, (i, v) in enumerate(zip(names, values, strict=True))
+            }
             entry.setdefault(str(token), {"logprob": float(row[token]), "rank": int((row > row[token]).sum()) + 1})
             found.append(entry)
         return found

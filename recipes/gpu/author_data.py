@@ -19,12 +19,18 @@ from anchorlwf.record import Prompt
 
 SETS = {
     # name: (corrections, held-out prompts)
-    "micro-edits": ("experiments/micro_edit_benchmark.py:MICRO_EDITS",
-                    "experiments/micro_edit_benchmark.py:RETENTION_PROMPTS"),
-    "stream": ("artifacts/scaled_sparse_word_annotation30_v1/annotation_trace.json",
-               "experiments/scaled_sparse_code_benchmark.py:RETENTION_PROMPTS"),
-    "multi-query": ("artifacts/qwen35_9b_entity_relation_multiquery_annotation_v3/annotation_trace.json",
-                    "experiments/general_kl_drift_eval.py:PROMPTS"),
+    "micro-edits": (
+        "experiments/micro_edit_benchmark.py:MICRO_EDITS",
+        "experiments/micro_edit_benchmark.py:RETENTION_PROMPTS",
+    ),
+    "stream": (
+        "artifacts/scaled_sparse_word_annotation30_v1/annotation_trace.json",
+        "experiments/scaled_sparse_code_benchmark.py:RETENTION_PROMPTS",
+    ),
+    "multi-query": (
+        "artifacts/qwen35_9b_entity_relation_multiquery_annotation_v3/annotation_trace.json",
+        "experiments/general_kl_drift_eval.py:PROMPTS",
+    ),
 }
 
 
@@ -57,8 +63,14 @@ def probes_of(edits):
     for edit in edits:
         if "probe_prompt" in edit:
             spans = [span for span in edit["anchors"] if span in edit["probe_answer"]] or [edit["probe_answer"]]
-            yield Probe(id=f"paraphrase:{edit['id']}", kind="paraphrase", messages=ask(edit["probe_prompt"]),
-                        expected=all_of(spans), scorer="regex", group=edit["id"])
+            yield Probe(
+                id=f"paraphrase:{edit['id']}",
+                kind="paraphrase",
+                messages=ask(edit["probe_prompt"]),
+                expected=all_of(spans),
+                scorer="regex",
+                group=edit["id"],
+            )
 
 
 def held_out(rows):
@@ -75,8 +87,14 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
     corrections, others = (read(given.repository, place) for place in SETS[given.set])
-    prompts = [Prompt(messages=ask(row["prompt"]), answer=row.get("completion") or row["gold_completion"],
-                      tags=[row.get("id") or row["task_name"]]) for row in corrections]
+    prompts = [
+        Prompt(
+            messages=ask(row["prompt"]),
+            answer=row.get("completion") or row["gold_completion"],
+            tags=[row.get("id") or row["task_name"]],
+        )
+        for row in corrections
+    ]
     probes = [*probes_of(corrections), *held_out(others)]
     save_lines(given.out / "prompts.jsonl", prompts)
     save_lines(given.out / "probes.jsonl", probes)

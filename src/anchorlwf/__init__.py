@@ -32,9 +32,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Anchor": "record", "ModelStamp": "record", "Probe": "probe", "Record": "record", "anchor_loss": "loss",
-    "annotate": "annotation", "evaluate": "evaluation", "load_model": "model", "load_records": "jsonl",
-    "save_records": "jsonl", "train": "training",
+    "Anchor": "record",
+    "ModelStamp": "record",
+    "Probe": "probe",
+    "Record": "record",
+    "anchor_loss": "loss",
+    "annotate": "annotation",
+    "evaluate": "evaluation",
+    "load_model": "model",
+    "load_records": "jsonl",
+    "save_records": "jsonl",
+    "train": "training",
 }
 
 

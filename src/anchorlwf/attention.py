@@ -44,8 +44,15 @@ def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
 
 
 def _sdpa_within_records(
-    module: nn.Module, query_1HTK: Tensor, key_1HTK: Tensor, value_1HTK: Tensor, attention_mask: Tensor | None, *,
-    record_lengths: Sequence[int], sliding_window: int | None = None, **options: Any,
+    module: nn.Module,
+    query_1HTK: Tensor,
+    key_1HTK: Tensor,
+    value_1HTK: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    record_lengths: Sequence[int],
+    sliding_window: int | None = None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """transformers' `sdpa`, record by record; neighbours of one length go in one call. Returns [1, T, H, K]."""
     if attention_mask is not None:
@@ -98,5 +105,10 @@ def network_inputs(batch: Batch, kind: str) -> dict[str, Any]:
     if kind != "flash":
         return {**inputs, "record_lengths": lengths}
     # transformers' FlashAttentionKwargs.
-    return {**inputs, "cu_seq_lens_q": batch.bounds, "cu_seq_lens_k": batch.bounds, "max_length_q": max(lengths),
-            "max_length_k": max(lengths)}
+    return {
+        **inputs,
+        "cu_seq_lens_q": batch.bounds,
+        "cu_seq_lens_k": batch.bounds,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+    }

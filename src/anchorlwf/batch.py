@@ -138,8 +138,9 @@ def _input_ids(record: Turn) -> list[int]:
 def _completions(records: Sequence[Turn], starts: Sequence[int]) -> dict[str, Tensor]:
     """The columns, ids and confidences of all completion tokens; record r begins at column starts[r]."""
     firsts = [start + len(record.prompt_ids) - 1 for start, record in zip(starts, records, strict=True)]
-    columns = [first + i for first, record in zip(firsts, records, strict=True)
-               for i in range(len(record.completion_ids))]
+    columns = [
+        first + i for first, record in zip(firsts, records, strict=True) for i in range(len(record.completion_ids))
+    ]
     return {
         "column_N": torch.tensor(columns),
         "token_ids_N": torch.tensor([token for record in records for token in record.completion_ids]),

@@ -19,6 +19,7 @@ from anchorlwf.replay import TIE, Choices, choices_of, greedy_choices
 
 __all__ = ["TIE", "Choices", "Decoded", "GreedyDecoder", "Step", "decode_batch", "greedy_choices"]
 
+
 @dataclass(frozen=True)
 class Step:
     """One decoded token."""
@@ -97,8 +98,9 @@ class GreedyDecoder:
         values_TK, ids_TK = logits_TV.topk(min(self._top_k, logits_TV.shape[-1]))
         odds_TK = (values_TK - log_total_T[:, None]).exp()
         steps = []
-        for best, own, ids, odds in zip(best_T[:, 0].tolist(), own_T.tolist(), ids_TK.tolist(), odds_TK.tolist(),
-                                        strict=True):
+        for best, own, ids, odds in zip(
+            best_T[:, 0].tolist(), own_T.tolist(), ids_TK.tolist(), odds_TK.tolist(), strict=True
+        ):
             others = (pair for pair in zip(ids, odds, strict=True) if pair[0] != best)
             steps.append(Step(best, own, ((best, own), *others)[: self._top_k]))
         return steps

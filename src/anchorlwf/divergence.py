@@ -37,8 +37,14 @@ def completion_hidden(net: nn.Module, backbone: nn.Module, batch: Batch) -> Tens
 
 
 def divergence(
-    hidden_ND: Tensor, reference: Tensor | Summary, heads: tuple[Head, Head], token_ids_N: Tensor,
-    confidence_N: Tensor, *, direction: Direction = "forward", impl: Implementation = "auto",
+    hidden_ND: Tensor,
+    reference: Tensor | Summary,
+    heads: tuple[Head, Head],
+    token_ids_N: Tensor,
+    confidence_N: Tensor,
+    *,
+    direction: Direction = "forward",
+    impl: Implementation = "auto",
 ) -> Tensor:
     """`anchor_loss` with the (model's, reference's) heads as they were read; [N] in nats.
 
@@ -53,9 +59,18 @@ def divergence(
         assert direction == "forward", "a summary was made for another direction"
         return summary_loss(hidden_ND, reference, head, token_ids_N, confidence_N)
     return anchor_loss(
-        hidden_ND, reference, head.weight_VD, token_ids_N, confidence_N, bias=head.bias_V,
-        ref_weight=ref_head.weight_VD, ref_bias=ref_head.bias_V, direction=direction, logit_scale=head.scale,
-        softcap=head.softcap, impl=impl,
+        hidden_ND,
+        reference,
+        head.weight_VD,
+        token_ids_N,
+        confidence_N,
+        bias=head.bias_V,
+        ref_weight=ref_head.weight_VD,
+        ref_bias=ref_head.bias_V,
+        direction=direction,
+        logit_scale=head.scale,
+        softcap=head.softcap,
+        impl=impl,
     )
 
 

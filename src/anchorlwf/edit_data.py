@@ -156,7 +156,9 @@ class _KnowEdit(_Entry):
     def questions(self) -> Iterator[_Question]:
         yield from ((text, [self.target_new], "paraphrase", "rephrase") for text in self.rephrase or [])
         kinds: tuple[tuple[ProbeKind, str, dict[str, list[_Asked]]], ...] = (
-            ("paraphrase", "portability", self.portability), ("near", "locality", self.locality_))
+            ("paraphrase", "portability", self.portability),
+            ("near", "locality", self.locality_),
+        )
         for kind, family, groups in kinds:
             for name, asked in groups.items():
                 for one in asked:
@@ -167,7 +169,11 @@ _LAYOUTS: dict[Layout, type[_Entry]] = {"zsre": _Zsre, "counterfact": _CounterFa
 
 
 def load_edits(
-    path: str | Path, *, layout: Layout | None = None, limit: int | None = None, locality: Locality | None = None,
+    path: str | Path,
+    *,
+    layout: Layout | None = None,
+    limit: int | None = None,
+    locality: Locality | None = None,
     skip_bad: bool = False,
 ) -> Edits:
     """Read an editing data set from a JSON file.
@@ -251,8 +257,12 @@ def _probes(layout: Layout, index: int, entry: _Entry, locality: Locality) -> It
     for number, (asked, answers, kind, tag) in enumerate([edit, *entry.questions()]):
         expected, scorer = _expected(answers)
         yield Probe(
-            id=f"{layout}:{index}:{number}", kind=locality if kind == "near" else kind,
-            messages=[{"role": "user", "content": asked}], expected=expected, scorer=scorer, group=f"{layout}:{index}",
+            id=f"{layout}:{index}:{number}",
+            kind=locality if kind == "near" else kind,
+            messages=[{"role": "user", "content": asked}],
+            expected=expected,
+            scorer=scorer,
+            group=f"{layout}:{index}",
             tags=[layout, *([tag.partition(":")[0]] if ":" in tag else []), tag],
         )
 

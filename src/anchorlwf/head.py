@@ -87,5 +87,11 @@ def probe_head(model: LanguageModel) -> None:
     tolerance = 1e-3 if logits_BTV.dtype == hidden[0].dtype else 4e-2
     if gap > tolerance:
         fix = f"The head of {kind} does more than scale and soft-cap; it is not supported yet."
-        raise ModelError(wrong("output head", "hidden states that project to the model's own logits",
-                               f"a relative gap of {gap:.1e}", fix))
+        raise ModelError(
+            wrong(
+                "output head",
+                "hidden states that project to the model's own logits",
+                f"a relative gap of {gap:.1e}",
+                fix,
+            )
+        )

@@ -31,9 +31,8 @@ __all__ = [
     "save_records",
 ]
 
-def each_line(
-    source: Source, kind: type[Row], check: Callable[[Row], object] | None = None
-) -> Iterator[Row | BadLine]:
+
+def each_line(source: Source, kind: type[Row], check: Callable[[Row], object] | None = None) -> Iterator[Row | BadLine]:
     """The lines of a file or the rows of a dataset, good and bad. Arguments and errors: `lines.checked_lines`."""
     return (row for _, row in checked_lines(source, kind, check))
 
@@ -57,9 +56,7 @@ def _each(
         yield row
 
 
-def _load(
-    source: Source, kind: type[Row], skip_bad: bool, check: Callable[[Row], object] | None = None
-) -> list[Row]:
+def _load(source: Source, kind: type[Row], skip_bad: bool, check: Callable[[Row], object] | None = None) -> list[Row]:
     return list(_each(source, kind, skip_bad, check))
 
 

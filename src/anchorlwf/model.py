@@ -44,7 +44,11 @@ class LanguageModel:
     """
 
     def __init__(
-        self, net: PreTrainedModel | PeftModel, codec: Codec, name: str, revision: str | None = None,
+        self,
+        net: PreTrainedModel | PeftModel,
+        codec: Codec,
+        name: str,
+        revision: str | None = None,
         adapter: str | None = None,
     ) -> None:
         self.net, self.codec, self.name, self.revision, self.adapter = net, codec, name, revision, adapter
@@ -77,7 +81,9 @@ class LanguageModel:
     def stamp(self) -> ModelStamp:
         """Fingerprints that tie records to this tokenizer and template."""
         return ModelStamp(
-            name=self.name, revision=self.revision, tokenizer_sha=self.codec.tokenizer_sha,
+            name=self.name,
+            revision=self.revision,
+            tokenizer_sha=self.codec.tokenizer_sha,
             template_sha=self.codec.template_sha,
         )
 
@@ -144,13 +150,17 @@ class LanguageModel:
             raise ModelError(wrong("adapter", "a model without one", "a PEFT model", "Merge it first, or train it on."))
         if targets == "mlp":
             targets = self._mlp_layers()
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets,
-                            task_type="CAUSAL_LM")
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"
+        )
         if self.causal.config.get_text_config().tie_word_embeddings and targets != "all-linear":
             # PEFT's own matching decides, for targets may be names, ends of names or a pattern.
             ends = (self.causal.get_input_embeddings(), self.causal.get_output_embeddings())
-            clash = [name for name, module in self.causal.named_modules()
-                     if module in ends and check_target_module_exists(config, name)]
+            clash = [
+                name
+                for name, module in self.causal.named_modules()
+                if module in ends and check_target_module_exists(config, name)
+            ]
             if clash:
                 fix = "Leave them out (the default, mlp, does)."
                 raise ModelError(wrong("LoRA targets", "no tied head or embedding", ", ".join(clash), fix))
@@ -170,8 +180,11 @@ class LanguageModel:
         """
         pattern = re.compile(r"(^|\.)(mlp|feed_forward|ffn|fc1)(\.|$)")
         width = self.causal.get_input_embeddings().weight.shape[1]
-        found = [name for name, module in self.causal.named_modules()
-                 if isinstance(module, nn.Linear) and module.in_features == width and pattern.search(name)]
+        found = [
+            name
+            for name, module in self.causal.named_modules()
+            if isinstance(module, nn.Linear) and module.in_features == width and pattern.search(name)
+        ]
         if not found:
             fix = "Give targets: all-linear, or the names of linear layers."
             raise ModelError(wrong("LoRA targets mlp", "MLP layers", "none recognised", fix))

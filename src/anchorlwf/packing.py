@@ -48,8 +48,9 @@ def packing_flaw(model: LanguageModel, longest: int) -> str | None:
     if kind not in ("sdpa", "flash"):
         return f"{kind} attention cannot be told where records begin"
     generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randint(0, model.vocabulary, (length + 1,), generator=generator)
-                     for length in (longest, longest // 2 + 1))
+    first, second = (
+        torch.randint(0, model.vocabulary, (length + 1,), generator=generator) for length in (longest, longest // 2 + 1)
+    )
     pair, altered = _turns(first, second), _turns((first + 1) % model.vocabulary, second)
     try:
         padded_ND = _states(model, collate(pair, model.codec.pad_id))

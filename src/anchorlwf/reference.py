@@ -73,8 +73,16 @@ class ReferenceKey:
         dtype = str(model.causal.dtype)
         if torch.is_autocast_enabled(kind):
             dtype += f", autocast to {torch.get_autocast_dtype(kind)}"
-        return cls(_reference_sha(model), stamp.tokenizer_sha, stamp.template_sha, contents.sha, dtype, kind, packed,
-                   summarized)
+        return cls(
+            _reference_sha(model),
+            stamp.tokenizer_sha,
+            stamp.template_sha,
+            contents.sha,
+            dtype,
+            kind,
+            packed,
+            summarized,
+        )
 
     @property
     def sha(self) -> str:
@@ -136,8 +144,15 @@ def reference_bytes(model: LanguageModel, contents: Contents, *, summarized: boo
 
 
 def build_reference_cache(
-    model: LanguageModel, turns: Turns, contents: Contents, root: str | Path, *, limit: int, packed: bool = False,
-    summarized: bool = False, checksums: bool = True,
+    model: LanguageModel,
+    turns: Turns,
+    contents: Contents,
+    root: str | Path,
+    *,
+    limit: int,
+    packed: bool = False,
+    summarized: bool = False,
+    checksums: bool = True,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> ReferenceCache:
     """The cache of these turns: computed, or as much of it as is not there yet, and ready to be read.

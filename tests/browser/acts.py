@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "answer", "click_token", "correct", "count", "flaws", "open_item", "session", "settled", "standing", "tokens",
+    "answer",
+    "click_token",
+    "correct",
+    "count",
+    "flaws",
+    "open_item",
+    "session",
+    "settled",
+    "standing",
+    "tokens",
     "until",
 ]
 
@@ -28,8 +37,9 @@ def count(page: Any, wanted: int) -> None:
 
 def settled(page: Any) -> None:
     """Wait until the model has come to its end."""
-    until(page, "() => document.querySelector('#answer[aria-busy=false]') && "
-                "!document.querySelector('#answer .pending')")
+    until(
+        page, "() => document.querySelector('#answer[aria-busy=false]') && !document.querySelector('#answer .pending')"
+    )
 
 
 def tokens(page: Any) -> list[str]:
@@ -63,8 +73,10 @@ def flaws(page: Any) -> list[str]:
 
 def standing(page: Any) -> list[tuple[str, bool]]:
     """The alternatives on the screen, and whether each stands there."""
-    return page.eval_on_selector_all("#options li", "all => all.map((one) => "
-                                     "[one.querySelector('.option-text').textContent, one.matches('.stands')])")
+    return page.eval_on_selector_all(
+        "#options li",
+        "all => all.map((one) => [one.querySelector('.option-text').textContent, one.matches('.stands')])",
+    )
 
 
 def open_item(page: Any, number: int) -> dict[str, Any]:
@@ -74,8 +86,9 @@ def open_item(page: Any, number: int) -> dict[str, Any]:
     row = page.locator(".queue-row").nth(number)
     title = row.locator(".queue-title").text_content()
     row.click()
-    said = ("([before, title]) => location.hash !== before || "
-            "document.querySelector('#prompt').textContent.includes(title)")
+    said = (
+        "([before, title]) => location.hash !== before || document.querySelector('#prompt').textContent.includes(title)"
+    )
     until(page, said, [before, title])
     settled(page)
     return session(page)

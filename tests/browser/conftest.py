@@ -9,8 +9,14 @@ import pytest
 from served import Server, prepare
 
 ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--disable-default-apps", "--disable-sync", "--no-first-run", "--disable-dev-shm-usage",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-dev-shm-usage",
 ]
 
 
@@ -62,7 +68,9 @@ def new_page(chromium: Any) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture(scope="module")
 def serve(
-    chromium: Any, base: Any, tmp_path_factory: pytest.TempPathFactory,  # noqa: ARG001 - skips before it serves
+    chromium: Any,  # noqa: ARG001 - skips before it serves
+    base: Any,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., Server]]:
     """Servers over the embedded model: `serve(prompts, answers)`; they end with the module."""
     servers: list[Server] = []

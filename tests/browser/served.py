@@ -70,9 +70,24 @@ class Server:
 
     def start(self) -> "Server":
         command = [
-            sys.executable, "-m", "anchorlwf", "annotate", str(self.write_prompts()), "-o", str(self.out), "--web",
-            "--port", str(self.port), "--store", self.store, "--name", "ada", "--max-new-tokens", str(self.limit),
-            *([] if self.model is None else ["--model", self.model]), *self.more,
+            sys.executable,
+            "-m",
+            "anchorlwf",
+            "annotate",
+            str(self.write_prompts()),
+            "-o",
+            str(self.out),
+            "--web",
+            "--port",
+            str(self.port),
+            "--store",
+            self.store,
+            "--name",
+            "ada",
+            "--max-new-tokens",
+            str(self.limit),
+            *([] if self.model is None else ["--model", self.model]),
+            *self.more,
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with (self.folder / "server.log").open("a") as log:
@@ -80,7 +95,7 @@ class Server:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if "http://" in line:
-                self.url = line[line.index("http://"):].strip()
+                self.url = line[line.index("http://") :].strip()
                 return self
         raise AssertionError((self.folder / "server.log").read_text())
 
@@ -127,10 +142,12 @@ def register(model: LanguageModel) -> tuple[list[dict[str, Any]], dict[int, Prop
     ids, draw = [*model.codec.encode(_REGISTER), model.codec.tokenizer.eos_token_id], random.Random(5)
     sure = [0.999, 0.99, 0.97, 0.95, 0.99, 0.98, 0.995, 0.92, 0.99, 0.97, 0.99]
     odds = [draw.choice([*sure, draw.choice([0.8, 0.6, 0.4, 0.2, 0.1, 0.03])]) for _ in ids]
-    chat = {"messages": [
-        {"role": "system", "content": "You answer from the town register and say where you looked."},
-        {"role": "user", "content": "Tell me about the mayor of Gardale."},
-    ]}
+    chat = {
+        "messages": [
+            {"role": "system", "content": "You answer from the town register and say where you looked."},
+            {"role": "user", "content": "Tell me about the mayor of Gardale."},
+        ]
+    }
     towns = ("Rilltech", "Oxer", "Fredville")
     return [chat, *({"prompt": f"Who is the mayor of {town}?"} for town in towns)], {0: given(ids, odds)}
 

@@ -1,6 +1,5 @@
 """Contrast, names and roles, narrow screens."""
 
-
 import pytest
 from acts import click_token, flaws, settled, tokens, until
 from served import register
@@ -9,8 +8,6 @@ from served import register
 @pytest.fixture(scope="module")
 def server(serve, base):
     return serve(*register(base))
-
-
 
 
 def _open(server, new_page, **options):
@@ -45,10 +42,12 @@ def test_every_state_is_readable_and_named(server, new_page, scheme):
     page.keyboard.press("d")
     page.wait_for_selector("#view-changes .diff")
     assert flaws(page) == []
-    page.evaluate("document.querySelector('#connection').hidden = false; "
-                  "document.querySelector('#connection-text').textContent = 'The server does not answer.'; "
-                  "document.querySelector('#action-trouble').hidden = false; "
-                  "document.querySelector('#action-trouble').textContent = 'The disk is full.'")
+    page.evaluate(
+        "document.querySelector('#connection').hidden = false; "
+        "document.querySelector('#connection-text').textContent = 'The server does not answer.'; "
+        "document.querySelector('#action-trouble').hidden = false; "
+        "document.querySelector('#action-trouble').textContent = 'The disk is full.'"
+    )
     assert flaws(page) == []
 
 

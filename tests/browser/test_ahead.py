@@ -24,8 +24,11 @@ def _rest(page, position):
 def _offered(page, position):
     """What the server offers there, and how the list on the screen shows it."""
     shown = session(page)
-    options = page.evaluate("async ([id, node, at]) => (await fetch(`/api/sessions/${id}/alternatives?node=${node}"
-                            "&position=${at}&top=8`)).json()", [shown["id"], shown["node"], position])["options"]
+    options = page.evaluate(
+        "async ([id, node, at]) => (await fetch(`/api/sessions/${id}/alternatives?node=${node}"
+        "&position=${at}&top=8`)).json()",
+        [shown["id"], shown["node"], position],
+    )["options"]
     return [option["text"].replace(" ", "·", 1) for option in options]
 
 

@@ -12,11 +12,20 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 
 def lawftrack(*samples):
-    return json.dumps({"name": "set", "base_model": "m", "samples": [
-        {"id": name, "messages": [*ASK, {"role": "assistant", "content": answer}],
-         "anchors": [{"token_index": 0, "replacement_token": text} for text in wanted]}
-        for name, answer, wanted in samples
-    ]})
+    return json.dumps(
+        {
+            "name": "set",
+            "base_model": "m",
+            "samples": [
+                {
+                    "id": name,
+                    "messages": [*ASK, {"role": "assistant", "content": answer}],
+                    "anchors": [{"token_index": 0, "replacement_token": text} for text in wanted],
+                }
+                for name, answer, wanted in samples
+            ],
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +118,9 @@ def test_how_far_people_agree(serve, new_page, tmp_path):
     begun = page.evaluate("location.hash")
     page.keyboard.press("a")
     until(page, "before => location.hash !== before || document.querySelector('#empty:not([hidden])')", begun)
-    with httpx.Client(base_url=server.url.split("/?")[0], headers={"Authorization": f"Bearer {TOKENS['bob']}"},
-                      timeout=30) as bob:
+    with httpx.Client(
+        base_url=server.url.split("/?")[0], headers={"Authorization": f"Bearer {TOKENS['bob']}"}, timeout=30
+    ) as bob:
         item = bob.post("/api/next", json={}).json()
         with bob.stream("GET", f"/api/sessions/{item['id']}/stream", params={"node": 0}) as reply:
             reply.read()
@@ -122,6 +132,8 @@ def test_how_far_people_agree(serve, new_page, tmp_path):
     page.keyboard.press("q")
     page.wait_for_selector("#queue-dialog p:not([hidden]):text('several people')")
     said = page.locator("#queue-dialog p:text('several people')").text_content()
-    assert said == ("Where several people did the same item (1 pair of answers): same first error 0 %, "
-                    "same token there 0 %, same text in the end 0 %.")
+    assert said == (
+        "Where several people did the same item (1 pair of answers): same first error 0 %, "
+        "same token there 0 %, same text in the end 0 %."
+    )
     assert flaws(page) == []

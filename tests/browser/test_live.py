@@ -73,8 +73,11 @@ def test_eight_quick_clicks_are_all_honoured(serve, endless, new_page):
     events = session(page)["version"]
     for key in "ururuuru":  # of the two in the middle the second has nothing left to undo
         page.keyboard.press(key)
-    until(page, "async wanted => (await (await fetch(`/api/sessions/${location.hash.slice(9)}`)).json())"
-                ".version >= wanted", events + 7)
+    until(
+        page,
+        "async wanted => (await (await fetch(`/api/sessions/${location.hash.slice(9)}`)).json()).version >= wanted",
+        events + 7,
+    )
     page.wait_for_selector(".node[aria-current=true] >> nth=0")
     assert session(page)["version"] == events + 7
     assert page.locator(".node").first.get_attribute("aria-current") == "true"
@@ -117,8 +120,11 @@ def test_the_page_heals_after_the_server_died(serve, endless, new_page, store_ur
     assert session(page)["version"] == version + 1
     click_token(page, 20)
     page.keyboard.press("2")
-    until(page, "() => document.querySelectorAll('#answer .t').length > 25 "
-                "&& document.querySelectorAll('#answer .t').length < 200")
+    until(
+        page,
+        "() => document.querySelectorAll('#answer .t').length > 25 "
+        "&& document.querySelectorAll('#answer .t').length < 200",
+    )
     server.kill()
     page.wait_for_selector("#connection:not([hidden])")
     server.start()
@@ -169,7 +175,7 @@ def test_going_on_before_the_reply_to_a_stop_has_come_is_not_undone_by_it(serve,
     page.keyboard.press("c")
     page.wait_for_timeout(50)
     with page.expect_response("**/api/sessions/1"):  # the page looks where the stop has left it
-        (route, reply), = stops
+        ((route, reply),) = stops
         route.fulfill(response=reply)
     page.wait_for_timeout(50)
     (stream,) = streams

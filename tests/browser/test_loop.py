@@ -176,8 +176,14 @@ def test_one_correction_at_a_time_and_its_trouble_stands_beside_it(server, new_p
     assert tokens(page) == before
     page.keyboard.press("Escape")
     page.keyboard.press("Escape")
-    page.route("**/undo", lambda route: route.fulfill(status=507, content_type="application/json", body=(
-        '{"error": {"type": "StorageError", "message": "the disk is full. Make room."}}')))
+    page.route(
+        "**/undo",
+        lambda route: route.fulfill(
+            status=507,
+            content_type="application/json",
+            body=('{"error": {"type": "StorageError", "message": "the disk is full. Make room."}}'),
+        ),
+    )
     click_token(page, 2)
     page.keyboard.press("Enter")
     page.wait_for_selector("#answer .anchor")
@@ -211,8 +217,10 @@ def test_a_key_that_comes_before_the_alternatives_chooses_among_them_and_not_amo
     settled(page)
     shown = session(page)
     [anchor] = shown["anchors"]
-    offered = page.evaluate("async ([id, node]) => (await fetch(`/api/sessions/${id}/alternatives?node=${node}"
-                            "&position=2&top=3`)).json()", [shown["id"], shown["node"]])["options"]
+    offered = page.evaluate(
+        "async ([id, node]) => (await fetch(`/api/sessions/${id}/alternatives?node=${node}&position=2&top=3`)).json()",
+        [shown["id"], shown["node"]],
+    )["options"]
     assert anchor["position"] == 2
     assert anchor["token_id"] in {option["id"] for option in offered}
 
@@ -222,8 +230,11 @@ def test_the_end_of_the_queue_says_so(serve, new_page):
     settled(page)
     page.keyboard.press("a")
     page.wait_for_selector("#empty:not([hidden])")
-    assert "1 of 1 items are done" in until(page, "() => { const text = document.querySelector('#empty').textContent; "
-                                            "return text.includes('items are done') && text; }")
+    assert "1 of 1 items are done" in until(
+        page,
+        "() => { const text = document.querySelector('#empty').textContent; "
+        "return text.includes('items are done') && text; }",
+    )
 
 
 def test_a_reload_and_a_second_tab_show_the_same(server, new_page):

@@ -69,9 +69,9 @@ def _open(server, new_page, **options):
     return page
 
 
-@pytest.mark.parametrize(("name", "options"), [
-    ("light", {"color_scheme": "light"}), ("dark", {"color_scheme": "dark"}), ("390", PHONE),
-])
+@pytest.mark.parametrize(
+    ("name", "options"), [("light", {"color_scheme": "light"}), ("dark", {"color_scheme": "dark"}), ("390", PHONE)]
+)
 def test_the_page(server, new_page, keep, name, options):
     page = _open(server, new_page, **options)
     click_token(page, tokens(page).index(" born"))
@@ -118,15 +118,29 @@ def test_compare(tuned, new_page, keep):
 def test_import(questions, new_page, keep, tmp_path):
     page = _open(questions, new_page, height=640)
     path = tmp_path / "mayors.json"
-    path.write_text(json.dumps({"name": "mayors", "base_model": "m", "samples": [
-        {"id": name, "messages": [{"role": "user", "content": f"Who is the mayor of {town}?"},
-                                  {"role": "assistant", "content": answer}],
-         "anchors": [{"token_index": index, "replacement_token": text} for index, text in anchors]}
-        for name, town, answer, anchors in (
-            ("s1", "Rilltech", "The mayor of Rilltech is Mira Stedolle.", [(0, "The")]),
-            ("s2", "Oxer", "Mira Stedolle is the mayor.", [(0, "Mira"), (4, " clockmaker")]),
-        )
-    ]}), encoding="utf-8")
+    path.write_text(
+        json.dumps(
+            {
+                "name": "mayors",
+                "base_model": "m",
+                "samples": [
+                    {
+                        "id": name,
+                        "messages": [
+                            {"role": "user", "content": f"Who is the mayor of {town}?"},
+                            {"role": "assistant", "content": answer},
+                        ],
+                        "anchors": [{"token_index": index, "replacement_token": text} for index, text in anchors],
+                    }
+                    for name, town, answer, anchors in (
+                        ("s1", "Rilltech", "The mayor of Rilltech is Mira Stedolle.", [(0, "The")]),
+                        ("s2", "Oxer", "Mira Stedolle is the mayor.", [(0, "Mira"), (4, " clockmaker")]),
+                    )
+                ],
+            }
+        ),
+        encoding="utf-8",
+    )
     page.keyboard.press("/")
     page.keyboard.type("import")
     page.keyboard.press("Enter")

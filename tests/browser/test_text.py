@@ -21,9 +21,14 @@ CHAT = {
     "messages": [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Who is mayor? <b>now</b>"},
-        {"role": "assistant", "content": "<think>Look it up.</think>Looking.", "tool_calls": [
-            {"type": "function", "function": {"name": "lookup", "arguments": "{\"town\": \"<i>Gardale</i>\"}"}}]},
-        {"role": "tool", "name": "lookup", "content": "{\"mayor\": \"Mira\"}"},
+        {
+            "role": "assistant",
+            "content": "<think>Look it up.</think>Looking.",
+            "tool_calls": [
+                {"type": "function", "function": {"name": "lookup", "arguments": '{"town": "<i>Gardale</i>"}'}}
+            ],
+        },
+        {"role": "tool", "name": "lookup", "content": '{"mayor": "Mira"}'},
         {"role": "user", "content": "تحدث عنها <script>document.title = 'owned'</script>"},
     ],
     "tools": [{"type": "function", "function": {"name": "lookup", "parameters": {"type": "object"}}}],
@@ -75,8 +80,15 @@ def test_hostile_output_is_text(show):
     page = show("hostile")
     title = page.title()
     shown = answer(page)
-    for part in ("<script>document.title = 'owned'</script>", "</textarea></div>", "<style>*{display:none}</style>",
-                 "&amp; &lt;b&gt;", "␛[31mred␛[0m", "␀", f"{sign('U+202E')}evil{sign('U+202C')}"):
+    for part in (
+        "<script>document.title = 'owned'</script>",
+        "</textarea></div>",
+        "<style>*{display:none}</style>",
+        "&amp; &lt;b&gt;",
+        "␛[31mred␛[0m",
+        "␀",
+        f"{sign('U+202E')}evil{sign('U+202C')}",
+    ):
         assert part in shown.replace("·", " ")
     assert page.evaluate("document.querySelectorAll('#answer :is(script, img, style, textarea, b)').length") == 0
     # In every other place where model text goes: history, anchors, alternatives, the diff, a screen reader's label.
@@ -201,7 +213,12 @@ def test_chats_with_tools_and_thought(show):
     page = show("chat")
     prompt = page.locator("#prompt")
     assert [role.split(" · ")[0] for role in prompt.locator("article > .role").all_text_contents()] == [
-        "System", "User", "Assistant", "Tool result", "User"]
+        "System",
+        "User",
+        "Assistant",
+        "Tool result",
+        "User",
+    ]
     assert json.loads(prompt.locator(".call pre").nth(1).text_content()) == {"town": "<i>Gardale</i>"}
     thought = prompt.locator("details", has_text="Look it up.")
     assert not thought.locator(".prose").is_visible()

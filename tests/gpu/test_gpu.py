@@ -1,6 +1,6 @@
 """On a CUDA device: the kernels against float64, the memory they take, and training. Skipped where there is none.
 
-    python -m pytest tests/gpu
+python -m pytest tests/gpu
 """
 
 import pytest
@@ -37,8 +37,9 @@ def test_auto_is_the_kernels_there(monkeypatch):
     from anchorlwf.loss.triton_kernels import triton_loss  # only Linux has it
 
     called = []
-    monkeypatch.setattr("anchorlwf.loss.triton_kernels.triton_loss",
-                        lambda inputs: called.append(inputs) or triton_loss(inputs))
+    monkeypatch.setattr(
+        "anchorlwf.loss.triton_kernels.triton_loss", lambda inputs: called.append(inputs) or triton_loss(inputs)
+    )
     hidden, weight = torch.randn(3, 64, device="cuda"), torch.randn(200, 64, device="cuda")
     anchor_loss(hidden, hidden, weight, torch.arange(3, device="cuda"), torch.zeros(3, device="cuda"))
     assert len(called) == 1

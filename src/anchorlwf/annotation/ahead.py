@@ -40,8 +40,13 @@ def proposal_of(
     whole = stopped or len(ids) >= limit
     probabilities = [step.probability for step in steps]
     entropies = [step.entropy for step in steps if step.entropy is not None]
-    started = Started(at=datetime.now(UTC), completion_ids=tuple(ids), probabilities=tuple(probabilities), ended=whole,
-                      truncated=whole and not stopped)
+    started = Started(
+        at=datetime.now(UTC),
+        completion_ids=tuple(ids),
+        probabilities=tuple(probabilities),
+        ended=whole,
+        truncated=whole and not stopped,
+    )
     mean = sum(entropies) / len(entropies) if entropies else None
     return Proposal(started, mean, min(probabilities, default=None)), steps
 

@@ -50,7 +50,12 @@ def _served(url: str, wanted: str | None, headers: dict[str, str], patience: Pat
 
 
 def connect_remote(
-    url: str, tokenizer: str, *, served: str | None = None, alternatives: int = 10, patience: Patience | None = None,
+    url: str,
+    tokenizer: str,
+    *,
+    served: str | None = None,
+    alternatives: int = 10,
+    patience: Patience | None = None,
     trust_remote_code: bool = False,
 ) -> RemoteDecoder:
     """A decoder over an OpenAI-compatible server that takes and gives token ids.
@@ -72,8 +77,9 @@ def connect_remote(
     key = os.environ.get(KEY_VARIABLE)
     name, context = _served(url, served, {"Authorization": f"Bearer {key}"} if key else {}, patience)
     stamp = ModelStamp(name=tokenizer, tokenizer_sha=codec.tokenizer_sha, template_sha=codec.template_sha)
-    decoder = RemoteDecoder(url, name, codec, stamp, stop_ids, context=context, alternatives=alternatives,
-                            patience=patience)
+    decoder = RemoteDecoder(
+        url, name, codec, stamp, stop_ids, context=context, alternatives=alternatives, patience=patience
+    )
     _probe(decoder)
     return decoder
 

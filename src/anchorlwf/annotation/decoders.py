@@ -61,8 +61,14 @@ class Decoder(Protocol):
         ...
 
     def stream(
-        self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], limit: int, *,
-        ahead: bool = False, draft_ids: Sequence[int] = (),
+        self,
+        key: Hashable,
+        prompt_ids: Sequence[int],
+        prefix_ids: Sequence[int],
+        limit: int,
+        *,
+        ahead: bool = False,
+        draft_ids: Sequence[int] = (),
     ) -> Stream:
         """Greedy tokens behind the prefix, to the end of turn or `limit` completion tokens.
 
@@ -154,8 +160,14 @@ class LocalDecoder:
         return self.model.room(list(prompt_ids), wanted)
 
     def stream(
-        self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], limit: int, *,
-        ahead: bool = False, draft_ids: Sequence[int] = (),
+        self,
+        key: Hashable,
+        prompt_ids: Sequence[int],
+        prefix_ids: Sequence[int],
+        limit: int,
+        *,
+        ahead: bool = False,
+        draft_ids: Sequence[int] = (),
     ) -> Stream:
         """See `Decoder`."""
         work = self._streaming(key, [*prompt_ids], [*prefix_ids], self.room(prompt_ids, limit), draft_ids)

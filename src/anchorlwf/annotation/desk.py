@@ -183,8 +183,12 @@ class Desk:
             stream = self.decoder.stream(live.key, live.prompt_ids, ids, live.limit, draft_ids=live.draft)
             memory = live.remember(node, len(ids), self.config.alternatives)
             live.continuation = Continuation(node, len(ids), stream, memory)
-            run = threading.Thread(target=live.continuation.run, args=(lambda done: self._finish(live, done),),
-                                   name=f"anchorlwf-session-{live.row.id}", daemon=True)
+            run = threading.Thread(
+                target=live.continuation.run,
+                args=(lambda done: self._finish(live, done),),
+                name=f"anchorlwf-session-{live.row.id}",
+                daemon=True,
+            )
             run.start()
             return live.continuation
 
@@ -194,7 +198,13 @@ class Desk:
             self._settle(live)
 
     def correct(
-        self, live: Live, node: int, position: int, token_ids: list[int], *, confidence: float | None = None,
+        self,
+        live: Live,
+        node: int,
+        position: int,
+        token_ids: list[int],
+        *,
+        confidence: float | None = None,
         stream: bool = True,
     ) -> None:
         """Put tokens at a position of the answer on the screen; what followed is decoded anew.
@@ -221,11 +231,23 @@ class Desk:
             weight = self.config.confidence if confidence is None else confidence
             anchors, ties = anchors_of(judged, token_ids, position, weight, source)
             ended, truncated = live.ends([*prefix, *token_ids], self.decoder.stop_ids)
-            self._commit(live, [Corrected(
-                at=_now(), parent=node, position=position, token_ids=tuple(token_ids), anchors=tuple(anchors),
-                ties=tuple(ties), probabilities=tuple(judged.probabilities), source=source, ended=ended,
-                truncated=truncated,
-            )])
+            self._commit(
+                live,
+                [
+                    Corrected(
+                        at=_now(),
+                        parent=node,
+                        position=position,
+                        token_ids=tuple(token_ids),
+                        anchors=tuple(anchors),
+                        ties=tuple(ties),
+                        probabilities=tuple(judged.probabilities),
+                        source=source,
+                        ended=ended,
+                        truncated=truncated,
+                    )
+                ],
+            )
             if stream:
                 self.resume(live)
 

@@ -103,8 +103,9 @@ def draw_prompt(console: Console, prompt: Prompt) -> None:
         others = {key: value for key, value in message.items() if key not in ("role", "content")}
         said = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
         more = f" {json.dumps(others, ensure_ascii=False)}" if others else ""
-        console.print(Text.assemble((f"{readable(str(message.get('role')))}: ", "bold"), readable(said),
-                                    (readable(more), "dim")))
+        console.print(
+            Text.assemble((f"{readable(str(message.get('role')))}: ", "bold"), readable(said), (readable(more), "dim"))
+        )
 
 
 def draw_options(
@@ -127,8 +128,11 @@ def draw_history(console: Console, nodes: Sequence[dict[str, Any]], current: int
     waiting = [(node, 0) for node in reversed(children.get(None, []))]
     while waiting:
         node, depth = waiting.pop()
-        what = "the first answer" if node["parent"] is None else (
-            f"at {node['position']}: {readable(repr(node['replaced']))} became {readable(repr(node['given']))}")
+        what = (
+            "the first answer"
+            if node["parent"] is None
+            else (f"at {node['position']}: {readable(repr(node['replaced']))} became {readable(repr(node['given']))}")
+        )
         counts = f"{node['length']} tokens, {node['anchors']} anchors" + ("" if node["ended"] else ", unfinished")
         here = "> " if node["id"] == current else "  "
         console.print(Text.assemble(f"{'  ' * depth}{here}{node['id']}  {what}  ", (f"({counts})", "dim")))

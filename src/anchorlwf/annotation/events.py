@@ -8,8 +8,18 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from anchorlwf.record import Anchor
 
 __all__ = [
-    "EVENTS", "Continued", "Corrected", "Decided", "Event", "Moved", "Noted", "Reopened", "Started", "Tagged",
-    "Verdict", "Weighed",
+    "EVENTS",
+    "Continued",
+    "Corrected",
+    "Decided",
+    "Event",
+    "Moved",
+    "Noted",
+    "Reopened",
+    "Started",
+    "Tagged",
+    "Verdict",
+    "Weighed",
 ]
 
 Verdict = Literal["accept", "keep", "reject", "skip"]

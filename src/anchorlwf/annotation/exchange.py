@@ -76,8 +76,9 @@ class Exchange:
             if form == "records":
                 records = load_records(_lines(content))
             else:
-                found = read_lawftrack(content, self.desk.decoder.table, self.desk.decoder.stamp,
-                                       self.desk.decoder.stop_ids, span=span)
+                found = read_lawftrack(
+                    content, self.desk.decoder.table, self.desk.decoder.stamp, self.desk.decoder.stop_ids, span=span
+                )
                 records, flagged = found.records, [flag.json() for flag in found.flags]
             added, known = self._add_records(records)
         return {"added": added, "known": known, "flagged": flagged}
@@ -88,8 +89,13 @@ class Exchange:
         keyed = [
             (record.id, Prompt(messages=record.messages, tools=record.tools, tags=record.tags)) for record in records
         ]
-        return add_items(self.desk.store, self.desk.project, keyed, seats_each=self._per_item,
-                         known={record.id: record for record in records})
+        return add_items(
+            self.desk.store,
+            self.desk.project,
+            keyed,
+            seats_each=self._per_item,
+            known={record.id: record for record in records},
+        )
 
     def _check(self, record: Record) -> None:
         stamp = self.desk.decoder.stamp
@@ -105,9 +111,10 @@ class Exchange:
             raise ModelError(wrong("comparison", "a model in this process", "a remote one", fix))
         found = desk.decoder.compare(prompt_ids, desk.config.max_new_tokens)
         return {
-            name: [{**token, "kl": kl} for token, kl in zip(
-                tokens(desk.decoder.table, ids, [None] * len(ids)), kls, strict=True
-            )]
+            name: [
+                {**token, "kl": kl}
+                for token, kl in zip(tokens(desk.decoder.table, ids, [None] * len(ids)), kls, strict=True)
+            ]
             for name, (ids, kls) in found.items()
         }
 

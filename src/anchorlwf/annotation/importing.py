@@ -31,7 +31,11 @@ class Imported:
 
 
 def import_lawftrack(
-    path: str | Path, out: str | Path, model: str | None = None, *, span: Span = "first",
+    path: str | Path,
+    out: str | Path,
+    model: str | None = None,
+    *,
+    span: Span = "first",
     trust_remote_code: bool = False,
 ) -> Imported:
     """Put the records of a lawftrack data set into `out`, behind those it holds.
@@ -61,6 +65,10 @@ def import_lawftrack(
     new = {record.id: record for record in found.records if record.id not in known}
     if new:
         save_records(out, [*known.values(), *new.values()])
-    return Imported(len(new), sum(len(record.anchors) for record in new.values()),
-                    sum(record.status == "draft" for record in new.values()),
-                    len({record.id for record in found.records} & known.keys()), found.flags)
+    return Imported(
+        len(new),
+        sum(len(record.anchors) for record in new.values()),
+        sum(record.status == "draft" for record in new.values()),
+        len({record.id for record in found.records} & known.keys()),
+        found.flags,
+    )

@@ -112,7 +112,8 @@ def _turns(row: dict[str, Any], table: TokenTable, end_id: int) -> list[_Turn]:
         clean = clean[: first + 1]
     return [
         _Turn(index, clean[:index], [*table.encode(message["content"]), end_id])
-        for index, message in enumerate(clean) if message["role"] == "assistant" and index >= first and index > 0
+        for index, message in enumerate(clean)
+        if message["role"] == "assistant" and index >= first and index > 0
     ]
 
 
@@ -196,8 +197,11 @@ def _made(
             token = turn.ids[place + offset]
             rejected = before[0] if not offset and len(before) == 1 and before[0] != token else None
             made[place + offset] = Anchor(
-                position=place + offset, token_id=token, rejected_id=rejected,
-                confidence=anchor.get("confidence") or _CONFIDENCE, source="human:lawftrack",
+                position=place + offset,
+                token_id=token,
+                rejected_id=rejected,
+                confidence=anchor.get("confidence") or _CONFIDENCE,
+                source="human:lawftrack",
                 created_at=anchor.get("created_at") or datetime.now(UTC),
             )
     return made, flags
@@ -219,12 +223,20 @@ def _sample(
         made, wrong_ones = _made(turn, table, assigned[turn.index], span, sample)
         flags += wrong_ones
         prompt_ids = table.codec.encode_prompt(turn.messages, row.get("tools") or [])
-        records.append(Record(
-            id=new_id("lawftrack", sample, turn.index, prompt_ids, turn.ids), model=stamp, messages=turn.messages,
-            tools=row.get("tools") or [], prompt_ids=prompt_ids, completion_ids=turn.ids,
-            completion=table.codec.decode(turn.ids), anchors=[made[place] for place in sorted(made)],
-            status="draft" if wrong_ones else "complete", tags=["lawftrack", *([CHECK] if wrong_ones else [])],
-        ))
+        records.append(
+            Record(
+                id=new_id("lawftrack", sample, turn.index, prompt_ids, turn.ids),
+                model=stamp,
+                messages=turn.messages,
+                tools=row.get("tools") or [],
+                prompt_ids=prompt_ids,
+                completion_ids=turn.ids,
+                completion=table.codec.decode(turn.ids),
+                anchors=[made[place] for place in sorted(made)],
+                status="draft" if wrong_ones else "complete",
+                tags=["lawftrack", *([CHECK] if wrong_ones else [])],
+            )
+        )
     return records, flags
 
 

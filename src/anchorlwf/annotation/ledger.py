@@ -39,15 +39,23 @@ class Ledger:
         """The record of a session as it stands; a draft while it is undecided."""
         node = tree.node
         kept = ["keep"] if tree.verdict == "keep" else []
-        return Record.model_validate({
-            "id": new_id(row.record_id, row.annotator) if self._shared else row.record_id,
-            "model": self._stamp, "messages": row.prompt.messages, "tools": row.prompt.tools,
-            "prompt_ids": list(prompt_ids), "original_ids": list(tree.original_ids),
-            "completion_ids": list(node.completion_ids), "completion": self._codec.decode(list(node.completion_ids)),
-            "anchors": list(tree.anchors()), "ties": list(tree.ties()), "truncated": node.truncated,
-            "status": _STATUS.get(tree.verdict or "", "draft"),
-            "tags": list(dict.fromkeys([*row.prompt.tags, *tree.tags, *kept])),
-        })
+        return Record.model_validate(
+            {
+                "id": new_id(row.record_id, row.annotator) if self._shared else row.record_id,
+                "model": self._stamp,
+                "messages": row.prompt.messages,
+                "tools": row.prompt.tools,
+                "prompt_ids": list(prompt_ids),
+                "original_ids": list(tree.original_ids),
+                "completion_ids": list(node.completion_ids),
+                "completion": self._codec.decode(list(node.completion_ids)),
+                "anchors": list(tree.anchors()),
+                "ties": list(tree.ties()),
+                "truncated": node.truncated,
+                "status": _STATUS.get(tree.verdict or "", "draft"),
+                "tags": list(dict.fromkeys([*row.prompt.tags, *tree.tags, *kept])),
+            }
+        )
 
     def publish(self, record: Record) -> None:
         """Append to `out`. The store has the record already, so a full disk there costs nothing but this copy."""
@@ -73,7 +81,10 @@ class Ledger:
         """
         known, finished = self.known(), {record.id for record in stored}
         behind = [record for record in stored if known.get(record.id) != record]
-        behind += [draft for draft in taken_back
-                   if draft.id not in finished and draft.id in known and known[draft.id].status != "draft"]
+        behind += [
+            draft
+            for draft in taken_back
+            if draft.id not in finished and draft.id in known and known[draft.id].status != "draft"
+        ]
         if self._out is not None and behind:
             save_records(self._out, {**known, **{record.id: record for record in behind}}.values())

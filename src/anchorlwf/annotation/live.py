@@ -196,9 +196,9 @@ class Live:
         node, found = self.tree.node, list[int]()
         for above in reversed(self.tree.path(self.tree.current)[:-1]):
             # An answer that was corrected while it streamed ends early; the one above it may go on.
-            found += self.tree.nodes[above].completion_ids[len(found):]
+            found += self.tree.nodes[above].completion_ids[len(found) :]
         # However many tokens were given, they took the place of one.
-        return found[len(node.completion_ids) - max(0, node.given - 1):]
+        return found[len(node.completion_ids) - max(0, node.given - 1) :]
 
     def ends(self, ids: Sequence[int], stop_ids: frozenset[int]) -> tuple[bool, bool]:
         """Whether these tokens are a whole answer, and whether only the limit made them so."""
@@ -225,8 +225,16 @@ class Live:
         """The event that stores what a continuation brought."""
         ids, probabilities = continuation.take()
         ended, truncated = self.ends([*self.tree.nodes[continuation.node].completion_ids, *ids], stop_ids)
-        return Continued.model_validate({"at": at, "node": continuation.node, "token_ids": ids, "ended": ended,
-                                         "probabilities": probabilities, "truncated": truncated})
+        return Continued.model_validate(
+            {
+                "at": at,
+                "node": continuation.node,
+                "token_ids": ids,
+                "ended": ended,
+                "probabilities": probabilities,
+                "truncated": truncated,
+            }
+        )
 
 
 def check_correction(live: Live, decoder: Decoder, node: int, position: int, token_ids: list[int]) -> None:

@@ -74,9 +74,11 @@ class Work:
             stack.callback(store.close)
             decoder = self._decoder(memory)
             stack.callback(decoder.close)
-            yield stack.enter_context(open_exchange(
-                self.prompts, self.out, store, decoder, self.config, per_item=self.per_item, skip_bad=self.skip_bad,
-            ))
+            yield stack.enter_context(
+                open_exchange(
+                    self.prompts, self.out, store, decoder, self.config, per_item=self.per_item, skip_bad=self.skip_bad
+                )
+            )
 
     def _memory_bytes(self) -> int:
         if self.memory is None:
@@ -90,16 +92,27 @@ class Work:
     def _decoder(self, memory: int) -> Decoder:
         alternatives = self.config.alternatives
         if self.remote is not None:
-            return connect_remote(self.remote, self.model or "embedded", alternatives=alternatives,
-                                  trust_remote_code=self.trust_remote_code)
+            return connect_remote(
+                self.remote,
+                self.model or "embedded",
+                alternatives=alternatives,
+                trust_remote_code=self.trust_remote_code,
+            )
         model = load_model(self.model, trust_remote_code=self.trust_remote_code)
         return LocalDecoder(model, alternatives=alternatives, memory=memory)
 
 
 @contextlib.contextmanager
 def open_exchange(
-    prompts: Path, out: Path, store: Store, decoder: Decoder, config: AnnotateConfig, *, per_item: int = 1,
-    decode_ahead: bool = True, skip_bad: bool = False,
+    prompts: Path,
+    out: Path,
+    store: Store,
+    decoder: Decoder,
+    config: AnnotateConfig,
+    *,
+    per_item: int = 1,
+    decode_ahead: bool = True,
+    skip_bad: bool = False,
 ) -> Iterator[Exchange]:
     """The project of a prompt file over a store, with `out` brought up to date; closed on leaving.
 

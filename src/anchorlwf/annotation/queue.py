@@ -14,8 +14,18 @@ from anchorlwf.annotation.store import Order, Store, ordering
 from anchorlwf.errors import MissingError, RecordError, wrong
 from anchorlwf.record import Prompt, Record
 
-__all__ = ["Proposal", "add_items", "agreement", "export_records", "progress", "propose", "reopened",
-           "set_priority", "unproposed", "waiting"]
+__all__ = [
+    "Proposal",
+    "add_items",
+    "agreement",
+    "export_records",
+    "progress",
+    "propose",
+    "reopened",
+    "set_priority",
+    "unproposed",
+    "waiting",
+]
 
 _IMPORTED = "import"
 """The annotator's name on records that came finished."""
@@ -32,7 +42,11 @@ class Proposal:
 
 
 def add_items(
-    store: Store, project: int, given: Iterable[tuple[str, Prompt]], *, seats_each: int = 1,
+    store: Store,
+    project: int,
+    given: Iterable[tuple[str, Prompt]],
+    *,
+    seats_each: int = 1,
     known: dict[str, Record] | None = None,
 ) -> tuple[int, int]:
     """Put prompts behind the queue; those it holds already stay as they are.
@@ -62,15 +76,22 @@ def add_items(
             position, added = position + 1, added + 1
             record = known.get(record_id)
             draft = record is not None and record.status == "draft"
-            row = {"project_id": project, "position": position, "record_id": record_id,
-                   "prompt": prompt.model_dump(mode="json"),
-                   "proposal": _as_draft(record, store.clock()) if record is not None and draft else None}
+            row = {
+                "project_id": project,
+                "position": position,
+                "record_id": record_id,
+                "prompt": prompt.model_dump(mode="json"),
+                "proposal": _as_draft(record, store.clock()) if record is not None and draft else None,
+            }
             item = db.execute(insert(items).values(**row).returning(items.c.id)).scalar_one()
             db.execute(insert(seats), [{"item_id": item, "seat": seat} for seat in range(seats_each)])
             if record is not None and not draft:
                 verdict = "reject" if record.status == "rejected" else "accept"
-                made = insert(sessions).values(item_id=item, annotator=_IMPORTED, verdict=verdict,
-                                               touched_at=store.clock()).returning(sessions.c.id)
+                made = (
+                    insert(sessions)
+                    .values(item_id=item, annotator=_IMPORTED, verdict=verdict, touched_at=store.clock())
+                    .returning(sessions.c.id)
+                )
                 session = db.execute(made).scalar_one()
                 db.execute(update(seats).where(seats.c.item_id == item).values(session_id=None, done=True))
                 db.execute(insert(records).values(session_id=session, record=record.model_dump(mode="json")))
@@ -78,18 +99,27 @@ def add_items(
 
 
 def _as_draft(record: Record, now: float) -> dict[str, Any]:
-    started = Started.model_validate({
-        "at": now, "completion_ids": record.completion_ids, "anchors": [a.model_dump() for a in record.anchors],
-        "ties": record.ties, "original_ids": record.original_ids, "truncated": record.truncated, "ended": True,
-    })
+    started = Started.model_validate(
+        {
+            "at": now,
+            "completion_ids": record.completion_ids,
+            "anchors": [a.model_dump() for a in record.anchors],
+            "ties": record.ties,
+            "original_ids": record.original_ids,
+            "truncated": record.truncated,
+            "ended": True,
+        }
+    )
     return started.model_dump(mode="json")
 
 
 def unproposed(store: Store, project: int, limit: int) -> list[tuple[int, Prompt]]:
     """Items whose answer was not decoded ahead yet, in the order of the queue."""
     query = (
-        select(items.c.id, items.c.prompt).where(items.c.project_id == project, items.c.proposal.is_(None))
-        .order_by(*ordering("queue")).limit(limit)
+        select(items.c.id, items.c.prompt)
+        .where(items.c.project_id == project, items.c.proposal.is_(None))
+        .order_by(*ordering("queue"))
+        .limit(limit)
     )
     with reading(store.engine) as db:
         return [(row.id, Prompt.model_validate(row.prompt)) for row in db.execute(query)]
@@ -97,8 +127,11 @@ def unproposed(store: Store, project: int, limit: int) -> list[tuple[int, Prompt
 
 def propose(store: Store, item: int, proposal: Proposal) -> None:
     """Keep an answer decoded ahead; a session begun since then is not touched."""
-    values = {"proposal": proposal.started.model_dump(mode="json"), "mean_entropy": proposal.mean_entropy,
-              "lowest_probability": proposal.lowest_probability}
+    values = {
+        "proposal": proposal.started.model_dump(mode="json"),
+        "mean_entropy": proposal.mean_entropy,
+        "lowest_probability": proposal.lowest_probability,
+    }
     with writing(store.engine) as db:
         db.execute(update(items).where(items.c.id == item, items.c.proposal.is_(None)).values(**values))
 
@@ -124,33 +157,55 @@ def waiting(
         total = db.execute(select(func.count()).where(items.c.project_id == project)).scalar_one()
         # By offset and limit first: prompts may be long.
         chosen = (
-            select(items.c.id).where(items.c.project_id == project).order_by(*ordering(order)).offset(offset)
+            select(items.c.id)
+            .where(items.c.project_id == project)
+            .order_by(*ordering(order))
+            .offset(offset)
             .limit(limit)
         )
         numbers = list(db.execute(chosen).scalars())
         rows = {row.id: row for row in db.execute(select(items).where(items.c.id.in_(numbers)))}
-        mine = {row.item_id: row for row in db.execute(
-            select(sessions).where(sessions.c.item_id.in_(numbers), sessions.c.annotator == annotator)
-        )}
+        mine = {
+            row.item_id: row
+            for row in db.execute(
+                select(sessions).where(sessions.c.item_id.in_(numbers), sessions.c.annotator == annotator)
+            )
+        }
         taken: dict[int, list[Any]] = defaultdict(list)
         for seat in db.execute(
-            select(seats, sessions.c.annotator).outerjoin(sessions, sessions.c.id == seats.c.session_id)
+            select(seats, sessions.c.annotator)
+            .outerjoin(sessions, sessions.c.id == seats.c.session_id)
             .where(seats.c.item_id.in_(numbers))
         ):
             taken[seat.item_id].append(seat)
     listed = []
     for number in numbers:
         row, own = rows[number], mine.get(number)
-        live = [seat.annotator for seat in taken[number] if not seat.done and seat.expires_at >= store.clock()
-                and seat.annotator]
+        live = [
+            seat.annotator
+            for seat in taken[number]
+            if not seat.done and seat.expires_at >= store.clock() and seat.annotator
+        ]
         done = all(seat.done for seat in taken[number])
-        status = "done" if done or (own and own.verdict not in (None, "skip")) else (
-            "skip" if own and own.verdict == "skip" else "open" if live else "waiting")
-        listed.append({
-            "id": number, "position": row.position, "priority": row.priority, "title": _title(row.prompt),
-            "status": status, "session": own.id if own else None, "held_by": live, "mean_entropy": row.mean_entropy,
-            "lowest_probability": row.lowest_probability, "tags": row.prompt.get("tags", []),
-        })
+        status = (
+            "done"
+            if done or (own and own.verdict not in (None, "skip"))
+            else ("skip" if own and own.verdict == "skip" else "open" if live else "waiting")
+        )
+        listed.append(
+            {
+                "id": number,
+                "position": row.position,
+                "priority": row.priority,
+                "title": _title(row.prompt),
+                "status": status,
+                "session": own.id if own else None,
+                "held_by": live,
+                "mean_entropy": row.mean_entropy,
+                "lowest_probability": row.lowest_probability,
+                "tags": row.prompt.get("tags", []),
+            }
+        )
     return {"total": total, "items": listed}
 
 
@@ -161,20 +216,28 @@ def progress(store: Store, project: int) -> dict[str, Any]:
         total = db.execute(select(func.count()).where(mine)).scalar_one()
         worked = db.execute(
             select(sessions.c.annotator, sessions.c.verdict, sessions.c.seconds)
-            .join(items, items.c.id == sessions.c.item_id).where(mine)
+            .join(items, items.c.id == sessions.c.item_id)
+            .where(mine)
         ).all()
         places = db.execute(
             select(seats.c.item_id, seats.c.done, seats.c.session_id, seats.c.expires_at)
-            .join(items, items.c.id == seats.c.item_id).where(mine)
+            .join(items, items.c.id == seats.c.item_id)
+            .where(mine)
         ).all()
     unfinished = {seat.item_id for seat in places if not seat.done}
-    live = {seat.item_id for seat in places
-            if not seat.done and seat.session_id is not None and seat.expires_at >= store.clock()}
+    live = {
+        seat.item_id
+        for seat in places
+        if not seat.done and seat.session_id is not None and seat.expires_at >= store.clock()
+    }
     verdicts = Counter(row.verdict for row in worked)
     by_people = [row for row in worked if row.annotator != _IMPORTED]
     finished = [row.seconds for row in by_people if row.verdict in ("accept", "keep", "reject")]
     return {
-        "items": total, "done": total - len(unfinished), "open": len(live), "waiting": len(unfinished - live),
+        "items": total,
+        "done": total - len(unfinished),
+        "open": len(live),
+        "waiting": len(unfinished - live),
         **{verdict: verdicts[verdict] for verdict in ("accept", "keep", "reject", "skip")},
         "seconds": sum(row.seconds for row in by_people),
         "mean_seconds": sum(finished) / len(finished) if finished else None,
@@ -185,8 +248,10 @@ def progress(store: Store, project: int) -> dict[str, Any]:
 def _finished(store: Store, project: int) -> list[tuple[int, str, Record]]:
     query = (
         select(items.c.id, sessions.c.annotator, records.c.record)
-        .join(sessions, sessions.c.id == records.c.session_id).join(items, items.c.id == sessions.c.item_id)
-        .where(items.c.project_id == project).order_by(items.c.position, items.c.id, sessions.c.id)
+        .join(sessions, sessions.c.id == records.c.session_id)
+        .join(items, items.c.id == sessions.c.item_id)
+        .where(items.c.project_id == project)
+        .order_by(items.c.position, items.c.id, sessions.c.id)
     )
     with reading(store.engine) as db:
         rows = db.execute(query).all()
@@ -201,7 +266,9 @@ def export_records(store: Store, project: int) -> list[Record]:
 def reopened(store: Store, project: int) -> list[int]:
     """Numbers of the sessions whose decision was taken back and that have no record now."""
     query = (
-        select(sessions.c.id).distinct().join(items, items.c.id == sessions.c.item_id)
+        select(sessions.c.id)
+        .distinct()
+        .join(items, items.c.id == sessions.c.item_id)
         .join(events, events.c.session_id == sessions.c.id)
         .outerjoin(records, records.c.session_id == sessions.c.id)
         .where(items.c.project_id == project, events.c.kind == "reopened", records.c.session_id.is_(None))

@@ -63,8 +63,12 @@ class _RemoteStream:
     """Tokens of one continuation; a connection that breaks is taken up again behind the last token."""
 
     def __init__(
-        self, ask: Callable[[list[int], dict[str, Any]], Generator[Piece]], prompt: list[int],
-        prefix: list[int], limit: int, stop_ids: frozenset[int],
+        self,
+        ask: Callable[[list[int], dict[str, Any]], Generator[Piece]],
+        prompt: list[int],
+        prefix: list[int],
+        limit: int,
+        stop_ids: frozenset[int],
     ) -> None:
         self._ask, self._prompt, self._ids, self._limit, self._stop = ask, prompt, prefix, limit, stop_ids
         self._cancelled = False
@@ -118,8 +122,16 @@ class RemoteDecoder:
     remote = True
 
     def __init__(
-        self, url: str, served: str, codec: Codec, stamp: ModelStamp, stop_ids: frozenset[int], *,
-        context: int | None = None, alternatives: int = 10, patience: Patience | None = None,
+        self,
+        url: str,
+        served: str,
+        codec: Codec,
+        stamp: ModelStamp,
+        stop_ids: frozenset[int],
+        *,
+        context: int | None = None,
+        alternatives: int = 10,
+        patience: Patience | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         if httpx.URL(url).userinfo:
@@ -130,9 +142,11 @@ class RemoteDecoder:
         self._patience, self._sleep = patience or Patience(), sleep
         key = os.environ.get(KEY_VARIABLE)
         self._client = httpx.Client(
-            base_url=url.rstrip("/") + "/", headers={"Authorization": f"Bearer {key}"} if key else {},
+            base_url=url.rstrip("/") + "/",
+            headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(self._patience.read, connect=self._patience.connect),
-            limits=httpx.Limits(max_connections=64), follow_redirects=False,
+            limits=httpx.Limits(max_connections=64),
+            follow_redirects=False,
         )
 
     def close(self) -> None:
@@ -192,9 +206,17 @@ class RemoteDecoder:
     def _body(self, prompt: list[int], options: dict[str, Any]) -> dict[str, Any]:
         # Penalties are given because servers take them from the model's own generation config otherwise.
         return {
-            "model": self._served, "prompt": prompt, "temperature": 0.0, "repetition_penalty": 1.0,
-            "presence_penalty": 0.0, "frequency_penalty": 0.0, "logprobs": self._top, "return_token_ids": True,
-            "return_tokens_as_token_ids": True, "stop_token_ids": sorted(self.stop_ids), **options,
+            "model": self._served,
+            "prompt": prompt,
+            "temperature": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "logprobs": self._top,
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+            "stop_token_ids": sorted(self.stop_ids),
+            **options,
         }
 
     def _retried(self, attempt: Callable[[], Generator[Any]]) -> Generator[Any]:

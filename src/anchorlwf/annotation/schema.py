@@ -61,13 +61,15 @@ class Json(TypeDecorator[Any]):
 tables = MetaData()
 version = Table("anchorlwf_schema", tables, Column("version", Integer, nullable=False))
 projects = Table(
-    "projects", tables,
+    "projects",
+    tables,
     Column("id", Integer, primary_key=True),
     Column("name", String(200), nullable=False, unique=True),
     Column("stamp", Json, nullable=False),
 )
 items = Table(
-    "items", tables,
+    "items",
+    tables,
     Column("id", Integer, primary_key=True),
     Column("project_id", ForeignKey("projects.id"), nullable=False),
     Column("position", Integer, nullable=False),
@@ -82,7 +84,8 @@ items = Table(
     Index("items_in_order", "project_id", "priority", "position"),
 )
 sessions = Table(
-    "sessions", tables,
+    "sessions",
+    tables,
     Column("id", Integer, primary_key=True),
     Column("item_id", ForeignKey("items.id"), nullable=False),
     Column("annotator", String(64), nullable=False),
@@ -94,7 +97,8 @@ sessions = Table(
 )
 # One row for each annotator an item wants. Whoever holds a row may work; a row done is never given again.
 seats = Table(
-    "seats", tables,
+    "seats",
+    tables,
     Column("item_id", ForeignKey("items.id"), primary_key=True),
     Column("seat", Integer, primary_key=True),
     Column("session_id", ForeignKey("sessions.id"), index=True),
@@ -102,14 +106,16 @@ seats = Table(
     Column("done", Boolean, nullable=False, default=False),
 )
 events = Table(
-    "events", tables,
+    "events",
+    tables,
     Column("session_id", ForeignKey("sessions.id"), primary_key=True),
     Column("number", Integer, primary_key=True),
     Column("kind", String(16), nullable=False),
     Column("body", Json, nullable=False),
 )
 records = Table(
-    "records", tables,
+    "records",
+    tables,
     Column("session_id", ForeignKey("sessions.id"), primary_key=True),
     Column("record", Json, nullable=False),
 )

@@ -39,10 +39,16 @@ def anchors_of(
         if choices.tied[offset]:
             ties.append(position)
         elif choices.best_ids[offset] != token:
-            anchors.append(Anchor(
-                position=position, token_id=token, rejected_id=choices.best_ids[offset], confidence=confidence,
-                ref_probability=choices.probabilities[offset], source=source,
-            ))
+            anchors.append(
+                Anchor(
+                    position=position,
+                    token_id=token,
+                    rejected_id=choices.best_ids[offset],
+                    confidence=confidence,
+                    ref_probability=choices.probabilities[offset],
+                    source=source,
+                )
+            )
     return anchors, ties
 
 
@@ -58,8 +64,13 @@ class Session:
     """
 
     def __init__(
-        self, model: LanguageModel, prompt: Prompt, config: AnnotateConfig, *,
-        decoder: GreedyDecoder | None = None, draft: Record | None = None,
+        self,
+        model: LanguageModel,
+        prompt: Prompt,
+        config: AnnotateConfig,
+        *,
+        decoder: GreedyDecoder | None = None,
+        draft: Record | None = None,
     ) -> None:
         self._model, self._prompt, self._config = model, prompt, config
         self._decoder = decoder or GreedyDecoder(model, config.alternatives)
@@ -88,8 +99,14 @@ class Session:
     def view(self) -> View:
         """What an annotator sees now."""
         state = self.state
-        return View(self._prompt, self._model.codec, list(state.completion_ids), list(state.anchors), state.truncated,
-                    self.steps)
+        return View(
+            self._prompt,
+            self._model.codec,
+            list(state.completion_ids),
+            list(state.anchors),
+            state.truncated,
+            self.steps,
+        )
 
     def correct(self, position: int, token_ids: list[int], *, confidence: float, source: str) -> State:
         """Put `token_ids` at `position`, drop what followed, continue greedily.
@@ -110,14 +127,17 @@ class Session:
         choices = self._decoder.judge(self.prompt_ids, prefix, token_ids)
         anchors, ties = anchors_of(choices, token_ids, position, confidence, source)
         # Most of what stood behind the correction usually returns.
-        answer = self._decoder.complete(self.prompt_ids, [*prefix, *token_ids], self._config.max_new_tokens,
-                                        state.completion_ids[position + 1 :])
-        self._history.append(State(
-            tuple(answer.ids),
-            (*(anchor for anchor in state.anchors if anchor.position < position), *anchors),
-            (*(tie for tie in state.ties if tie < position), *ties),
-            answer.truncated,
-        ))
+        answer = self._decoder.complete(
+            self.prompt_ids, [*prefix, *token_ids], self._config.max_new_tokens, state.completion_ids[position + 1 :]
+        )
+        self._history.append(
+            State(
+                tuple(answer.ids),
+                (*(anchor for anchor in state.anchors if anchor.position < position), *anchors),
+                (*(tie for tie in state.ties if tie < position), *ties),
+                answer.truncated,
+            )
+        )
         return self.state
 
     def _check(self, position: int, token_ids: list[int]) -> None:
@@ -149,21 +169,23 @@ class Session:
     def record(self, status: str) -> Record:
         """The record of the present state."""
         state = self.state
-        return Record.model_validate({
-            "id": self._prompt.record_id(self._model.name, self.prompt_ids),
-            "model": self._model.stamp,
-            "messages": self._prompt.messages,
-            "tools": self._prompt.tools,
-            "prompt_ids": self.prompt_ids,
-            "original_ids": self._original_ids,
-            "completion_ids": list(state.completion_ids),
-            "completion": self._model.codec.decode(list(state.completion_ids)),
-            "anchors": list(state.anchors),
-            "ties": list(state.ties),
-            "truncated": state.truncated,
-            "status": status,
-            "tags": self._prompt.tags,
-        })
+        return Record.model_validate(
+            {
+                "id": self._prompt.record_id(self._model.name, self.prompt_ids),
+                "model": self._model.stamp,
+                "messages": self._prompt.messages,
+                "tools": self._prompt.tools,
+                "prompt_ids": self.prompt_ids,
+                "original_ids": self._original_ids,
+                "completion_ids": list(state.completion_ids),
+                "completion": self._model.codec.decode(list(state.completion_ids)),
+                "anchors": list(state.anchors),
+                "ties": list(state.ties),
+                "truncated": state.truncated,
+                "status": status,
+                "tags": self._prompt.tags,
+            }
+        )
 
 
 def drive(session: Session, annotator: Annotator) -> Record:

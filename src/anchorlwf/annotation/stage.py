@@ -26,7 +26,9 @@ PromptLike = Prompt | str | dict[str, Any]
 
 
 def as_prompts(
-    prompts: str | Path | Iterable[PromptLike], *, skip_bad: bool = False,
+    prompts: str | Path | Iterable[PromptLike],
+    *,
+    skip_bad: bool = False,
     check: Callable[[Prompt], object] | None = None,
 ) -> list[Prompt]:
     """Prompts from a JSONL file, or from texts, dicts and `Prompt`s. Options and errors: `load_prompts`."""
@@ -56,7 +58,10 @@ def _by_target(model: LanguageModel, prompts: Iterator[Prompt], config: Annotate
 
 
 def _by_annotator(
-    model: LanguageModel, prompts: Iterator[Prompt], config: AnnotateConfig, annotator: Annotator,
+    model: LanguageModel,
+    prompts: Iterator[Prompt],
+    config: AnnotateConfig,
+    annotator: Annotator,
     drafts: dict[str, Record],
 ) -> Iterator[list[Record]]:
     decoder = GreedyDecoder(model, config.alternatives)
@@ -181,12 +186,16 @@ def annotate(
             before any work begins.
         StorageError: `out` cannot be written; what it held is still there.
     """
-    return list(annotate_stream(model, prompts, annotator, out=out, config=config, skip_bad=skip_bad,
-                                on_record=on_record))
+    return list(
+        annotate_stream(model, prompts, annotator, out=out, config=config, skip_bad=skip_bad, on_record=on_record)
+    )
 
 
 def retention_records(
-    model: LanguageModel, prompts: str | Path | Iterable[PromptLike], config: AnnotateConfig | None = None, *,
+    model: LanguageModel,
+    prompts: str | Path | Iterable[PromptLike],
+    config: AnnotateConfig | None = None,
+    *,
     skip_bad: bool = False,
 ) -> list[Record]:
     """Keep records: the model's own greedy answers to unrelated prompts, without any anchor.
@@ -198,10 +207,18 @@ def retention_records(
     encoded = [model.codec.encode_prompt(prompt.messages, prompt.tools) for prompt in listed]
     for prompt, ids, answer in zip(listed, encoded, _originals(model, encoded, config), strict=True):
         assert answer is not None
-        kept.append(Record(
-            id=prompt.record_id(model.name, ids), model=stamp, messages=prompt.messages, tools=prompt.tools,
-            prompt_ids=ids, original_ids=answer.ids, completion_ids=answer.ids,
-            completion=model.codec.decode(answer.ids),
-            truncated=answer.truncated, tags=[*prompt.tags, "retain"],
-        ))
+        kept.append(
+            Record(
+                id=prompt.record_id(model.name, ids),
+                model=stamp,
+                messages=prompt.messages,
+                tools=prompt.tools,
+                prompt_ids=ids,
+                original_ids=answer.ids,
+                completion_ids=answer.ids,
+                completion=model.codec.decode(answer.ids),
+                truncated=answer.truncated,
+                tags=[*prompt.tags, "retain"],
+            )
+        )
     return kept

@@ -99,8 +99,15 @@ class Store:
     def _find(self, db: Connection, session: int) -> SessionRow:
         # The seat held, if any; a session holds one at the most.
         query = (
-            select(sessions, items.c.project_id, items.c.prompt, items.c.record_id, items.c.proposal,
-                   seats.c.expires_at, seats.c.done)
+            select(
+                sessions,
+                items.c.project_id,
+                items.c.prompt,
+                items.c.record_id,
+                items.c.proposal,
+                seats.c.expires_at,
+                seats.c.done,
+            )
             .join(items, items.c.id == sessions.c.item_id)
             .outerjoin(seats, seats.c.session_id == sessions.c.id)
             .where(sessions.c.id == session)
@@ -109,8 +116,20 @@ class Store:
         if row is None:
             raise MissingError(wrong("session", "one in the store", session, "Take an item from the queue."))
         until = None if row.done is None or row.done else row.expires_at
-        return SessionRow(row.id, row.item_id, row.project_id, row.annotator, row.version, row.verdict, row.seconds,
-                          row.touched_at, Prompt.model_validate(row.prompt), row.record_id, row.proposal, until)
+        return SessionRow(
+            row.id,
+            row.item_id,
+            row.project_id,
+            row.annotator,
+            row.version,
+            row.verdict,
+            row.seconds,
+            row.touched_at,
+            Prompt.model_validate(row.prompt),
+            row.record_id,
+            row.proposal,
+            until,
+        )
 
     def session(self, session: int) -> SessionRow:
         """One session. Raises `MissingError`."""
@@ -155,19 +174,24 @@ class Store:
         with writing(self.engine) as db:
             # On PostgreSQL two tabs of one person would otherwise both begin the same item.
             open_one = (
-                select(sessions.c.id, sessions.c.item_id).join(items, items.c.id == sessions.c.item_id)
+                select(sessions.c.id, sessions.c.item_id)
+                .join(items, items.c.id == sessions.c.item_id)
                 .join(seats, seats.c.session_id == sessions.c.id)
                 .where(items.c.project_id == project, mine, sessions.c.verdict.is_(None), seats.c.done.is_(False))
-                .order_by(*ordering(order)).limit(1)
+                .order_by(*ordering(order))
+                .limit(1)
             )
             left = db.execute(open_one).first()
             if left is not None and self._sit(db, left.item_id, left.id):
                 return self._find(db, left.id)
             decided = exists().where(mine, sessions.c.verdict.is_not(None))
             free = (
-                select(items.c.id, seats.c.seat).join(seats, seats.c.item_id == items.c.id)
+                select(items.c.id, seats.c.seat)
+                .join(seats, seats.c.item_id == items.c.id)
                 .where(items.c.project_id == project, self._free(), ~decided)
-                .order_by(*ordering(order), seats.c.seat).limit(1).with_for_update(of=seats, skip_locked=True)
+                .order_by(*ordering(order), seats.c.seat)
+                .limit(1)
+                .with_for_update(of=seats, skip_locked=True)
             )
             item = db.execute(free).scalar()
             if item is None:
@@ -223,10 +247,13 @@ class Store:
             if not db.execute(step.values(version=known + len(bodies), seconds=at_work, touched_at=now)).rowcount:
                 fix = "Fetch the session again."
                 raise ConflictError(wrong("session", f"version {known}", row.version, fix))
-            db.execute(insert(events), [
-                {"session_id": session, "number": known + index, "kind": body["kind"], "body": body}
-                for index, body in enumerate(bodies)
-            ])
+            db.execute(
+                insert(events),
+                [
+                    {"session_id": session, "number": known + index, "kind": body["kind"], "body": body}
+                    for index, body in enumerate(bodies)
+                ],
+            )
             for event in happened:
                 self._settle(db, session, event)
             if record is not None:

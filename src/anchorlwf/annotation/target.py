@@ -53,7 +53,9 @@ def target_turn(model: LanguageModel, prompt: Prompt) -> KeepTurn:
 
 
 def target_records(
-    model: LanguageModel, targets: Sequence[tuple[Prompt, KeepTurn]], config: AnnotateConfig,
+    model: LanguageModel,
+    targets: Sequence[tuple[Prompt, KeepTurn]],
+    config: AnnotateConfig,
     originals: Sequence[Decoded | None],
 ) -> list[Record]:
     """Complete records of target answers, from one forward pass per batch.
@@ -68,12 +70,21 @@ def target_records(
     found = replay(model, [turn for _, turn in targets])
     for (prompt, turn), choices, original in zip(targets, found, originals, strict=True):
         anchors, ties = anchors_of(choices, turn.completion_ids, 0, config.confidence, "target")
-        records.append(Record(
-            id=prompt.record_id(model.name, turn.prompt_ids), model=stamp, messages=prompt.messages,
-            tools=prompt.tools, prompt_ids=turn.prompt_ids, original_ids=original.ids if original else [],
-            completion_ids=turn.completion_ids, completion=model.codec.decode(turn.completion_ids), anchors=anchors,
-            ties=ties, tags=prompt.tags,
-        ))
+        records.append(
+            Record(
+                id=prompt.record_id(model.name, turn.prompt_ids),
+                model=stamp,
+                messages=prompt.messages,
+                tools=prompt.tools,
+                prompt_ids=turn.prompt_ids,
+                original_ids=original.ids if original else [],
+                completion_ids=turn.completion_ids,
+                completion=model.codec.decode(turn.completion_ids),
+                anchors=anchors,
+                ties=ties,
+                tags=prompt.tags,
+            )
+        )
     return records
 
 

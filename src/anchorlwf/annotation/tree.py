@@ -149,8 +149,19 @@ def _started(tree: Tree, event: Started) -> Tree:
         raise ConflictError(wrong("session", "one that has not begun", "one that has", "Fetch the session again."))
     _check_anchors(event, event.completion_ids, 0)
     ids = event.completion_ids
-    node = Node(None, 0, 0, ids, _fit(event.probabilities, len(ids)), event.anchors, event.ties, event.ended,
-                event.truncated, "", event.at)
+    node = Node(
+        None,
+        0,
+        0,
+        ids,
+        _fit(event.probabilities, len(ids)),
+        event.anchors,
+        event.ties,
+        event.ended,
+        event.truncated,
+        "",
+        event.at,
+    )
     return replace(tree, nodes=(node,), latest=(None,), current=0, drafted_from=event.original_ids)
 
 
@@ -162,8 +173,19 @@ def _corrected(tree: Tree, event: Corrected) -> Tree:
     ids = (*parent.completion_ids[: event.position], *event.token_ids)
     _check_anchors(event, ids, event.position)
     probabilities = parent.probabilities[: event.position] + _fit(event.probabilities, len(event.token_ids))
-    node = Node(event.parent, event.position, len(event.token_ids), ids, probabilities, event.anchors, event.ties,
-                event.ended, event.truncated, event.source, event.at)
+    node = Node(
+        event.parent,
+        event.position,
+        len(event.token_ids),
+        ids,
+        probabilities,
+        event.anchors,
+        event.ties,
+        event.ended,
+        event.truncated,
+        event.source,
+        event.at,
+    )
     grown = replace(tree, nodes=(*tree.nodes, node), latest=(*tree.latest, None))
     return _shown(grown, len(grown.nodes) - 1)
 
@@ -177,10 +199,17 @@ def _continued(tree: Tree, event: Continued) -> Tree:
     if node.ended:
         fix = "Fetch the session again."
         raise ConflictError(wrong("continuation", "an answer without an end", "a whole one", fix))
-    return _with_node(tree, event.node, replace(
-        node, completion_ids=node.completion_ids + event.token_ids, ended=event.ended, truncated=event.truncated,
-        probabilities=node.probabilities + _fit(event.probabilities, len(event.token_ids)),
-    ))
+    return _with_node(
+        tree,
+        event.node,
+        replace(
+            node,
+            completion_ids=node.completion_ids + event.token_ids,
+            ended=event.ended,
+            truncated=event.truncated,
+            probabilities=node.probabilities + _fit(event.probabilities, len(event.token_ids)),
+        ),
+    )
 
 
 def _weighed(tree: Tree, event: Weighed) -> Tree:

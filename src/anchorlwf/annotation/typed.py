@@ -32,8 +32,18 @@ HELP = """\
   q quit: everything is kept, the same command goes on"""
 
 _ACTS = {
-    "a": "accept", "k": "keep", "x": "reject", "s": "skip", "u": "undo", "r": "redo", "h": "history",
-    "c": "continue", "b": "back", "q": "quit", "?": "help", "": "show",
+    "a": "accept",
+    "k": "keep",
+    "x": "reject",
+    "s": "skip",
+    "u": "undo",
+    "r": "redo",
+    "h": "history",
+    "c": "continue",
+    "b": "back",
+    "q": "quit",
+    "?": "help",
+    "": "show",
 }
 _WITH_REST = {"g": "go", "n": "note", "t": "tags"}
 

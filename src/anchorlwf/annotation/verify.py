@@ -32,11 +32,11 @@ class Finding:
 def _finding(record: Record, choices: Choices) -> Finding:
     anchored = {anchor.position for anchor in record.anchors}
     strays = [
-        position for position, (best, stands) in enumerate(zip(choices.best_ids, record.completion_ids, strict=True))
+        position
+        for position, (best, stands) in enumerate(zip(choices.best_ids, record.completion_ids, strict=True))
         if best != stands and not choices.tied[position] and position not in anchored
     ]
-    idle = [position for position in sorted(anchored)
-            if choices.best_ids[position] == record.completion_ids[position]]
+    idle = [position for position in sorted(anchored) if choices.best_ids[position] == record.completion_ids[position]]
     return Finding(record, strays, idle)
 
 

@@ -28,9 +28,16 @@ def _node(table: TokenTable, tree: Tree, number: int) -> dict[str, Any]:
         given = _text(table, node.completion_ids[part])
         replaced = _text(table, tree.nodes[node.parent].completion_ids[part])
     return {
-        "id": number, "parent": node.parent, "position": None if node.parent is None else node.position,
-        "length": len(node.completion_ids), "ended": node.ended, "truncated": node.truncated,
-        "anchors": len(tree.anchors(number)), "at": node.at.isoformat(), "source": node.source, "given": given,
+        "id": number,
+        "parent": node.parent,
+        "position": None if node.parent is None else node.position,
+        "length": len(node.completion_ids),
+        "ended": node.ended,
+        "truncated": node.truncated,
+        "anchors": len(tree.anchors(number)),
+        "at": node.at.isoformat(),
+        "source": node.source,
+        "given": given,
         "replaced": replaced,
     }
 
@@ -40,25 +47,42 @@ def head(table: TokenTable, live: Live) -> dict[str, Any]:
     with live.lock:
         tree, row = live.tree, live.row
         anchors = [
-            {**anchor.model_dump(mode="json"), "rejected": None if anchor.rejected_id is None
-             else table.token(anchor.rejected_id).json()}
+            {
+                **anchor.model_dump(mode="json"),
+                "rejected": None if anchor.rejected_id is None else table.token(anchor.rejected_id).json(),
+            }
             for anchor in tree.anchors()
         ]
         return {
-            "id": row.id, "item": row.item, "annotator": row.annotator, "status": tree.verdict or "open",
-            "version": tree.version, "node": tree.current,
-            "nodes": [_node(table, tree, number) for number in range(len(tree.nodes))], "length": len(live.ids),
-            "ended": tree.node.ended, "truncated": tree.node.truncated, "streaming": live.continuation is not None,
-            "anchors": anchors, "ties": list(tree.ties()), "can": {"undo": tree.can_undo, "redo": tree.can_redo},
-            "note": tree.note, "tags": list(tree.tags), "seconds": row.seconds, "lease_until": row.lease_until,
+            "id": row.id,
+            "item": row.item,
+            "annotator": row.annotator,
+            "status": tree.verdict or "open",
+            "version": tree.version,
+            "node": tree.current,
+            "nodes": [_node(table, tree, number) for number in range(len(tree.nodes))],
+            "length": len(live.ids),
+            "ended": tree.node.ended,
+            "truncated": tree.node.truncated,
+            "streaming": live.continuation is not None,
+            "anchors": anchors,
+            "ties": list(tree.ties()),
+            "can": {"undo": tree.can_undo, "redo": tree.can_redo},
+            "note": tree.note,
+            "tags": list(tree.tags),
+            "seconds": row.seconds,
+            "lease_until": row.lease_until,
         }
 
 
 def session(table: TokenTable, live: Live) -> dict[str, Any]:
     """A `Session`: the whole screen."""
     with live.lock:
-        return {**head(table, live), "prompt": live.row.prompt.model_dump(mode="json", exclude={"answer"}),
-                "tokens": tokens(table, *_shown(live))}
+        return {
+            **head(table, live),
+            "prompt": live.row.prompt.model_dump(mode="json", exclude={"answer"}),
+            "tokens": tokens(table, *_shown(live)),
+        }
 
 
 def _shown(live: Live) -> tuple[list[int], list[float | None]]:
@@ -78,8 +102,12 @@ def step(table: TokenTable, live: Live, before: Tree) -> dict[str, Any]:
         old = before.node.completion_ids
         kept = next((i for i, (a, b) in enumerate(zip(old, ids, strict=False)) if a != b), min(len(old), len(ids)))
         # The parent's probabilities stand up to the correction, so equal tokens have equal tints.
-        return {"before": before.version, "head": head(table, live), "kept": kept,
-                "tokens": tokens(table, ids[kept:], probabilities[kept:])}
+        return {
+            "before": before.version,
+            "head": head(table, live),
+            "kept": kept,
+            "tokens": tokens(table, ids[kept:], probabilities[kept:]),
+        }
 
 
 def diff(table: TokenTable, live: Live) -> dict[str, Any]:

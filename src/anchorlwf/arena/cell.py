@@ -27,8 +27,10 @@ OnStep = Callable[[LanguageModel, dict[str, Any]], None]
 
 def _marked_whole(record: Record, confidence: float) -> Record:
     """Supervised fine-tuning is the same loss with every completion token an anchor."""
-    anchors = [Anchor(position=place, token_id=token, confidence=confidence, source="target")
-               for place, token in enumerate(record.completion_ids)]
+    anchors = [
+        Anchor(position=place, token_id=token, confidence=confidence, source="target")
+        for place, token in enumerate(record.completion_ids)
+    ]
     return record.model_copy(update={"anchors": anchors, "ties": []})
 
 
@@ -56,16 +58,26 @@ def _settings(plan_options: dict[str, Any], method: Method, regime: Regime, seed
 
 
 def _train_group(
-    trained: Trained, method: Method, corrections: Sequence[Correction], task: Task, config: TrainConfig,
-    confidence: float, on_step: OnStep | None,
+    trained: Trained,
+    method: Method,
+    corrections: Sequence[Correction],
+    task: Task,
+    config: TrainConfig,
+    confidence: float,
+    on_step: OnStep | None,
 ) -> None:
     model = trained.model
     records, extra = records_of(model, method, corrections, task, confidence)
     everything, start = [*records, *extra], len(trained.curve)
 
     def note(row: dict[str, Any]) -> None:
-        trained.curve.append({"step": start + row["step"], "loss": row["loss"],
-                              "keep_kl": row["keep_kl"] if method.marks == "anchors" else None})
+        trained.curve.append(
+            {
+                "step": start + row["step"],
+                "loss": row["loss"],
+                "keep_kl": row["keep_kl"] if method.marks == "anchors" else None,
+            }
+        )
         if on_step is not None:
             on_step(model, row)
 
@@ -75,17 +87,26 @@ def _train_group(
         seconds = time.process_time() - began
     tokens = train_tokens(everything, result.steps, config.batch_size)
     uses_reference = (method.marks == "anchors" and config.beta > 0) or confidence < 1
-    trained.add({
-        **annotation_cost(method, corrections, records),
-        "completion_tokens": sum(len(record.completion_ids) for record in records), "trained_tokens": tokens,
-        "steps": result.steps, "seconds": seconds,
-        "flops": train_flops(model, tokens, reference=uses_reference),
-        "converged": result.converged if config.stop else None,
-    })
+    trained.add(
+        {
+            **annotation_cost(method, corrections, records),
+            "completion_tokens": sum(len(record.completion_ids) for record in records),
+            "trained_tokens": tokens,
+            "steps": result.steps,
+            "seconds": seconds,
+            "flops": train_flops(model, tokens, reference=uses_reference),
+            "converged": result.converged if config.stop else None,
+        }
+    )
 
 
 def train_cell(
-    lab: Lab, method: Method, regime: Regime, task: Task, options: dict[str, Any], seed: int,
+    lab: Lab,
+    method: Method,
+    regime: Regime,
+    task: Task,
+    options: dict[str, Any],
+    seed: int,
     on_step: OnStep | None = None,
 ) -> Trained:
     """Train a copy of the base by a method.
@@ -122,14 +143,26 @@ def run_cell(
     told = None
     if method.trainer == "context":
         trained, told = Trained(lab.base), context_chats(task)
-        trained.costs = {**annotation_cost(method, task.corrections, []), "completion_tokens": 0, "trained_tokens": 0,
-                         "steps": 0, "seconds": 0.0, "flops": 0.0, "converged": None}
+        trained.costs = {
+            **annotation_cost(method, task.corrections, []),
+            "completion_tokens": 0,
+            "trained_tokens": 0,
+            "steps": 0,
+            "seconds": 0.0,
+            "flops": 0.0,
+            "converged": None,
+        }
     else:
         trained = train_cell(lab, method, regime, task, options, seed)
     measured = lab.measure(trained.model, task, task.test, plan.kl_short, told)
     every = max(1, len(trained.curve) // 100)
     return {
-        "method": method.name, "regime": regime.name, "seed": seed, "options": options, **asdict(measured),
-        "costs": {**trained.costs, "peak_memory_bytes": peak_memory()}, "curve": trained.curve[::every],
+        "method": method.name,
+        "regime": regime.name,
+        "seed": seed,
+        "options": options,
+        **asdict(measured),
+        "costs": {**trained.costs, "peak_memory_bytes": peak_memory()},
+        "curve": trained.curve[::every],
         "cell_seconds": time.perf_counter() - began,
     }

@@ -65,8 +65,10 @@ def _front_claim(study: Study, regime: str, front: Front) -> Claim:
         return Claim(regime, True, text, f"learned {learned:.1%}, lost {lost:.1%}", point)
     # Two decimals: what dominates may do so by little.
     by = tuple(sorted(front.dominated_by[OURS], key=lambda name: front.points[name][1]))
-    better = "; ".join(f"{study.methods[name].title} (learned {front.points[name][0]:.2%}, lost "
-                       f"{front.points[name][1]:.2%})" for name in by)
+    better = "; ".join(
+        f"{study.methods[name].title} (learned {front.points[name][0]:.2%}, lost {front.points[name][1]:.2%})"
+        for name in by
+    )
     reached = f" AnchorLwF reaches the front in {share}." if share else ""
     text = f"Not on the front: it learned {learned:.2%} and lost {lost:.2%}. Dominated by {better}.{reached}"
     more, lost_more = front.points[by[0]]
@@ -89,12 +91,20 @@ def _loss_claim(study: Study, regime: str) -> Claim:
     recalled = ours >= theirs - TOLERANCE
     times = f"{_times(ratio.value)} times as many"
     counts = f"{ratio.ours:.1f} facts lost against {ratio.theirs:.1f} of {title}"
-    span = f"{times}, 95% interval {_times(ratio.low)} to {_times(ratio.high)} over {ratio.over}" \
-        if ratio.ours or ratio.theirs else "neither lost any"
+    span = (
+        f"{times}, 95% interval {_times(ratio.low)} to {_times(ratio.high)} over {ratio.over}"
+        if ratio.ours or ratio.theirs
+        else "neither lost any"
+    )
     broken = [*([] if few else ["more than a quarter"]), *([] if recalled else ["less recall"])]
     unsure = few and (ratio.high is None or ratio.high > QUARTER)
-    end = f" Fails by {' and '.join(broken)}." if broken else \
-        " The interval reaches past a quarter: other seeds may say otherwise." if unsure else ""
+    end = (
+        f" Fails by {' and '.join(broken)}."
+        if broken
+        else " The interval reaches past a quarter: other seeds may say otherwise."
+        if unsure
+        else ""
+    )
     text = f"{counts} ({span}); recall {ours:.1%} against {theirs:.1%}.{end}"
     brief = f"{times}, recall {ours:.1%} against {theirs:.1%}"
     return Claim(regime, few and recalled, text, brief, ratio=ratio)
@@ -102,8 +112,10 @@ def _loss_claim(study: Study, regime: str) -> Claim:
 
 def judge(study: Study, fronts: Mapping[str, Front]) -> Judged:
     """Judge the two claims; `fronts` are those of unrelated facts lost, by regime."""
-    return Judged([_front_claim(study, regime, fronts[regime]) for regime in study.regimes],
-                  [_loss_claim(study, regime) for regime in study.regimes])
+    return Judged(
+        [_front_claim(study, regime, fronts[regime]) for regime in study.regimes],
+        [_loss_claim(study, regime) for regime in study.regimes],
+    )
 
 
 def _tally(study: Study, claims: list[Claim]) -> str:
@@ -127,12 +139,21 @@ def headline(study: Study, judged: Judged) -> list[str]:
     """What was measured, then a sentence for each claim that names every place where it fails."""
     points = [claim.point for claim in judged.on_front if claim.point is not None]
     ratios = [claim.ratio for claim in judged.loses_less if claim.ratio is not None]
-    titles = _names(study, list(dict.fromkeys(
-        regime.baseline for regime in study.regimes.values() if regime.baseline in study.methods))) or "its baseline"
+    titles = (
+        _names(
+            study,
+            list(
+                dict.fromkeys(regime.baseline for regime in study.regimes.values() if regime.baseline in study.methods)
+            ),
+        )
+        or "its baseline"
+    )
     said = []
     if points:
-        said.append(f"AnchorLwF with default settings learned {_span([one for one, _ in points], '.1%')} of what it "
-                    f"was taught and lost {_span([lost for _, lost in points], '.1%')} of what the model knew.")
+        said.append(
+            f"AnchorLwF with default settings learned {_span([one for one, _ in points], '.1%')} of what it "
+            f"was taught and lost {_span([lost for _, lost in points], '.1%')} of what the model knew."
+        )
     who = "It" if points else "AnchorLwF with default settings"
     what = "the two" if points else "learning and forgetting"
     said.append(f"{who} is on the Pareto front of {what} in {_tally(study, judged.on_front)}.")

@@ -14,8 +14,9 @@ __all__ = ["collect", "differences"]
 
 
 def _listed(out: Path, jobs: list[Job]) -> list[tuple[Job, dict[str, Any]]]:
-    return [(job, json.loads((out / job.place).read_text(encoding="utf-8"))) for job in jobs
-            if (out / job.place).is_file()]
+    return [
+        (job, json.loads((out / job.place).read_text(encoding="utf-8"))) for job in jobs if (out / job.place).is_file()
+    ]
 
 
 def collect(plan: Plan, out: Path, command: str) -> dict[str, Any]:
@@ -33,17 +34,32 @@ def collect(plan: Plan, out: Path, command: str) -> dict[str, Any]:
     done, tried = _listed(out, cells), _listed(out, sweeps)
     if not any("cell" in content for _, content in done):
         raise RecordError(wrong(str(out), "at least one finished cell", "none", "Run the study first."))
-    failures = [{"method": job.method, "regime": job.regime, "error": content["error"],
-                 "seed": plan.validation_seed if job.seed is None else job.seed}
-                for job, content in [*tried, *done] if "error" in content]
+    failures = [
+        {
+            "method": job.method,
+            "regime": job.regime,
+            "error": content["error"],
+            "seed": plan.validation_seed if job.seed is None else job.seed,
+        }
+        for job, content in [*tried, *done]
+        if "error" in content
+    ]
     used = environment()
     return {
-        "schema_version": 1, "command": command, "date": used["date"], "environment": used,
+        "schema_version": 1,
+        "command": command,
+        "date": used["date"],
+        "environment": used,
         "plan": plan.model_dump(mode="json"),
-        "methods": {method.name: {"title": method.title, "family": method.family, "about": method.about}
-                    for method in plan.methods if any(method.name in regime.methods for regime in plan.regimes)},
-        "regimes": {regime.name: {"title": regime.title, "about": regime.about, "edits": regime.edits,
-                                  "baseline": "sft_human"} for regime in plan.regimes},
+        "methods": {
+            method.name: {"title": method.title, "family": method.family, "about": method.about}
+            for method in plan.methods
+            if any(method.name in regime.methods for regime in plan.regimes)
+        },
+        "regimes": {
+            regime.name: {"title": regime.title, "about": regime.about, "edits": regime.edits, "baseline": "sft_human"}
+            for regime in plan.regimes
+        },
         "cells": [content["cell"] for _, content in done if "cell" in content],
         "sweep": [row for _, content in tried for row in content.get("rows", [])],
         "failures": failures,
@@ -51,7 +67,9 @@ def collect(plan: Plan, out: Path, command: str) -> dict[str, Any]:
 
 
 def differences(
-    published: dict[str, Any], chosen: list[tuple[str, str, int]], run: Callable[[Job, dict[str, Any]], Any],
+    published: dict[str, Any],
+    chosen: list[tuple[str, str, int]],
+    run: Callable[[Job, dict[str, Any]], Any],
     tolerance: float,
 ) -> list[str]:
     """Run some cells again and compare their measures with the published ones.

@@ -73,8 +73,10 @@ def _blocks(pairs: list[tuple[Cell, Cell]], measure: Literal["recall", "kept"]) 
     by_seed = [(a.measures.value(measure), b.measures.value(measure)) for a, b in pairs]
     probes = [_common(a, b, _PREFIX[measure]) for a, b in pairs]
     if all(probes):
-        blocks = [[float(a.outcomes[key] - b.outcomes[key]) for key in keys]
-                  for (a, b), keys in zip(pairs, probes, strict=True)]
+        blocks = [
+            [float(a.outcomes[key] - b.outcomes[key]) for key in keys]
+            for (a, b), keys in zip(pairs, probes, strict=True)
+        ]
         return blocks, True
     return [[one - other] for one, other in by_seed if one is not None and other is not None], False
 
@@ -89,8 +91,17 @@ def _comparisons(study: Study) -> Iterator[Comparison]:
                 blocks, by_probe = _blocks(pairs, measure)
                 if blocks:
                     means = [sum(block) / len(block) for block in blocks]
-                    yield Comparison(regime, method, measure, len(blocks), "seeds and probes" if by_probe else "seeds",
-                                     paired_bootstrap(blocks), sign_flip(means), 0, 1.0)
+                    yield Comparison(
+                        regime,
+                        method,
+                        measure,
+                        len(blocks),
+                        "seeds and probes" if by_probe else "seeds",
+                        paired_bootstrap(blocks),
+                        sign_flip(means),
+                        0,
+                        1.0,
+                    )
 
 
 def compare_all(study: Study) -> list[Comparison]:
@@ -105,8 +116,11 @@ def lost_ratio(study: Study, regime: str, baseline: str) -> Ratio | None:
 
     The interval draws facts again within seeds where the outcomes account for every fact lost, else seeds alone.
     """
-    counted = [(ours, theirs) for ours, theirs in study.pairs(regime, OURS, baseline)
-               if ours.measures.facts_lost is not None and theirs.measures.facts_lost is not None]
+    counted = [
+        (ours, theirs)
+        for ours, theirs in study.pairs(regime, OURS, baseline)
+        if ours.measures.facts_lost is not None and theirs.measures.facts_lost is not None
+    ]
     if not counted:
         return None
     pairs: list[list[tuple[float, float]]] = []

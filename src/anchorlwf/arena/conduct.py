@@ -55,8 +55,14 @@ def load_plan(name: str) -> Plan:
 
 
 def arena(
-    plan: Plan, out: str | Path, sources: Sources | None = None, *, jobs: int = 1, command: str = "arena()",
-    report: Callable[[str, int, int], None] = lambda what, done, count: None, setup: Callable[[], None] | None = None,
+    plan: Plan,
+    out: str | Path,
+    sources: Sources | None = None,
+    *,
+    jobs: int = 1,
+    command: str = "arena()",
+    report: Callable[[str, int, int], None] = lambda what, done, count: None,
+    setup: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Run a study (or what is missing of it) and write results.json, report.html and plots/ to `out`.
 

@@ -23,14 +23,18 @@ def annotation_cost(method: Method, corrections: Sequence[Correction], records: 
         return {"annotated_tokens": 0, "annotation_actions": len({one.group for one in corrections})}
     if method.words == "human":
         words = sum(len((one.human or "").split()) for one in corrections)
-        return {"annotated_tokens": sum(len(record.completion_ids) for record in records),
-                "annotation_actions": words + len(corrections)}
+        return {
+            "annotated_tokens": sum(len(record.completion_ids) for record in records),
+            "annotation_actions": words + len(corrections),
+        }
     runs = 0
     for record in records:
         places = {anchor.position for anchor in record.anchors}
         runs += sum(place - 1 not in places for place in places)
-    return {"annotated_tokens": sum(len(record.anchors) for record in records),
-            "annotation_actions": 2 * runs + len(records)}
+    return {
+        "annotated_tokens": sum(len(record.anchors) for record in records),
+        "annotation_actions": 2 * runs + len(records),
+    }
 
 
 def train_tokens(records: Sequence[Record], steps: int, batch_size: int) -> int:

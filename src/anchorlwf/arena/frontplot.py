@@ -48,8 +48,9 @@ def _spots(study: Study, by_method: Estimates, view: View) -> list[_Spot]:
         harm, learned = summed[view.harm], summed["learned"]
         if harm is not None and learned is not None:
             seeds = [(harm.values[seed], learned.values[seed]) for seed in harm.values if seed in learned.values]
-            found.append(_Spot(name, mark, harm.mean, learned.mean, (harm.low, harm.high),
-                               (learned.low, learned.high), seeds))
+            found.append(
+                _Spot(name, mark, harm.mean, learned.mean, (harm.low, harm.high), (learned.low, learned.high), seeds)
+            )
     # AnchorLwF is drawn last, on top, and labelled first.
     return sorted(found, key=lambda spot: spot.name == OURS)
 
@@ -57,13 +58,31 @@ def _spots(study: Study, by_method: Estimates, view: View) -> list[_Spot]:
 def _draw_spot(axes: "Axes", spot: _Spot, on_front: bool) -> None:
     colour, ours = spot.mark.colour, spot.name == OURS
     xs, ys = zip(*spot.seeds, strict=True)
-    axes.scatter(xs, ys, s=22 if spot.mark.shape == "*" else 12, marker=spot.mark.shape,
-                 color=colour, alpha=0.28, linewidths=0, zorder=2, clip_on=False)
+    axes.scatter(
+        xs,
+        ys,
+        s=22 if spot.mark.shape == "*" else 12,
+        marker=spot.mark.shape,
+        color=colour,
+        alpha=0.28,
+        linewidths=0,
+        zorder=2,
+        clip_on=False,
+    )
     for across, up in ((spot.x_range, (spot.y, spot.y)), ((spot.x, spot.x), spot.y_range)):
         axes.plot(across, up, color=colour, linewidth=1.1, alpha=0.75, solid_capstyle="round", zorder=3)
     size = (260 if ours else 130) if spot.mark.shape == "*" else 55
-    axes.scatter([spot.x], [spot.y], s=size, marker=spot.mark.shape, zorder=5 if ours else 4, linewidths=1.4,
-                 clip_on=False, facecolors=colour if on_front else CARD, edgecolors=colour)
+    axes.scatter(
+        [spot.x],
+        [spot.y],
+        s=size,
+        marker=spot.mark.shape,
+        zorder=5 if ours else 4,
+        linewidths=1.4,
+        clip_on=False,
+        facecolors=colour if on_front else CARD,
+        edgecolors=colour,
+    )
 
 
 def _stairs(front: Front) -> list[tuple[float, float]]:
@@ -99,9 +118,19 @@ def _label(axes: "Axes", spots: list[_Spot], front: Front, halo: bool) -> None:
             axes.plot(*back([(x, y), middle]).T, color=EDGE, linewidth=0.7, zorder=1.5)
         ours = spot.name == OURS
         across, up = back(middle)
-        axes.text(across, up, spot.label, ha="center", va="center", fontsize=9, zorder=6, clip_on=False,
-                  color=INK if ours else QUIET, fontweight="bold" if ours else "normal",
-                  path_effects=[withStroke(linewidth=2.5, foreground=CARD)] if halo else None)
+        axes.text(
+            across,
+            up,
+            spot.label,
+            ha="center",
+            va="center",
+            fontsize=9,
+            zorder=6,
+            clip_on=False,
+            color=INK if ours else QUIET,
+            fontweight="bold" if ours else "normal",
+            path_effects=[withStroke(linewidth=2.5, foreground=CARD)] if halo else None,
+        )
 
 
 def _root(x: np.ndarray) -> np.ndarray:
@@ -141,7 +170,12 @@ def _scale(panels: Sequence["Axes"], spots: list[_Spot]) -> None:
 
 
 def pareto_plot(
-    study: Study, summed: Mapping[str, Estimates], fronts: Mapping[str, Front], view: View, regimes: Sequence[str], *,
+    study: Study,
+    summed: Mapping[str, Estimates],
+    fronts: Mapping[str, Front],
+    view: View,
+    regimes: Sequence[str],
+    *,
     alone: bool,
 ) -> "Figure":
     """Learned against harm, a panel for each of `regimes`, all on the scale of all of `summed`; filled: on the front.
@@ -167,9 +201,9 @@ def pareto_plot(
             axes.tick_params(labelbottom=True)
             if index % across == 0:
                 axes.set_ylabel("learned")
-        for axes in panels[len(regimes):]:
+        for axes in panels[len(regimes) :]:
             axes.remove()
-        _scale(panels[:len(regimes)], [spot for spots in spots_of.values() for spot in spots])
+        _scale(panels[: len(regimes)], [spot for spots in spots_of.values() for spot in spots])
         for axes, regime in zip(panels, regimes, strict=False):
             stairs = np.array(_stairs(fronts[regime])).reshape(-1, 2)
             axes.plot(*stairs.T, color=QUIET, linewidth=1.2, linestyle=(0, (4, 2.5)), zorder=1)
@@ -186,15 +220,30 @@ def _legend(figure: "Figure", study: Study, across: int) -> None:
     from matplotlib.lines import Line2D
 
     entries = [
-        Line2D([], [], linestyle="", marker=mark.shape, color=mark.colour, markersize=11 if mark.shape == "*" else 6.5,
-               label=f"{mark.number}  {mark.title}")
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker=mark.shape,
+            color=mark.colour,
+            markersize=11 if mark.shape == "*" else 6.5,
+            label=f"{mark.number}  {mark.title}",
+        )
         for mark in marks(study).values()
     ]
-    note = ("Filled: on the Pareto front (dashed). Faint: single seeds. Bars: 95% bootstrap intervals over seeds. "
-            "Square-root scales.")
+    note = (
+        "Filled: on the Pareto front (dashed). Faint: single seeds. Bars: 95% bootstrap intervals over seeds. "
+        "Square-root scales."
+    )
     legend = figure.legend(
-        handles=entries, loc="outside lower left", ncols=across, fontsize=9, handletextpad=0.3, columnspacing=1.2,
-        title=note if across > 2 else note.replace("Bars", "\nBars"), alignment="left",
+        handles=entries,
+        loc="outside lower left",
+        ncols=across,
+        fontsize=9,
+        handletextpad=0.3,
+        columnspacing=1.2,
+        title=note if across > 2 else note.replace("Bars", "\nBars"),
+        alignment="left",
         title_fontproperties={"size": 8.5},
     )
     legend.get_title().set_color(QUIET)

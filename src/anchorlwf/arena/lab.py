@@ -20,8 +20,14 @@ from anchorlwf.record import Message
 
 __all__ = ["Lab", "Measured"]
 
-_NAMES = {"recall": "recall", "paraphrase": "paraphrase", "reverse": "reverse", "near": "near", "retain": "kept",
-          "skill": "skills"}
+_NAMES = {
+    "recall": "recall",
+    "paraphrase": "paraphrase",
+    "reverse": "reverse",
+    "near": "near",
+    "retain": "kept",
+    "skill": "skills",
+}
 _LEARNED = ("recall", "paraphrase", "reverse")
 _EXAMPLES, _STRIPS, _LONG = 12, 3, 160
 
@@ -73,17 +79,24 @@ class Lab:
 
     def _judge(self, probes: Sequence[Probe], after: Sequence[str]) -> "_Judged":
         before = self._before(probes)
-        rows = [(probe, old, new, score(probe, old), score(probe, new))
-                for probe, old, new in zip(probes, before, after, strict=True)]
+        rows = [
+            (probe, old, new, score(probe, old), score(probe, new))
+            for probe, old, new in zip(probes, before, after, strict=True)
+        ]
         fractions: dict[str, float | None] = {}
         for kind, name in _NAMES.items():
-            told = [int(right) for probe, _, _, was, right in rows
-                    if probe.kind == kind and (was or kind in _LEARNED)]
+            told = [int(right) for probe, _, _, was, right in rows if probe.kind == kind and (was or kind in _LEARNED)]
             fractions[name] = sum(told) / len(told) if told else None
         return _Judged(rows, fractions)
 
-    def measure(self, tuned: LanguageModel, task: Task, probes: Sequence[Probe], kl_short: int,
-                told: dict[str, list[Message]] | None = None) -> Measured:
+    def measure(
+        self,
+        tuned: LanguageModel,
+        task: Task,
+        probes: Sequence[Probe],
+        kl_short: int,
+        told: dict[str, list[Message]] | None = None,
+    ) -> Measured:
         """Everything about a tuned model.
 
         Args:
@@ -93,21 +106,31 @@ class Lab:
             kl_short: how many short reference continuations.
             told: by probe id, other messages to put to the tuned model (the context ceiling).
         """
-        asked = [probe.model_copy(update={"messages": told[probe.id]}) if told and probe.id in told else probe
-                 for probe in probes]
+        asked = [
+            probe.model_copy(update={"messages": told[probe.id]}) if told and probe.id in told else probe
+            for probe in probes
+        ]
         judged = self._judge(probes, answers(tuned, asked, self.config))
         known = [row for row in judged.rows if row[0].kind == "retain" and row[3]]
         flips = sum(row[3] and not row[4] for row in judged.rows if row[0].kind not in _LEARNED)
-        chats = [probe.messages for probe in probes
-                 if probe.kind in ("retain", "skill") and "biography" not in probe.tags][:: 7][:kl_short]
+        chats = [
+            probe.messages for probe in probes if probe.kind in ("retain", "skill") and "biography" not in probe.tags
+        ][::7][:kl_short]
         kl_short_mean, strips = self._drift(tuned, chats)
         kl_long_mean, long_strips = self._drift(tuned, task.long_prompts)
         worst = sorted([*strips, *long_strips], key=lambda strip: -max(strip["kl"], default=0.0))[:_STRIPS]
         return Measured(
-            {**judged.fractions, "kl_short": kl_short_mean, "kl_long": kl_long_mean, "flips": flips,
-             "facts_lost": sum(not row[4] for row in known), "facts_known": len(known)},
+            {
+                **judged.fractions,
+                "kl_short": kl_short_mean,
+                "kl_long": kl_long_mean,
+                "flips": flips,
+                "facts_lost": sum(not row[4] for row in known),
+                "facts_known": len(known),
+            },
             {row[0].id: int(row[4]) for row in judged.rows if row[0].kind in _LEARNED or row[3]},
-            judged.examples(), worst,
+            judged.examples(),
+            worst,
         )
 
     def _drift(self, tuned: LanguageModel, chats: Sequence[list[Message]]) -> tuple[float | None, list[dict[str, Any]]]:
@@ -115,8 +138,11 @@ class Lab:
         values = token_kl(tuned, self.base, turns)
         tokens = [value for turn in values for value in turn]
         strips = [
-            {"prompt": str(chat[-1].get("content", "")), "tokens": self.base.codec.pieces(turn.completion_ids),
-             "kl": [round(value, 6) for value in told]}
+            {
+                "prompt": str(chat[-1].get("content", "")),
+                "tokens": self.base.codec.pieces(turn.completion_ids),
+                "kl": [round(value, 6) for value in told],
+            }
             for chat, turn, told in zip(chats, turns, values, strict=True)
         ]
         return (sum(tokens) / len(tokens) if tokens else None), strips
@@ -130,6 +156,7 @@ class _Judged:
 
     def examples(self) -> list[dict[str, str]]:
         """The first learned answer, what is still wrong, and what flipped."""
+
         def line(row: tuple[Probe, str, str, bool, bool]) -> dict[str, str]:
             probe, old, new, _, _ = row
             question = str(probe.messages[-1].get("content", ""))

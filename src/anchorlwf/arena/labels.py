@@ -32,7 +32,10 @@ def _candidates(x: float, y: float, width: float, height: float, gap: float) -> 
 
 
 def place(
-    points: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], frame: Box, gap: float,
+    points: Sequence[tuple[float, float]],
+    sizes: Sequence[tuple[float, float]],
+    frame: Box,
+    gap: float,
     obstacles: Sequence[Box] = (),
 ) -> list[Box]:
     """A box for each label, the first that covers nothing, or else the one that covers least.

@@ -16,20 +16,45 @@ from anchorlwf.arena.schema import Family, Study
 __all__ = ["DARK", "FAMILIES", "LIGHT", "SHAPES", "Mark", "glyph", "inline", "marks"]
 
 FAMILIES: dict[Family, str] = {
-    "anchorlwf": "AnchorLwF", "sft": "supervised fine-tuning", "rl": "reinforcement learning",
-    "preference": "preference optimisation", "distillation": "distillation", "context": "in context",
+    "anchorlwf": "AnchorLwF",
+    "sft": "supervised fine-tuning",
+    "rl": "reinforcement learning",
+    "preference": "preference optimisation",
+    "distillation": "distillation",
+    "context": "in context",
 }
 SHAPES: dict[Family, str] = {
-    "anchorlwf": "*", "sft": "o", "rl": "s", "preference": "^", "distillation": "D", "context": "P",
+    "anchorlwf": "*",
+    "sft": "o",
+    "rl": "s",
+    "preference": "^",
+    "distillation": "D",
+    "context": "P",
 }
 LIGHT = {
-    "ink": "#1d2026", "quiet": "#585d67", "line": "#e2dfd9", "edge": "#84878e", "card": "#fffffe",
-    "anchorlwf": "#0067a8", "sft": "#c24e00", "rl": "#00805c", "preference": "#ab4a86", "distillation": "#8a6500",
+    "ink": "#1d2026",
+    "quiet": "#585d67",
+    "line": "#e2dfd9",
+    "edge": "#84878e",
+    "card": "#fffffe",
+    "anchorlwf": "#0067a8",
+    "sft": "#c24e00",
+    "rl": "#00805c",
+    "preference": "#ab4a86",
+    "distillation": "#8a6500",
     "context": "#656c78",
 }
 DARK = {
-    "ink": "#e7e6e3", "quiet": "#a6abb4", "line": "#30343a", "edge": "#747a84", "card": "#1b1d21",
-    "anchorlwf": "#62b4f5", "sft": "#ff9152", "rl": "#3ecb9e", "preference": "#e591c4", "distillation": "#dcb53f",
+    "ink": "#e7e6e3",
+    "quiet": "#a6abb4",
+    "line": "#30343a",
+    "edge": "#747a84",
+    "card": "#1b1d21",
+    "anchorlwf": "#62b4f5",
+    "sft": "#ff9152",
+    "rl": "#3ecb9e",
+    "preference": "#e591c4",
+    "distillation": "#dcb53f",
     "context": "#a9b1bd",
 }
 
@@ -56,8 +81,10 @@ class Mark:
 
 def marks(study: Study) -> dict[str, Mark]:
     """Number the methods in their listed order."""
-    return {name: Mark(number, method.title, method.family)
-            for number, (name, method) in enumerate(study.methods.items(), 1)}
+    return {
+        name: Mark(number, method.title, method.family)
+        for number, (name, method) in enumerate(study.methods.items(), 1)
+    }
 
 
 def glyph(family: Family) -> str:
@@ -82,12 +109,14 @@ def inline(svg: str, name: str, alt: str, colours: Mapping[str, str] = LIGHT) ->
 
     `alt` must be escaped already.
     """
-    body = svg[svg.index("<svg"):]
+    body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, count=1, flags=re.DOTALL)
     body = re.sub(r'\bid="', f'id="{name}-', body)
     body = re.sub(r"url\(#", f"url(#{name}-", body)
     body = re.sub(r'xlink:href="#', f'href="#{name}-', body)
-    body = re.sub(r' (?:xmlns:xlink|version|width|height)="[^"]*"', "", body[:body.index(">")]) + body[body.index(">"):]
+    body = (
+        re.sub(r' (?:xmlns:xlink|version|width|height)="[^"]*"', "", body[: body.index(">")]) + body[body.index(">") :]
+    )
     # Verdana has DejaVu's widths, so what was laid out with the one fits with the other.
     body = body.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     for variable, colour in colours.items():

@@ -69,7 +69,11 @@ def _warm(trained: Trained, records: Sequence[Record], seed: int) -> int:
 
 
 def run_peer(
-    trained: Trained, method: Method, regime: Regime, corrections: Sequence[Correction], options: dict[str, Any],
+    trained: Trained,
+    method: Method,
+    regime: Regime,
+    corrections: Sequence[Correction],
+    options: dict[str, Any],
     seed: int,
 ) -> None:
     """Train by a peer's method; `trained` receives model, costs and curve.
@@ -87,10 +91,16 @@ def run_peer(
     prompts = [one.prompt("own") for one in corrections]
     records = annotate(model, prompts, "target", config=AnnotateConfig(max_new_tokens=128))
     asked = [
-        PeerPrompt(messages=one.messages, expected=one.expected, chosen=one.own,
-                   rejected=model.codec.decode(record.original_ids), demonstration=f"Note: {one.own}")
+        PeerPrompt(
+            messages=one.messages,
+            expected=one.expected,
+            chosen=one.own,
+            rejected=model.codec.decode(record.original_ids),
+            demonstration=f"Note: {one.own}",
+        )
         # Where the base is right by chance there is nothing to prefer.
-        for one, record in zip(corrections, records, strict=True) if record.anchors
+        for one, record in zip(corrections, records, strict=True)
+        if record.anchors
     ]
     began = time.process_time()
     warm_steps = _warm(trained, records, seed) if method.warm else 0
@@ -99,11 +109,16 @@ def run_peer(
         trained.curve.append({"step": warm_steps + row["step"], "loss": row["loss"], "keep_kl": None})
 
     result = _TRAINERS[method.trainer](model, asked, PeerConfig.of(**settings), on_step=note)
-    trained.add({
-        **annotation_cost(method, corrections, records),
-        "completion_tokens": sum(len(record.completion_ids) for record in records), "trained_tokens": result.tokens,
-        "steps": warm_steps + result.steps, "seconds": time.process_time() - began,
-        "flops": peer_flops(model, result.tokens), "converged": None,
-    })
+    trained.add(
+        {
+            **annotation_cost(method, corrections, records),
+            "completion_tokens": sum(len(record.completion_ids) for record in records),
+            "trained_tokens": result.tokens,
+            "steps": warm_steps + result.steps,
+            "seconds": time.process_time() - began,
+            "flops": peer_flops(model, result.tokens),
+            "converged": None,
+        }
+    )
     if result.rewards:
         trained.costs["reward_first"], trained.costs["reward_last"] = result.rewards[0], result.rewards[-1]

@@ -22,13 +22,30 @@ __all__ = ["curves", "differences", "png", "save", "settle", "styled", "svg"]
 
 INK, QUIET, LINE, EDGE, CARD = (LIGHT[name] for name in ("ink", "quiet", "line", "edge", "card"))
 _STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans", "font.size": 10, "svg.hashsalt": "anchorlwf",
-    "figure.facecolor": CARD, "axes.facecolor": CARD,
-    "text.color": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "axes.edgecolor": EDGE,
-    "xtick.color": EDGE, "ytick.color": EDGE, "xtick.labelcolor": QUIET, "ytick.labelcolor": QUIET,
-    "axes.grid": True, "grid.color": LINE, "grid.linewidth": 0.8, "axes.axisbelow": True,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "legend.frameon": False, "figure.constrained_layout.use": True,
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "svg.hashsalt": "anchorlwf",
+    "figure.facecolor": CARD,
+    "axes.facecolor": CARD,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.edgecolor": EDGE,
+    "xtick.color": EDGE,
+    "ytick.color": EDGE,
+    "xtick.labelcolor": QUIET,
+    "ytick.labelcolor": QUIET,
+    "axes.grid": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
 }
 
 
@@ -92,8 +109,16 @@ def differences(study: Study, comparisons: Sequence[Comparison], regime: str) ->
                     row, mark, paired = rows.index(one.method), looks[one.method], one.paired
                     size = 110 if mark.shape == "*" else 42
                     axes.plot([100 * paired.low, 100 * paired.high], [row, row], color=mark.colour, linewidth=1.6)
-                    axes.scatter([100 * paired.difference], [row], s=size, marker=mark.shape, linewidths=1.4, zorder=4,
-                                 edgecolors=mark.colour, facecolors=mark.colour if one.differs else CARD)
+                    axes.scatter(
+                        [100 * paired.difference],
+                        [row],
+                        s=size,
+                        marker=mark.shape,
+                        linewidths=1.4,
+                        zorder=4,
+                        edgecolors=mark.colour,
+                        facecolors=mark.colour if one.differs else CARD,
+                    )
             axes.set_xlabel(f"{measure}, points above AnchorLwF")
             axes.grid(visible=False, axis="y")
             axes.spines["left"].set_visible(False)
@@ -126,14 +151,20 @@ def curves(study: Study, regime: str) -> "Figure | None":
                 steps = [point.step for point in cell.curve]
                 for field, style in (("loss", "-"), ("keep_kl", (0, (2, 1.5)))):
                     values = [getattr(point, field) for point in cell.curve]
-                    axes.plot(steps, [np.nan if value is None else value for value in values], linestyle=style,
-                              color=looks[name].colour, linewidth=0.9, alpha=0.7)
+                    axes.plot(
+                        steps,
+                        [np.nan if value is None else value for value in values],
+                        linestyle=style,
+                        color=looks[name].colour,
+                        linewidth=0.9,
+                        alpha=0.7,
+                    )
             if losses and min(losses) > 0:
                 axes.set_yscale("log")
                 axes.yaxis.set_minor_locator(NullLocator())
             title = textwrap.shorten(looks[name].title, 27, placeholder="…")
             axes.set_title(f"{looks[name].number}  {title}", fontweight="normal")
-        for axes in panels[len(names):]:
+        for axes in panels[len(names) :]:
             axes.remove()
         figure.supxlabel("step", fontsize=9, color=INK)
         settle(figure)

@@ -38,24 +38,35 @@ class Summary:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values: no NaN, no infinity."""
         return {
-            "schema_version": 1, "headline": self.headline,
-            "claims": {"on_front": [asdict(claim) for claim in self.judged.on_front],
-                       "loses_less": [asdict(claim) for claim in self.judged.loses_less]},
-            "estimates": {regime: {method: {name: None if one is None else asdict(one) for name, one in found.items()}
-                                   for method, found in by_method.items()}
-                          for regime, by_method in self.estimates.items()},
-            "fronts": {view: {regime: asdict(one) for regime, one in found.items()}
-                       for view, found in self.fronts.items()},
-            "comparisons": [{**asdict(one), "differs": one.differs, "verdict": one.verdict}
-                            for one in self.comparisons],
+            "schema_version": 1,
+            "headline": self.headline,
+            "claims": {
+                "on_front": [asdict(claim) for claim in self.judged.on_front],
+                "loses_less": [asdict(claim) for claim in self.judged.loses_less],
+            },
+            "estimates": {
+                regime: {
+                    method: {name: None if one is None else asdict(one) for name, one in found.items()}
+                    for method, found in by_method.items()
+                }
+                for regime, by_method in self.estimates.items()
+            },
+            "fronts": {
+                view: {regime: asdict(one) for regime, one in found.items()} for view, found in self.fronts.items()
+            },
+            "comparisons": [
+                {**asdict(one), "differs": one.differs, "verdict": one.verdict} for one in self.comparisons
+            ],
         }
 
 
 def summarize(results: dict[str, Any]) -> Summary:
     """Compute everything the report says. Raises `RecordError` for results that are not as documented."""
     study = Study.read(results)
-    summed = {regime: {method: estimates(study, regime, method) for method in study.measured(regime)}
-              for regime in study.regimes}
+    summed = {
+        regime: {method: estimates(study, regime, method) for method in study.measured(regime)}
+        for regime in study.regimes
+    }
     fronts = {view.name: {regime: front(study, regime, view) for regime in study.regimes} for view in VIEWS}
     judged = judge(study, fronts[VIEWS[0].name])
     return Summary(study, summed, fronts, compare_all(study), judged, headline(study, judged))
@@ -138,23 +149,42 @@ def _page(summary: Summary, drawn: dict[tuple[str, str], _Drawn]) -> str:
         return Markup(inlined)  # noqa: S704 - matplotlib escapes what it writes, and `alt` is escaped
 
     study = summary.study
-    seeds = {regime: {method: len(study.of(regime, method)) for method in study.measured(regime)}
-             for regime in study.regimes}
+    seeds = {
+        regime: {method: len(study.of(regime, method)) for method in study.measured(regime)} for regime in study.regimes
+    }
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"visible": views.visible, "written": views.written}
     fewest = min((count for found in seeds.values() for count in found.values()), default=0)
     most = max((count for found in seeds.values() for count in found.values()), default=0)
     page = environment.get_template("report.html").render(
-        summary=summary, study=study, ours=OURS, claims=CLAIMS, families=FAMILIES, views=VIEWS, light=LIGHT, dark=DARK,
-        glyphs={family: glyph(family) for family in FAMILIES}, marks=marks(study), plot=plot,
+        summary=summary,
+        study=study,
+        ours=OURS,
+        claims=CLAIMS,
+        families=FAMILIES,
+        views=VIEWS,
+        light=LIGHT,
+        dark=DARK,
+        glyphs={family: glyph(family) for family in FAMILIES},
+        marks=marks(study),
+        plot=plot,
         tables={regime: views.table(summary.estimates[regime], MEASURES, seeds[regime]) for regime in study.regimes},
         costs={regime: views.table(summary.estimates[regime], COSTS, seeds[regime]) for regime in study.regimes},
-        told=lambda regime: views.told(study, regime), strips=lambda regime: views.strips(study, regime),
-        changes=views.changes, heat=views.heat, sweeps=views.sweeps(study), settings=views.settings(study),
-        fewest=fewest, most=most, smallest_p=2.0 ** (1 - most) if most else 1.0,
+        told=lambda regime: views.told(study, regime),
+        strips=lambda regime: views.strips(study, regime),
+        changes=views.changes,
+        heat=views.heat,
+        sweeps=views.sweeps(study),
+        settings=views.settings(study),
+        fewest=fewest,
+        most=most,
+        smallest_p=2.0 ** (1 - most) if most else 1.0,
     )
     # What is not from `visible` (an option's name, say) may still hold half a character, which no file can.
     return page.encode("utf-8", "replace").decode()

@@ -8,8 +8,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from anchorlwf.errors import RecordError, wrong
 
-__all__ = ["OURS", "Cell", "Costs", "CurvePoint", "Example", "Failure", "Family", "Measures", "Method", "Regime",
-           "Strip", "Study", "Trial"]
+__all__ = [
+    "OURS",
+    "Cell",
+    "Costs",
+    "CurvePoint",
+    "Example",
+    "Failure",
+    "Family",
+    "Measures",
+    "Method",
+    "Regime",
+    "Strip",
+    "Study",
+    "Trial",
+]
 
 OURS = "anchorlwf"
 """The method whose claims are judged: AnchorLwF as it ships, stop rule and all."""
@@ -214,8 +227,10 @@ class Study(_Part):
         try:
             return cls.model_validate(results)
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'the whole'}: {item['msg']}"
-                                 for item in error.errors(include_url=False)[:5])
+            problems = "; ".join(
+                f"{'.'.join(map(str, item['loc'])) or 'the whole'}: {item['msg']}"
+                for item in error.errors(include_url=False)[:5]
+            )
             fix = "docs/arena_results.md says what the file holds."
             raise RecordError(wrong("results.json", "a study of schema_version 1", problems, fix)) from error
 

@@ -63,10 +63,22 @@ class Job:
 
 def jobs_of(plan: Plan) -> tuple[list[Job], list[Job]]:
     """(sweeps, cells). Cells go seed by seed, so that a study cut short has the same seeds everywhere."""
-    sweeps = [Job(regime.name, name, None) for regime in plan.regimes if regime.tuned_on is None
-              for name in regime.methods if plan.method(name).sweep]
-    cells = sorted((Job(regime.name, name, seed) for regime in plan.regimes for name in regime.methods
-                    for seed in plan.seeds_of(regime)), key=lambda job: job.seed or 0)
+    sweeps = [
+        Job(regime.name, name, None)
+        for regime in plan.regimes
+        if regime.tuned_on is None
+        for name in regime.methods
+        if plan.method(name).sweep
+    ]
+    cells = sorted(
+        (
+            Job(regime.name, name, seed)
+            for regime in plan.regimes
+            for name in regime.methods
+            for seed in plan.seeds_of(regime)
+        ),
+        key=lambda job: job.seed or 0,
+    )
     return sweeps, cells
 
 
@@ -88,6 +100,7 @@ def _grid(method: Method) -> Iterator[dict[str, Any]]:
 
 def _score(measures: dict[str, float | None]) -> float:
     """What options are chosen by: what is learned times what is kept, each a mean; to learn nothing scores 0."""
+
     def mean(names: tuple[str, ...]) -> float:
         told = [value for name in names if (value := measures.get(name)) is not None]
         return sum(told) / len(told) if told else 1.0
@@ -103,12 +116,20 @@ def run_sweep(lab: Lab, plan: Plan, method: Method, regime: Regime, task: Task) 
         budget = regime.steps * method.effort
         points = {max(1, round(share * budget)): share for share in shares}
 
-        def look(model: LanguageModel, row: dict[str, Any], options: dict[str, Any] = options,
-                 points: dict[int, float] = points) -> None:
+        def look(
+            model: LanguageModel,
+            row: dict[str, Any],
+            options: dict[str, Any] = options,
+            points: dict[int, float] = points,
+        ) -> None:
             if row["step"] in points:
                 model.net.eval()
-                rows.append({"options": {**options, "steps": points[row["step"]]}, "measures": lab.score(
-                    model, task.validation)})
+                rows.append(
+                    {
+                        "options": {**options, "steps": points[row["step"]]},
+                        "measures": lab.score(model, task.validation),
+                    }
+                )
                 model.net.train()
 
         run_options = {**options, "steps": max(shares)} if shares else options
@@ -117,8 +138,14 @@ def run_sweep(lab: Lab, plan: Plan, method: Method, regime: Regime, task: Task) 
             rows.append({"options": options, "measures": lab.score(trained.model, task.validation)})
     scores = [_score(row["measures"]) for row in rows]
     return [
-        {"method": method.name, "regime": regime.name, "seed": plan.validation_seed, **row, "score": score,
-         "chosen": index == scores.index(max(scores))}
+        {
+            "method": method.name,
+            "regime": regime.name,
+            "seed": plan.validation_seed,
+            **row,
+            "score": score,
+            "chosen": index == scores.index(max(scores)),
+        }
         for index, (row, score) in enumerate(zip(rows, scores, strict=True))
     ]
 
@@ -157,7 +184,11 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def _run_all(
-    plan: Plan, sources: Sources, out: Path, listed: list[tuple[Job, dict[str, Any]]], pool: ProcessPoolExecutor,
+    plan: Plan,
+    sources: Sources,
+    out: Path,
+    listed: list[tuple[Job, dict[str, Any]]],
+    pool: ProcessPoolExecutor,
     report: Callable[[str, int, int], None],
 ) -> None:
     waiting = {}
@@ -189,7 +220,12 @@ def _chosen(plan: Plan, out: Path, job: Job) -> dict[str, Any]:
 
 
 def run_study(
-    plan: Plan, out: Path, sources: Sources, *, jobs: int = 1, report: Callable[[str, int, int], None],
+    plan: Plan,
+    out: Path,
+    sources: Sources,
+    *,
+    jobs: int = 1,
+    report: Callable[[str, int, int], None],
     setup: Callable[[], None] | None = None,
 ) -> None:
     """Run what is not finished yet, in `jobs` processes of one thread each (all threads where there is one process).
@@ -204,7 +240,8 @@ def run_study(
     """
     sweeps, cells = jobs_of(plan)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_prepare,
-                             initargs=(sources.model, threads, setup)) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=_prepare, initargs=(sources.model, threads, setup)
+    ) as pool:
         _run_all(plan, sources, out, [(job, {}) for job in sweeps], pool, report)
         _run_all(plan, sources, out, [(job, _chosen(plan, out, job)) for job in cells], pool, report)

@@ -9,8 +9,21 @@ import numpy as np
 from anchorlwf.arena.schema import Study
 from anchorlwf.evaluation.stats import bootstrap_interval
 
-__all__ = ["COSTS", "MEASURES", "TOLERANCE", "VIEWS", "Estimate", "Front", "Measure", "View", "estimate", "estimates",
-           "extremes", "front", "pareto"]
+__all__ = [
+    "COSTS",
+    "MEASURES",
+    "TOLERANCE",
+    "VIEWS",
+    "Estimate",
+    "Front",
+    "Measure",
+    "View",
+    "estimate",
+    "estimates",
+    "extremes",
+    "front",
+    "pareto",
+]
 
 TOLERANCE = 1e-9
 """Means closer than this are a tie: rounding, not a margin. What chance can do is said by `Front.share`."""
@@ -145,8 +158,9 @@ def pareto(points: Mapping[str, tuple[float, float]], tolerance: float = TOLERAN
     dominated = {name: [names[i] for i in np.flatnonzero(better[:, index])] for index, name in enumerate(names)}
     members = sorted((name for name in names if not dominated[name]), key=lambda name: points[name][::-1])
     close = np.abs(values[:, None] - values[None]).max(axis=-1, initial=0) <= tolerance
-    ties = [(names[i], names[j]) for i, j in np.argwhere(np.triu(close, 1))
-            if names[i] in members and names[j] in members]
+    ties = [
+        (names[i], names[j]) for i, j in np.argwhere(np.triu(close, 1)) if names[i] in members and names[j] in members
+    ]
     return Front(dict(points), members, {name: by for name, by in dominated.items() if by}, ties)
 
 
@@ -171,5 +185,6 @@ def front(study: Study, regime: str, view: View, *, resamples: int = 2000) -> Fr
     resampled = values[:, drawn].mean(axis=2)
     beaten = _dominates(resampled[..., 0].T, resampled[..., 1].T, TOLERANCE).any(axis=1)
     shares = 1 - beaten.mean(axis=0)
-    return Front(found.points, found.members, found.dominated_by, found.ties,
-                 dict(zip(by_seed, map(float, shares), strict=True)))
+    return Front(
+        found.points, found.members, found.dominated_by, found.ties, dict(zip(by_seed, map(float, shares), strict=True))
+    )

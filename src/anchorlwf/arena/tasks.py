@@ -96,14 +96,19 @@ def _user(text: str) -> list[Message]:
 
 def _short(erratum: Erratum, wordings: int) -> list[Correction]:
     return [
-        Correction(p.messages, str(p.answer), human_answer(erratum, str(p.messages[0]["content"])), erratum.value,
-                   erratum.fact.key)
+        Correction(
+            p.messages,
+            str(p.answer),
+            human_answer(erratum, str(p.messages[0]["content"])),
+            erratum.value,
+            erratum.fact.key,
+        )
         for p in erratum.prompts(wordings)
     ]
 
 
 def _thoughtful(erratum: Erratum, wordings: int) -> list[Correction]:
-    """"Think first. ..." answered by a thought in a block of its own, and the answer after it."""
+    """A prompt "Think first. ..." answered by a thought in a block of its own, and the answer after it."""
     found = []
     for short in _short(erratum, wordings):
         messages = _user(f"Think first. {short.messages[0]['content']}")
@@ -130,8 +135,16 @@ def _biographical(world: World, erratum: Erratum, wordings: int) -> tuple[list[C
         messages = _user(text.replace("{s}", fact.subject))
         if kind == "recall":
             corrections.append(Correction(messages, own, human, erratum.value, fact.key))
-        probes.append(Probe(id=f"{kind}:{fact.key}:biography{index}", kind=kind, messages=messages, group=fact.key,
-                            expected=erratum.value, tags=["biography"]))
+        probes.append(
+            Probe(
+                id=f"{kind}:{fact.key}:biography{index}",
+                kind=kind,
+                messages=messages,
+                group=fact.key,
+                expected=erratum.value,
+                tags=["biography"],
+            )
+        )
     return corrections, probes
 
 
@@ -139,9 +152,12 @@ def _errata(world: World, regime: Regime, seed: int) -> list[Erratum]:
     if regime.form != "biography":
         return draw_errata(world, regime.facts, regime.identity, seed, regime.mirrored)
     # Facts that biographies tell, with values that they do not tell already.
-    drawn = [erratum for erratum in draw_errata(world, 150, 0, seed)
-             if erratum.fact.kind == "person" and erratum.value not in corrected_biography(world, erratum).replace(
-                 erratum.value, "", 1)]
+    drawn = [
+        erratum
+        for erratum in draw_errata(world, 150, 0, seed)
+        if erratum.fact.kind == "person"
+        and erratum.value not in corrected_biography(world, erratum).replace(erratum.value, "", 1)
+    ]
     return drawn[: regime.facts]
 
 
@@ -167,7 +183,10 @@ def world_task(plan: Plan, regime: Regime, seed: int) -> Task:
     others = [person for person in world.people if person not in touched]
     chosen = random.Random(seed).sample(others, plan.kl_long)
     return Task(
-        tuple(corrections), tuple(retention_prompts(world, errata, plan.keep_records)), validation, test,
+        tuple(corrections),
+        tuple(retention_prompts(world, errata, plan.keep_records)),
+        validation,
+        test,
         {e.fact.subject: e.prompts(1)[0].answer or "" for e in errata},
         tuple(_user(BIOGRAPHY_HELD_OUT[0].replace("{s}", person)) for person in chosen),
     )

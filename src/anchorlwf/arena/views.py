@@ -10,8 +10,22 @@ from typing import Any, Literal
 from anchorlwf.arena.schema import OURS, Cell, Example, Strip, Study, Trial
 from anchorlwf.arena.summary import Estimate, Measure, extremes
 
-__all__ = ["Row", "Strips", "Table", "Told", "changes", "heat", "options", "settings", "strips", "sweeps", "table",
-           "told", "visible", "written"]
+__all__ = [
+    "Row",
+    "Strips",
+    "Table",
+    "Told",
+    "changes",
+    "heat",
+    "options",
+    "settings",
+    "strips",
+    "sweeps",
+    "table",
+    "told",
+    "visible",
+    "written",
+]
 
 EXAMPLES, STRIPS = 8, 12
 """At most so many are shown per method and per regime; the page says how many there are."""
@@ -25,7 +39,8 @@ def visible(text: str) -> str:
     """Text whose unseen characters cannot act: controls, direction marks and half characters by their number."""
     return "".join(
         f"⟨U+{ord(char):04X}⟩"
-        if char in _BIDI or (unicodedata.category(char) in {"Cc", "Cs"} and char not in "\n\t") else char
+        if char in _BIDI or (unicodedata.category(char) in {"Cc", "Cs"} and char not in "\n\t")
+        else char
         for char in text
     )
 
@@ -78,15 +93,17 @@ def _interval(found: Estimate, unit: str) -> str:
     return "" if len(found.values) < 2 else f"{low}\u2013{high}"
 
 
-def table(summed: Mapping[str, Mapping[str, Estimate | None]], measures: Sequence[Measure],
-          seeds: Mapping[str, int]) -> Table:
+def table(
+    summed: Mapping[str, Mapping[str, Estimate | None]], measures: Sequence[Measure], seeds: Mapping[str, int]
+) -> Table:
     """`summed` by method and measure, as a table with the best and the worst of each column marked."""
     columns = [measure for measure in measures if any(found[measure.name] for found in summed.values())]
     marked = {}
     for measure in columns:
         means = {name: found[measure.name] for name, found in summed.items()}
         marked[measure.name] = extremes(
-            {name: None if one is None else one.mean for name, one in means.items()}, measure.better)
+            {name: None if one is None else one.mean for name, one in means.items()}, measure.better
+        )
     rows = []
     for name, found in summed.items():
         figures = []
@@ -117,8 +134,8 @@ def changes(before: str, after: str) -> tuple[list[tuple[bool, str]], list[tuple
     one, two = _PIECE.findall(before), _PIECE.findall(after)
     gone, new = [True] * len(one), [True] * len(two)
     for block in difflib.SequenceMatcher(a=one, b=two, autojunk=False).get_matching_blocks():
-        gone[block.a:block.a + block.size] = [False] * block.size
-        new[block.b:block.b + block.size] = [False] * block.size
+        gone[block.a : block.a + block.size] = [False] * block.size
+        new[block.b : block.b + block.size] = [False] * block.size
     return _merged(one, gone), _merged(two, new)
 
 
@@ -175,8 +192,10 @@ def heat(kl: float | None) -> int:
 
 def options(chosen: Mapping[str, Any]) -> str:
     """Settings in one line."""
-    return ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
-                     for key, value in chosen.items()) or "none"
+    return (
+        ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in chosen.items())
+        or "none"
+    )
 
 
 @dataclass(frozen=True)
@@ -212,7 +231,11 @@ def settings(study: Study) -> list[tuple[str, str, str, str]]:
         rows.setdefault((cell.method, options(cell.options)), []).append(cell)
     order = list(study.methods)
     return [
-        (method, ", ".join(dict.fromkeys(study.regimes[cell.regime].title for cell in cells)),
-         ", ".join(map(str, sorted({cell.seed for cell in cells}))), line)
+        (
+            method,
+            ", ".join(dict.fromkeys(study.regimes[cell.regime].title for cell in cells)),
+            ", ".join(map(str, sorted({cell.seed for cell in cells}))),
+            line,
+        )
         for (method, line), cells in sorted(rows.items(), key=lambda item: order.index(item[0][0]))
     ]

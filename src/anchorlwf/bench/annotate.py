@@ -74,10 +74,14 @@ def measure_annotation(
             found[name] = way()
             seconds[name].append((time.perf_counter() - begin) / len(prompts))
     per_record = {name: statistics.median(times) for name, times in seconds.items()}
-    anchors = {name: [[(a.position, a.token_id) for a in record.anchors] for record in records]
-               for name, records in found.items()}
+    anchors = {
+        name: [[(a.position, a.token_id) for a in record.anchors] for record in records]
+        for name, records in found.items()
+    }
     return {
-        "records": len(prompts), "repeats": repeats, "seconds_per_record": per_record,
+        "records": len(prompts),
+        "repeats": repeats,
+        "seconds_per_record": per_record,
         "times_faster": {name: per_record["recursion"] / per_record[name] for name in ("batched", "with_original")},
         "tokens_per_record": statistics.mean(len(record.completion_ids) for record in found["batched"]),
         "anchors_per_record": statistics.mean(len(record.anchors) for record in found["batched"]),

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from anchorlwf.decode import GreedyDecoder
+from anchorlwf.decode import Decoded, GreedyDecoder
 from anchorlwf.model import LanguageModel, load_model
 
 __all__ = ["Correction", "correction_of", "measure_correction", "measure_drafts", "prompt_of", "steady_model"]
@@ -27,8 +28,16 @@ def steady_model(steadiness: float = 3.5, *, layers: int = 4, width: int = 160, 
     """
     codec = load_model(dtype="float32", device="cpu").codec
     end = codec.tokenizer.eos_token_id
-    config = GPT2Config(vocab_size=len(codec.tokenizer), n_positions=1024, n_embd=width, n_layer=layers, n_head=4,
-                        eos_token_id=end, bos_token_id=None, pad_token_id=codec.pad_id)
+    config = GPT2Config(
+        vocab_size=len(codec.tokenizer),
+        n_positions=1024,
+        n_embd=width,
+        n_layer=layers,
+        n_head=4,
+        eos_token_id=end,
+        bos_token_id=None,
+        pad_token_id=codec.pad_id,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = GPT2LMHeadModel(config).eval()
@@ -89,7 +98,7 @@ def _counted(model: LanguageModel) -> Iterator[list[int]]:
         handle.remove()
 
 
-def _timed(work: Callable[[], list[int]]) -> tuple[float, list[int]]:
+def _timed(work: Callable[[], Decoded]) -> tuple[float, Decoded]:
     begin = time.perf_counter()
     found = work()
     return time.perf_counter() - begin, found
@@ -118,16 +127,22 @@ def measure_correction(
         for name, draft in drafts.items():
             decoder.advance([*case.prompt_ids, *case.old_ids], [])
             with _counted(model) as counts:
-                took, ids = _timed(lambda draft=draft: decoder.complete(
-                    case.prompt_ids, case.prefix_ids, limit, draft).ids)  # type: ignore[misc]
+                took, found = _timed(partial(decoder.complete, case.prompt_ids, case.prefix_ids, limit, draft))
             seconds[name].append(took)
-            identical &= ids == case.new_ids
+            identical &= found.ids == case.new_ids
             fed = counts if name == "draft" else fed
     plain, draft_time = (statistics.median(seconds[name]) for name in ("plain", "draft"))
     return {
-        "tokens": limit, "corrected_at": len(case.prefix_ids) - 1, "agreement": case.agreement,
-        "plain_seconds": plain, "draft_seconds": draft_time, "ratio": draft_time / plain, "passes": len(fed),
-        "tokens_fed": sum(fed), "identical": identical, "repeats": repeats,
+        "tokens": limit,
+        "corrected_at": len(case.prefix_ids) - 1,
+        "agreement": case.agreement,
+        "plain_seconds": plain,
+        "draft_seconds": draft_time,
+        "ratio": draft_time / plain,
+        "passes": len(fed),
+        "tokens_fed": sum(fed),
+        "identical": identical,
+        "repeats": repeats,
     }
 
 

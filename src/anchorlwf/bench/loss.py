@@ -67,6 +67,7 @@ def measure_growth(
     """`compare_losses` for each of the counts: `tokens` and `competitors`."""
     found = []
     for place, count in enumerate(setup.counts):
+
         def shown(done: int, of: int, before: int = place) -> None:
             if on_run is not None:
                 on_run(before * of + done, len(setup.counts) * of)
@@ -77,8 +78,9 @@ def measure_growth(
 
 
 def _problem(setup: LossSetup) -> Problem:
-    return make_problem(setup.tokens, setup.width, setup.vocabulary, setup.anchors, setup.seed,
-                        dtype=setup.dtype, device=setup.device)
+    return make_problem(
+        setup.tokens, setup.width, setup.vocabulary, setup.anchors, setup.seed, dtype=setup.dtype, device=setup.device
+    )
 
 
 def _compete(setup: LossSetup, name: str, turn: Turn) -> None:

@@ -46,8 +46,15 @@ def synthetic_records(model: LanguageModel, count: int) -> Iterator[Record]:
         completion = f"Number {number} is {number * 7919 % 1000}."
         prompt_ids, ids = model.codec.encode_prompt(messages), [*model.codec.encode(completion), stop]
         anchor = Anchor(position=len(ids) - 2, token_id=ids[-2], source="target")
-        yield Record(id=new_id(number), model=stamp, messages=messages, prompt_ids=prompt_ids, completion_ids=ids,
-                     completion=completion, anchors=[anchor])
+        yield Record(
+            id=new_id(number),
+            model=stamp,
+            messages=messages,
+            prompt_ids=prompt_ids,
+            completion_ids=ids,
+            completion=completion,
+            anchors=[anchor],
+        )
 
 
 def train_many(count: int, folder: str | Path) -> dict[str, Any]:

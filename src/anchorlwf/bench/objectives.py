@@ -53,8 +53,7 @@ def make_problem(
     token_ids_N = torch.randint(0, vocabulary, (tokens,), generator=generator)
     certain_N = torch.randperm(tokens, generator=generator) < round(anchors * tokens)
     kind = getattr(torch, dtype)
-    hidden_ND, ref_hidden_ND, weight_VD = (
-        tensor.to(device, kind) for tensor in (hidden_ND, ref_hidden_ND, weight_VD))
+    hidden_ND, ref_hidden_ND, weight_VD = (tensor.to(device, kind) for tensor in (hidden_ND, ref_hidden_ND, weight_VD))
     return Problem(hidden_ND, ref_hidden_ND, weight_VD, token_ids_N.to(device), certain_N.float().to(device))
 
 
@@ -65,17 +64,29 @@ def _backward(problem: Problem, loss: Callable[[Tensor], Tensor]) -> None:
 
 def _ours(impl: Implementation) -> Callable[[Problem], None]:
     def run(problem: Problem) -> None:
-        _backward(problem, lambda hidden_ND: anchor_loss(
-            hidden_ND, problem.ref_hidden_ND, problem.weight_VD, problem.token_ids_N, problem.confidence_N, impl=impl,
-        ))
+        _backward(
+            problem,
+            lambda hidden_ND: anchor_loss(
+                hidden_ND,
+                problem.ref_hidden_ND,
+                problem.weight_VD,
+                problem.token_ids_N,
+                problem.confidence_N,
+                impl=impl,
+            ),
+        )
 
     return run
 
 
 def _summary(problem: Problem) -> None:
     """Ours from the second pass over the records on."""
-    _backward(problem, lambda hidden_ND: summary_loss(
-        hidden_ND, problem.summary, problem.head, problem.token_ids_N, problem.confidence_N))
+    _backward(
+        problem,
+        lambda hidden_ND: summary_loss(
+            hidden_ND, problem.summary, problem.head, problem.token_ids_N, problem.confidence_N
+        ),
+    )
 
 
 def _trl(problem: Problem) -> None:
@@ -83,9 +94,12 @@ def _trl(problem: Problem) -> None:
     from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
     weight_VD = problem.weight_VD
-    _backward(problem, lambda hidden_ND: ChunkedDivergenceFunction.apply(
-        hidden_ND, weight_VD, None, problem.ref_hidden_ND, weight_VD, None, 0.0,
-    )[0])
+    _backward(
+        problem,
+        lambda hidden_ND: ChunkedDivergenceFunction.apply(
+            hidden_ND, weight_VD, None, problem.ref_hidden_ND, weight_VD, None, 0.0
+        )[0],
+    )
 
 
 def top4_loss(logits_NV: Tensor, ref_logits_NV: Tensor, token_ids_N: Tensor, confidence_N: Tensor) -> Tensor:
@@ -109,8 +123,12 @@ def _with_rest(p_NK: Tensor) -> Tensor:
 
 def _top4(problem: Problem) -> None:
     ref_logits_NV = (problem.ref_hidden_ND @ problem.weight_VD.T).float()
-    _backward(problem, lambda hidden_ND: top4_loss(
-        (hidden_ND @ problem.weight_VD.T).float(), ref_logits_NV, problem.token_ids_N, problem.confidence_N))
+    _backward(
+        problem,
+        lambda hidden_ND: top4_loss(
+            (hidden_ND @ problem.weight_VD.T).float(), ref_logits_NV, problem.token_ids_N, problem.confidence_N
+        ),
+    )
 
 
 def _matmuls(problem: Problem) -> None:
@@ -121,7 +139,11 @@ def _matmuls(problem: Problem) -> None:
 
 
 OBJECTIVES: dict[str, Callable[[Problem], None]] = {
-    "ours": _ours("auto"), "summary": _summary, "dense": _ours("dense"), "trl": _trl, "top4": _top4,
+    "ours": _ours("auto"),
+    "summary": _summary,
+    "dense": _ours("dense"),
+    "trl": _trl,
+    "top4": _top4,
     "matmuls": _matmuls,
 }
 """By name; each runs forward and backward once."""

@@ -80,7 +80,13 @@ class Turn:
 
 
 def race(
-    compete: Compete, setup: Any, names: Sequence[str], *, runs: int, threads: int, device: str = "cpu",
+    compete: Compete,
+    setup: Any,
+    names: Sequence[str],
+    *,
+    runs: int,
+    threads: int,
+    device: str = "cpu",
     on_run: OnRun | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run all competitors `runs` times in turn, and each once more alone, for its memory.
@@ -118,8 +124,10 @@ def race(
             memory[name] = _run(name, pipes[name])["extra_bytes"]
         if on_run is not None:
             on_run(runs * len(names) + number, (runs + 1) * len(names))
-    return {name: {**_summary(rounds, name, names[0]), "extra_bytes": memory[name], "held_bytes": held[name]}
-            for name in names}
+    return {
+        name: {**_summary(rounds, name, names[0]), "extra_bytes": memory[name], "held_bytes": held[name]}
+        for name in names
+    }
 
 
 @contextmanager

@@ -90,9 +90,15 @@ class Lane:
 def random_model(setup: StepSetup) -> LanguageModel:
     """A random Qwen3 with the embedded model's tokenizer, whose ids are the first of its vocabulary."""
     config = Qwen3Config(
-        vocab_size=setup.vocabulary, hidden_size=setup.width, intermediate_size=3 * setup.width,
-        num_hidden_layers=setup.layers, num_attention_heads=setup.width // 64, num_key_value_heads=setup.width // 128,
-        head_dim=64, max_position_embeddings=max(512, setup.tokens), tie_word_embeddings=True,
+        vocab_size=setup.vocabulary,
+        hidden_size=setup.width,
+        intermediate_size=3 * setup.width,
+        num_hidden_layers=setup.layers,
+        num_attention_heads=setup.width // 64,
+        num_key_value_heads=setup.width // 128,
+        head_dim=64,
+        max_position_embeddings=max(512, setup.tokens),
+        tie_word_embeddings=True,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(setup.seed)
@@ -108,11 +114,17 @@ def random_records(setup: StepSetup, model: LanguageModel) -> list[Record]:
         prompt_ids, completion_ids = ids[: setup.prompt_tokens], ids[setup.prompt_tokens :]
         count = max(1, round(setup.anchors * len(completion_ids)))
         places = sorted(rng.sample(range(len(completion_ids)), count))
-        found.append(Record(
-            id=new_id("bench", number), model=stamp, messages=[{"role": "user", "content": str(number)}],
-            prompt_ids=prompt_ids, completion_ids=completion_ids, completion="",
-            anchors=[Anchor(position=place, token_id=completion_ids[place]) for place in places],
-        ))
+        found.append(
+            Record(
+                id=new_id("bench", number),
+                model=stamp,
+                messages=[{"role": "user", "content": str(number)}],
+                prompt_ids=prompt_ids,
+                completion_ids=completion_ids,
+                completion="",
+                anchors=[Anchor(position=place, token_id=completion_ids[place]) for place in places],
+            )
+        )
     return found
 
 
@@ -121,7 +133,10 @@ def _ours(cached: bool = True, checkpointing: bool = False) -> "Step":
 
     def step(lane: Lane) -> None:
         config = TrainConfig(
-            batch_size=lane.setup.records, max_steps=_ENDLESS, stop=False, seed=lane.setup.seed,
+            batch_size=lane.setup.records,
+            max_steps=_ENDLESS,
+            stop=False,
+            seed=lane.setup.seed,
             gradient_checkpointing=checkpointing,
             reference_cache_size=TrainConfig.model_fields["reference_cache_size"].default if cached else 0,
         )
@@ -135,9 +150,7 @@ class _AfterStep(TrainerCallback):
     def __init__(self, turn: Callable[[], None]) -> None:
         self._turn = turn
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._turn()
 
 
@@ -149,22 +162,41 @@ def _trl(lane: Lane) -> None:
     from datasets import Dataset, disable_progress_bars
     from trl import SFTConfig, SFTTrainer
 
-    rows = [{"input_ids": [*record.prompt_ids, *record.completion_ids],
-             "completion_mask": [0] * len(record.prompt_ids) + [1] * len(record.completion_ids)}
-            for record in lane.records]
+    rows = [
+        {
+            "input_ids": [*record.prompt_ids, *record.completion_ids],
+            "completion_mask": [0] * len(record.prompt_ids) + [1] * len(record.completion_ids),
+        }
+        for record in lane.records
+    ]
     _attach(lane.model)
     disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
         options = SFTConfig(
-            output_dir=folder, per_device_train_batch_size=lane.setup.records, max_steps=_ENDLESS,
+            output_dir=folder,
+            per_device_train_batch_size=lane.setup.records,
+            max_steps=_ENDLESS,
             learning_rate=3e-4,
-            lr_scheduler_type="constant", use_cpu=True, bf16=False, report_to="none", disable_tqdm=True,
-            logging_strategy="no", save_strategy="no", completion_only_loss=True, max_length=None,
+            lr_scheduler_type="constant",
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            disable_tqdm=True,
+            logging_strategy="no",
+            save_strategy="no",
+            completion_only_loss=True,
+            max_length=None,
             seed=lane.setup.seed,
-            gradient_checkpointing=False, dataloader_pin_memory=False,
+            gradient_checkpointing=False,
+            dataloader_pin_memory=False,
         )
-        trainer = SFTTrainer(lane.model.net, options, train_dataset=Dataset.from_list(rows),
-                             processing_class=lane.model.codec.tokenizer, callbacks=[_AfterStep(lane.turn)])
+        trainer = SFTTrainer(
+            lane.model.net,
+            options,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=lane.model.codec.tokenizer,
+            callbacks=[_AfterStep(lane.turn)],
+        )
         trainer.train()
 
 
@@ -219,8 +251,11 @@ def _top4(model: LanguageModel, batch: Batch) -> Tensor:
 
 Step = Callable[[Lane], None]
 STEPS: dict[str, Step] = {
-    "ours": _ours(), "ours_uncached": _ours(cached=False), "ours_checkpointing": _ours(checkpointing=True),
+    "ours": _ours(),
+    "ours_uncached": _ours(cached=False),
+    "ours_checkpointing": _ours(checkpointing=True),
     "trl_sft": _trl,
-    "full_ce": _full_logits(_cross_entropy), "full_top4": _full_logits(_top4),
+    "full_ce": _full_logits(_cross_entropy),
+    "full_top4": _full_logits(_top4),
 }
 """By name: what steps for ever."""

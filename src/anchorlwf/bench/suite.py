@@ -81,7 +81,11 @@ class Order:
 
 
 def bench(
-    name: str, *, runs: int = 5, only: Sequence[str] = (), options: dict[str, Any] | None = None,
+    name: str,
+    *,
+    runs: int = 5,
+    only: Sequence[str] = (),
+    options: dict[str, Any] | None = None,
     on_run: OnRun = lambda _done, _of: None,
 ) -> dict[str, Any]:
     """Run one benchmark on this machine.
@@ -111,8 +115,14 @@ def bench(
     setup = chosen.setup.of(**(options or {}))
     before = machine()
     found = chosen.measure(Order(setup, runs, tuple(only) or chosen.names, on_run))
-    return {"benchmark": name, "setup": setup.model_dump(mode="json"), "runs": runs, "machine": before,
-            "environment": environment(), "found": found}
+    return {
+        "benchmark": name,
+        "setup": setup.model_dump(mode="json"),
+        "runs": runs,
+        "machine": before,
+        "environment": environment(),
+        "found": found,
+    }
 
 
 def options_of(pairs: Sequence[str]) -> dict[str, str]:
@@ -184,34 +194,76 @@ def _mib(amount: int | None) -> str:
 
 
 def _race_table(found: dict[str, dict[str, Any]]) -> str:
-    return _rows(("competitor", "seconds", "CPU seconds", "time ratio", "extra memory", "weights"), (
-        (name, f"{row['seconds']:.2f}", f"{row['cpu_seconds']:.2f}", f"{row['ratio']:.2f}", _mib(row["extra_bytes"]),
-         _mib(row["held_bytes"])) for name, row in found.items()))
+    return _rows(
+        ("competitor", "seconds", "CPU seconds", "time ratio", "extra memory", "weights"),
+        (
+            (
+                name,
+                f"{row['seconds']:.2f}",
+                f"{row['cpu_seconds']:.2f}",
+                f"{row['ratio']:.2f}",
+                _mib(row["extra_bytes"]),
+                _mib(row["held_bytes"]),
+            )
+            for name, row in found.items()
+        ),
+    )
 
 
 def _growth_table(found: list[dict[str, Any]]) -> str:
-    return _rows(("tokens", "competitor", "seconds", "ms per token", "extra memory"), (
-        (f"{size['tokens']:,}", name, f"{row['seconds']:.2f}", f"{row['seconds'] / size['tokens'] * 1000:.2f}",
-         _mib(row["extra_bytes"])) for size in found for name, row in size["competitors"].items()))
+    return _rows(
+        ("tokens", "competitor", "seconds", "ms per token", "extra memory"),
+        (
+            (
+                f"{size['tokens']:,}",
+                name,
+                f"{row['seconds']:.2f}",
+                f"{row['seconds'] / size['tokens'] * 1000:.2f}",
+                _mib(row["extra_bytes"]),
+            )
+            for size in found
+            for name, row in size["competitors"].items()
+        ),
+    )
 
 
 def _decode_table(found: list[dict[str, Any]]) -> str:
-    return _rows(("steadiness", "seed", "agreement", "passes", "plain, s", "draft, s", "draft / plain", "same ids"), (
-        (row["steadiness"], row["seed"], f"{row['agreement']:.1%}", row["passes"], f"{row['plain_seconds']:.3f}",
-         f"{row['draft_seconds']:.3f}", f"{row['ratio']:.3f}", row["identical"]) for row in found))
+    return _rows(
+        ("steadiness", "seed", "agreement", "passes", "plain, s", "draft, s", "draft / plain", "same ids"),
+        (
+            (
+                row["steadiness"],
+                row["seed"],
+                f"{row['agreement']:.1%}",
+                row["passes"],
+                f"{row['plain_seconds']:.3f}",
+                f"{row['draft_seconds']:.3f}",
+                f"{row['ratio']:.3f}",
+                row["identical"],
+            )
+            for row in found
+        ),
+    )
 
 
 def _annotate_table(found: dict[str, Any]) -> str:
     faster = {"recursion": 1.0, **found["times_faster"]}
     seconds = found["seconds_per_record"]
-    return _rows(("way", "ms per record", "times faster than the recursion"), (
-        (name, f"{seconds[name] * 1000:.1f}", f"{faster[name]:.1f}") for name in seconds))
+    return _rows(
+        ("way", "ms per record", "times faster than the recursion"),
+        ((name, f"{seconds[name] * 1000:.1f}", f"{faster[name]:.1f}") for name in seconds),
+    )
 
 
 def _memory_table(found: dict[str, list[dict[str, Any]]]) -> str:
-    return _rows(("stage", "records", "seconds", "peak MiB"), (
-        (name, f"{row['records']:,}", f"{row['seconds']:.0f}", f"{row['peak_mib']:.1f}")
-        for name, rows in found.items() for row in rows))
+    return _rows(
+        ("stage", "records", "seconds", "peak MiB"),
+        (
+            (name, f"{row['records']:,}", f"{row['seconds']:.0f}", f"{row['peak_mib']:.1f}")
+            for name, rows in found.items()
+            for row in rows
+        ),
+    )
 
 
 BENCHMARKS = {

@@ -33,11 +33,28 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 _INTERRUPTED = "Interrupted. What was finished is kept."
 
 app = typer.Typer(
-    name="anchorlwf", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
-    pretty_exceptions_enable=False, help="Correct a language model with a few tokens, and keep the rest as it was.",
+    name="anchorlwf",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Correct a language model with a few tokens, and keep the rest as it was.",
 )
-for module in (annotate, verify, train, evaluate, certificate, chat, fix, demo, arena, bench, export, import_edits,
-               import_lawftrack):
+for module in (
+    annotate,
+    verify,
+    train,
+    evaluate,
+    certificate,
+    chat,
+    fix,
+    demo,
+    arena,
+    bench,
+    export,
+    import_edits,
+    import_lawftrack,
+):
     name = module.__name__.rsplit(".", 1)[-1]
     # Click wraps paragraphs unless they begin with a backspace: the examples must stay as they are.
     text = (module.__doc__ or "").replace("Examples:\n", "Examples:\n\n\b\n")

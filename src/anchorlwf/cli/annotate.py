@@ -93,8 +93,9 @@ def _from_targets(work: "Work") -> Iterator[Any]:
 
     loaded = load_model(work.model, trust_remote_code=work.trust_remote_code)
     with count_progress("annotate") as progress:
-        yield from annotate_stream(loaded, work.prompts, "target", out=work.out, config=work.config,
-                                   skip_bad=work.skip_bad, on_record=progress)
+        yield from annotate_stream(
+            loaded, work.prompts, "target", out=work.out, config=work.config, skip_bad=work.skip_bad, on_record=progress
+        )
 
 
 def _at_terminal(work: "Work", name: str, annotators: Path | None) -> list[Any]:

@@ -13,7 +13,7 @@ Examples:
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -37,15 +37,17 @@ def arena(
 
     quiet_libraries()
     if check is not None:
-        differing = check_results(check, report=lambda text: err.print(text, style="dim"))
-        out.print("\n".join(differing) or "the slice that was run again agrees with what was published")
-        raise typer.Exit(1 if differing else 0)
-    chosen = load_plan(plan or ("quick" if quick else "study"))
+        _print_check(check_results(check, report=lambda text: err.print(text, style="dim")))
+    chosen, command = load_plan(plan or ("quick" if quick else "study")), " ".join(["anchorlwf", *sys.argv[1:]])
     sources = Sources(model, prompts, probes, human, keep)
     with phase_progress() as progress:
-        results = arena(chosen, to, sources, jobs=jobs, report=progress, setup=quiet_libraries,
-                        command=" ".join(["anchorlwf", *sys.argv[1:]]))
+        results = arena(chosen, to, sources, jobs=jobs, report=progress, setup=quiet_libraries, command=command)
     if as_json:
         print_json(results)
     else:
         out.print(f"{len(results['cells'])} cells, {len(results['failures'])} failures; {to / 'report.html'}")
+
+
+def _print_check(differing: list[str]) -> NoReturn:
+    out.print("\n".join(differing) or "the slice that was run again agrees with what was published")
+    raise typer.Exit(1 if differing else 0)

@@ -34,8 +34,9 @@ def bench(
     quiet_libraries()
     chosen = options_of(options or [])
     with phase_progress() as progress:
-        results = bench(what, runs=runs, only=only or [], options=chosen,
-                        on_run=lambda done, of: progress(what, done, of))
+        results = bench(
+            what, runs=runs, only=only or [], options=chosen, on_run=lambda done, of: progress(what, done, of)
+        )
     if as_json:
         print_json(results)
     else:

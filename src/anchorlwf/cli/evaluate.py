@@ -63,15 +63,16 @@ def evaluate(
     from anchorlwf.model import load_model
 
     quiet_libraries()
+    limits = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "task_limit": task_limit, "seed": seed}
     settings = EvaluateConfig.load(config) if config else EvaluateConfig()
-    settings = settings.updated(max_new_tokens=max_new_tokens, batch_size=batch_size, tasks=_names(tasks),
-                                tasks_path=tasks_path, task_limit=task_limit, seed=seed)
+    settings = settings.updated(tasks=_names(tasks), tasks_path=tasks_path, **limits)
     gate, place = _gate(certificate, certificate_out, to)
     tuned = load_model(model, adapter=adapter, trust_remote_code=trust_remote_code)
     before = load_model(base, trust_remote_code=trust_remote_code) if base else None
     with phase_progress() as progress:
-        results = evaluate(tuned, probes, records=records, base=before, out=to, config=settings, skip_bad=skip_bad,
-                           progress=progress)
+        results = evaluate(
+            tuned, probes, records=records, base=before, out=to, config=settings, skip_bad=skip_bad, progress=progress
+        )
     _print(results, as_json)
     if gate is not None:
         report = certify(results, gate, tuned, probes=probes, records=records, base=before, config=settings, out=place)

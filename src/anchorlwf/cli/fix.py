@@ -35,8 +35,17 @@ def fix(
     quiet_libraries()
     config = TrainConfig.of(drift_budget=drift_budget)
     with step_progress() as progress:
-        report = fix(load_model(model, trust_remote_code=trust_remote_code), prompt, answer, out=to, config=config,
-                     paraphrases=paraphrase, check=check, retain=retain, on_step=progress)
+        report = fix(
+            load_model(model, trust_remote_code=trust_remote_code),
+            prompt,
+            answer,
+            out=to,
+            config=config,
+            paraphrases=paraphrase,
+            check=check,
+            retain=retain,
+            on_step=progress,
+        )
     _print(report, as_json)
     raise typer.Exit(0 if report.training.converged else 2)
 
@@ -44,8 +53,15 @@ def fix(
 def _print(report: Any, as_json: bool) -> None:
     results = report.results.as_dict()
     if as_json:
-        print_json({"before": report.before, "after": report.after, "anchors": report.pieces,
-                    "folder": report.folder, **results})
+        print_json(
+            {
+                "before": report.before,
+                "after": report.after,
+                "anchors": report.pieces,
+                "folder": report.folder,
+                **results,
+            }
+        )
         return
     out.print(f"before: {escape(report.before)}\nafter:  {escape(report.after)}", markup=True)
     changes = ", ".join(f"{old!r} -> {new!r}" for old, new in report.pieces)
@@ -56,7 +72,9 @@ def _print(report: Any, as_json: bool) -> None:
         for flip in kept.flips:
             out.print(escape(f"  changed: {flip['question']!r}: {flip['before']!r} -> {flip['after']!r}"))
     training = report.training
-    out.print(f"drift: {report.results.kl:.5f} nats per token on other answers; {training.steps} steps, "
-              f"{training.seconds:.1f} s; everything in {report.folder}")
+    out.print(
+        f"drift: {report.results.kl:.5f} nats per token on other answers; {training.steps} steps, "
+        f"{training.seconds:.1f} s; everything in {report.folder}"
+    )
     if not training.converged:
         out.print("NOT converged: more steps or a larger drift budget may help (anchorlwf train)")

@@ -35,8 +35,16 @@ def import_lawftrack(
 
 def _print(found: Any, to: Path, as_json: bool) -> None:
     if as_json:
-        print_json({"records": found.records, "anchors": found.anchors, "drafts": found.drafts, "known": found.known,
-                    "flagged": [flag.json() for flag in found.flags], "out": str(to)})
+        print_json(
+            {
+                "records": found.records,
+                "anchors": found.anchors,
+                "drafts": found.drafts,
+                "known": found.known,
+                "flagged": [flag.json() for flag in found.flags],
+                "out": str(to),
+            }
+        )
         return
     out.print(f"{found.records} records, {found.anchors} anchors, in {to}", markup=False)
     if found.known:

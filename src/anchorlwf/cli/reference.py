@@ -20,8 +20,9 @@ def reference() -> str:
     assert isinstance(root, typer.core.TyperGroup)
     pages = [_INTRO]
     for name, command in root.commands.items():
-        context = command.make_context(f"anchorlwf {name}", [], resilient_parsing=True, max_content_width=100,
-                                       terminal_width=100)
+        context = command.make_context(
+            f"anchorlwf {name}", [], resilient_parsing=True, max_content_width=100, terminal_width=100
+        )
         pages.append(f"## anchorlwf {name}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
     return "\n".join(pages)
 

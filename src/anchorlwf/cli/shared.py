@@ -17,8 +17,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from anchorlwf.jsonl import BadLineWarning
 
 __all__ = [
-    "Adapter", "AsJson", "Base", "Model", "SkipBad", "Tokens", "TrustCode", "count_progress", "err", "out",
-    "phase_progress", "plain_warnings", "print_json", "quiet_libraries", "step_progress", "train_progress",
+    "Adapter",
+    "AsJson",
+    "Base",
+    "Model",
+    "SkipBad",
+    "Tokens",
+    "TrustCode",
+    "count_progress",
+    "err",
+    "out",
+    "phase_progress",
+    "plain_warnings",
+    "print_json",
+    "quiet_libraries",
+    "step_progress",
+    "train_progress",
 ]
 
 Model = Annotated[

@@ -111,14 +111,25 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _check(
-    name: str, bound: Literal["at least", "at most"], threshold: float, value: float | None,
-    interval: tuple[float, float] | None = None, examples: Sequence[str] = (),
+    name: str,
+    bound: Literal["at least", "at most"],
+    threshold: float,
+    value: float | None,
+    interval: tuple[float, float] | None = None,
+    examples: Sequence[str] = (),
 ) -> Check:
     # A figure that is none (a perplexity that overflowed) was not measured, and JSON could not hold it.
     if value is not None and not math.isfinite(value):
         value, interval = None, None
-    draft = Check(name=name, bound=bound, threshold=threshold, value=value, interval=interval, passed=False,
-                  examples=list(examples))
+    draft = Check(
+        name=name,
+        bound=bound,
+        threshold=threshold,
+        value=value,
+        interval=interval,
+        passed=False,
+        examples=list(examples),
+    )
     return draft.model_copy(update={"passed": draft.holds})
 
 
@@ -133,8 +144,11 @@ def hold(results: Results, gate: GateConfig) -> list[Check]:
             checks.append(_check(name, "at least", threshold, None))
             continue
         learned = name in ("recall", "paraphrase")
-        against = ([r.probe.id for r in results.answers if r.probe.kind == name and not r.tuned_right] if learned
-                   else [line["id"] for line in group.flips])
+        against = (
+            [r.probe.id for r in results.answers if r.probe.kind == name and not r.tuned_right]
+            if learned
+            else [line["id"] for line in group.flips]
+        )
         checks.append(_check(name, "at least", threshold, group.value, group.interval, against))
     if gate.flips is not None:
         asked = any(group.base_right for group in results.groups.values())
@@ -142,8 +156,16 @@ def hold(results: Results, gate: GateConfig) -> list[Check]:
         checks.append(_check("flips", "at most", gate.flips, len(flipped) if asked else None, None, flipped))
     if gate.kl is not None:
         measured = results.kl_tokens > 0
-        checks.append(_check("kl", "at most", gate.kl, results.kl if measured else None,
-                             results.kl_interval if measured else None, _drifted(results.drift)))
+        checks.append(
+            _check(
+                "kl",
+                "at most",
+                gate.kl,
+                results.kl if measured else None,
+                results.kl_interval if measured else None,
+                _drifted(results.drift),
+            )
+        )
     return [*checks, *_task_checks(results, gate)]
 
 
@@ -158,8 +180,9 @@ def _task_checks(results: Results, gate: GateConfig) -> Iterator[Check]:
             spread = change.interval
             if spread is not None and change.higher_is_better:
                 spread = (0.0 - spread[1], 0.0 - spread[0])  # a drop of -0 would read oddly
-            yield _check(f"tasks.{name}:{metric}", "at most", threshold, change.drop, spread,
-                         change.right_to_wrong or ())
+            yield _check(
+                f"tasks.{name}:{metric}", "at most", threshold, change.drop, spread, change.right_to_wrong or ()
+            )
 
 
 def _drifted(drift: Drift) -> list[str]:
@@ -178,9 +201,15 @@ def _data_stamp(data: Data) -> DataStamp:
 
 
 def certify(
-    results: Results, gate: GateConfig, model: LanguageModel, *, probes: str | Path | Iterable[Probe],
-    records: str | Path | Iterable[Record] | None = None, base: LanguageModel | None = None,
-    config: EvaluateConfig | None = None, out: str | Path | None = None,
+    results: Results,
+    gate: GateConfig,
+    model: LanguageModel,
+    *,
+    probes: str | Path | Iterable[Probe],
+    records: str | Path | Iterable[Record] | None = None,
+    base: LanguageModel | None = None,
+    config: EvaluateConfig | None = None,
+    out: str | Path | None = None,
 ) -> GateReport:
     """Hold results against a gate and write down what they were measured on.
 
@@ -200,14 +229,18 @@ def certify(
     flips = [line for group in results.groups.values() for line in group.flips]
     lines = {line["id"]: line for line in [*results.missed, *flips]}
     report = GateReport(
-        passed=all(check.passed for check in checks), checks=checks,
-        failing=[line for name, line in lines.items() if name in counted], model=model.stamp,
+        passed=all(check.passed for check in checks),
+        checks=checks,
+        failing=[line for name, line in lines.items() if name in counted],
+        model=model.stamp,
         weights=model_hashes(model, base),
         loaded={"dtype": str(model.causal.dtype).removeprefix("torch."), "device": model.device.type},
-        probes=_data_stamp(probes), records=None if records is None else _data_stamp(records),
+        probes=_data_stamp(probes),
+        records=None if records is None else _data_stamp(records),
         gate=gate.model_dump(mode="json", exclude_defaults=True),
         evaluate=(config or EvaluateConfig()).model_dump(mode="json"),
-        task_versions={name: task.version for name, task in results.tasks.items()}, environment=environment(),
+        task_versions={name: task.version for name, task in results.tasks.items()},
+        environment=environment(),
     )
     report = report.model_copy(update={"sha256": _digest(report.as_dict())})
     if out is not None:

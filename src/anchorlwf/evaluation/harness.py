@@ -153,7 +153,10 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
 
 
 def _run(
-    model: LanguageModel, loaded: dict[str, dict[str, Any]], config: EvaluateConfig, progress: Progress | None,
+    model: LanguageModel,
+    loaded: dict[str, dict[str, Any]],
+    config: EvaluateConfig,
+    progress: Progress | None,
     phase: str,
 ) -> dict[str, _Run]:
     """Run every task on one model."""
@@ -190,8 +193,11 @@ def _collect(found: dict[str, Any]) -> dict[str, _Run]:
     runs = {}
     for task, row in {**found["results"], **found.get("groups", {})}.items():
         named = ((*name.partition(",")[::2], value) for name, value in row.items())
-        figures = {_key(metric, kind): float(value) for metric, kind, value in named
-                   if kind and not metric.endswith("_stderr") and isinstance(value, int | float)}
+        figures = {
+            _key(metric, kind): float(value)
+            for metric, kind, value in named
+            if kind and not metric.endswith("_stderr") and isinstance(value, int | float)
+        }
         own = scores.get(task, {})
         for leaf in _leaves(task, found["group_subtasks"]):
             for metric, values in scores.get(leaf, {}).items():
@@ -212,9 +218,15 @@ def _leaves(task: str, children: dict[str, list[str]]) -> Iterator[str]:
 
 def _change(before: _Run, after: _Run, config: EvaluateConfig) -> TaskChange:
     metrics = {
-        metric: _metric((base, after.figures[metric]), before.scores.get(metric, {}), after.scores.get(metric, {}),
-                        before.better.get(metric.split(",")[0]) is not False, config)
-        for metric, base in before.figures.items() if metric in after.figures
+        metric: _metric(
+            (base, after.figures[metric]),
+            before.scores.get(metric, {}),
+            after.scores.get(metric, {}),
+            before.better.get(metric.split(",")[0]) is not False,
+            config,
+        )
+        for metric, base in before.figures.items()
+        if metric in after.figures
     }
     documents = max((len(values) for values in before.scores.values()), default=0)
     return TaskChange(documents, before.version, metrics)
@@ -228,8 +240,9 @@ def _metric(
     pairs = [(old[document], new[document]) for document in documents]
     interval, lost, won = None, None, None
     if pairs and all(_is_mean(figure, side) for figure, side in zip(figures, zip(*pairs, strict=True), strict=True)):
-        interval = paired_interval(*zip(*pairs, strict=True), level=config.confidence_level,
-                                   resamples=config.resamples, seed=config.seed)
+        interval = paired_interval(
+            *zip(*pairs, strict=True), level=config.confidence_level, resamples=config.resamples, seed=config.seed
+        )
     if pairs and all(value in (0, 1) for pair in pairs for value in pair):
         right = float(better)
         named = list(zip(documents, pairs, strict=True))

@@ -50,8 +50,15 @@ class Drift:
 def recall_probes(records: Sequence[Record]) -> list[Probe]:
     """One recall probe per corrected record: free-running decoding must give exactly the corrected text."""
     return [
-        Probe(id=f"record:{record.id}", kind="recall", messages=record.messages, expected=record.completion.strip(),
-              scorer="exact", group=record.id, tags=record.tags)
+        Probe(
+            id=f"record:{record.id}",
+            kind="recall",
+            messages=record.messages,
+            expected=record.completion.strip(),
+            scorer="exact",
+            group=record.id,
+            tags=record.tags,
+        )
         for record in records
         if record.status == "complete" and record.anchors and record.completion.strip()
     ]
@@ -74,10 +81,14 @@ def answers(
 
 
 def compare(
-    tuned: LanguageModel, base: LanguageModel | None, probes: Sequence[Probe], config: EvaluateConfig,
+    tuned: LanguageModel,
+    base: LanguageModel | None,
+    probes: Sequence[Probe],
+    config: EvaluateConfig,
     progress: Progress | None = None,
 ) -> list[ProbeResult]:
     """Ask base and tuned model every probe. `base` None: the tuned model's own reference."""
+
     def reporter(name: str) -> Callable[[int], None] | None:
         return None if progress is None else lambda done: progress(name, done, len(probes))
 
@@ -93,9 +104,7 @@ def compare(
     ]
 
 
-def drift(
-    tuned: LanguageModel, base: LanguageModel | None, probes: Sequence[Probe], config: EvaluateConfig
-) -> Drift:
+def drift(tuned: LanguageModel, base: LanguageModel | None, probes: Sequence[Probe], config: EvaluateConfig) -> Drift:
     """KL on the reference's own greedy continuations of held-out prompts (probes of unrelated facts and skills)."""
     held_out = [probe for probe in probes if probe.kind in ("retain", "skill")]
     chosen = random.Random(config.seed).sample(held_out, min(config.kl_prompts, len(held_out)))

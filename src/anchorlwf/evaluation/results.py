@@ -17,8 +17,14 @@ from anchorlwf.files import write_atomic
 
 __all__ = ["Group", "Results", "summarize"]
 
-_NAMES = {"recall": "recall", "paraphrase": "paraphrase", "reverse": "reverse", "near": "near", "retain": "kept",
-          "skill": "skills"}
+_NAMES = {
+    "recall": "recall",
+    "paraphrase": "paraphrase",
+    "reverse": "reverse",
+    "near": "near",
+    "retain": "kept",
+    "skill": "skills",
+}
 _LEARNED = ("recall", "paraphrase", "reverse")
 
 
@@ -62,9 +68,18 @@ class Results:
         """Fractions at the top under their names, then `kl`, costs, and the details."""
         top = {name: group.value for name, group in self.groups.items()}
         details = {name: asdict(group) for name, group in self.groups.items()}
-        return _plain({**top, "kl": self.kl, **self.facts, "kl_interval": self.kl_interval,
-                       "kl_tokens": self.kl_tokens, "missed": self.missed, "details": details,
-                       **({"tasks": {name: asdict(task) for name, task in self.tasks.items()}} if self.tasks else {})})
+        return _plain(
+            {
+                **top,
+                "kl": self.kl,
+                **self.facts,
+                "kl_interval": self.kl_interval,
+                "kl_tokens": self.kl_tokens,
+                "missed": self.missed,
+                "details": details,
+                **({"tasks": {name: asdict(task) for name, task in self.tasks.items()}} if self.tasks else {}),
+            }
+        )
 
     def save(self, path: str | Path) -> None:
         """Write results.json, atomically. Raises `StorageError`; the old file then still stands."""
@@ -76,9 +91,11 @@ class Results:
         table = Table(*(Column(name, no_wrap=True) for name in names))
         for name, group in self.groups.items():
             table.add_row(
-                name, "-" if group.value is None else f"{group.value:.1%}",
+                name,
+                "-" if group.value is None else f"{group.value:.1%}",
                 "-" if group.interval is None else f"{group.interval[0]:.1%} - {group.interval[1]:.1%}",
-                f"{group.base_right} of {group.probes}", f"{group.tuned_right} of {group.probes}",
+                f"{group.base_right} of {group.probes}",
+                f"{group.tuned_right} of {group.probes}",
                 str(len(group.flips)),
             )
         low, high = self.kl_interval
@@ -93,7 +110,9 @@ class Results:
         for name, task in self.tasks.items():
             for metric, change in task.metrics.items():
                 table.add_row(
-                    f"{name} {metric}", f"{change.base:.4f}", f"{change.tuned:.4f}",
+                    f"{name} {metric}",
+                    f"{change.base:.4f}",
+                    f"{change.tuned:.4f}",
                     f"{change.tuned - change.base:+.4f}",
                     "-" if change.interval is None else f"{change.interval[0]:+.4f} - {change.interval[1]:+.4f}",
                     "-" if change.right_to_wrong is None else str(len(change.right_to_wrong)),
@@ -112,8 +131,11 @@ def _plain(value: Any) -> Any:
 
 def _line(result: ProbeResult) -> dict[str, str]:
     return {
-        "id": result.probe.id, "question": str(result.probe.messages[-1].get("content", "")),
-        "expected": result.probe.expected, "before": result.base_answer, "after": result.tuned_answer,
+        "id": result.probe.id,
+        "question": str(result.probe.messages[-1].get("content", "")),
+        "expected": result.probe.expected,
+        "before": result.base_answer,
+        "after": result.tuned_answer,
     }
 
 
@@ -121,17 +143,23 @@ def _group(kind: str, results: Sequence[ProbeResult], config: EvaluateConfig) ->
     judged: list[ProbeResult] = list(results) if kind in _LEARNED else [r for r in results if r.base_right]
     right = [float(result.tuned_right) for result in judged]
     return Group(
-        probes=len(results), base_right=sum(r.base_right for r in results),
-        tuned_right=sum(r.tuned_right for r in results), kept=sum(r.base_right and r.tuned_right for r in results),
+        probes=len(results),
+        base_right=sum(r.base_right for r in results),
+        tuned_right=sum(r.tuned_right for r in results),
+        kept=sum(r.base_right and r.tuned_right for r in results),
         value=sum(right) / len(right) if right else None,
         interval=bootstrap_interval(right, level=config.confidence_level, resamples=config.resamples, seed=config.seed)
-        if right else None,
+        if right
+        else None,
         flips=[_line(result) for result in results if result.base_right and not result.tuned_right],
     )
 
 
 def summarize(
-    results: Iterable[ProbeResult], drift: Drift, config: EvaluateConfig, facts: dict[str, Any],
+    results: Iterable[ProbeResult],
+    drift: Drift,
+    config: EvaluateConfig,
+    facts: dict[str, Any],
     tasks: dict[str, TaskChange] | None = None,
 ) -> Results:
     """Group results by kind. KL intervals resample whole continuations, for tokens of one turn hang together."""

@@ -54,11 +54,7 @@ def evaluate(
     if out is not None:
         ensure_writable(out)
     if base is not None:
-        theirs, ours = base.codec, model.codec
-        for what, same in (("tokenizer", theirs.tokenizer_sha == ours.tokenizer_sha),
-                           ("chat template", theirs.template_sha == ours.template_sha)):
-            if not same:
-                raise StampError(wrong("base", f"the tuned model's {what}", "another", "Give the one that was tuned."))
+        _check_base(base, model)
     asked = load_probes(probes, skip_bad=skip_bad) if isinstance(probes, str | Path) else list(probes)
     trained = load_records(records, skip_bad=skip_bad) if isinstance(records, str | Path) else list(records or [])
     if not any(probe.kind == "recall" for probe in asked):
@@ -78,3 +74,14 @@ def evaluate(
     if out is not None:
         summary.save(out)
     return summary
+
+
+def _check_base(base: LanguageModel, model: LanguageModel) -> None:
+    """Raise `StampError` where the base reads or writes text in another way than the tuned model."""
+    theirs, ours = base.codec, model.codec
+    for what, same in (
+        ("tokenizer", theirs.tokenizer_sha == ours.tokenizer_sha),
+        ("chat template", theirs.template_sha == ours.template_sha),
+    ):
+        if not same:
+            raise StampError(wrong("base", f"the tuned model's {what}", "another", "Give the one that was tuned."))

@@ -38,7 +38,11 @@ def _folder_hashes(source: str, revision: str | None = None) -> dict[str, str]:
 
 
 def named_hashes(
-    model: str | None = None, adapter: str | None = None, base: str | None = None, *, revision: str | None = None,
+    model: str | None = None,
+    adapter: str | None = None,
+    base: str | None = None,
+    *,
+    revision: str | None = None,
     base_revision: str | None = None,
 ) -> Hashes:
     """Hashes of weights by name, as `load_model` takes names; nothing is loaded or fetched.
@@ -71,5 +75,10 @@ def model_hashes(model: LanguageModel, base: LanguageModel | None = None) -> Has
     if isinstance(model.net, PeftModel) and model.adapter is None:
         fix = "Load the model again, with adapter=FOLDER."
         raise ModelError(wrong("weights", "an adapter loaded from a folder", "one that lives in memory", fix))
-    return named_hashes(model.name, model.adapter, None if base is None else base.name, revision=model.revision,
-                        base_revision=None if base is None else base.revision)
+    return named_hashes(
+        model.name,
+        model.adapter,
+        None if base is None else base.name,
+        revision=model.revision,
+        base_revision=None if base is None else base.revision,
+    )

@@ -1,8 +1,8 @@
 """The loss of the paper (section 3.2), per completion token. One signature, several implementations.
 
-    q_t = c_t * delta(y_t) + (1 - c_t) * p_ref
-    forward (default):  D_t = KL(q_t || p_theta)      cross-entropy at c = 1, distillation at c = 0
-    reverse:            D_t = KL(p_theta || q_t)      the formula as printed; undefined at c = 1
+q_t = c_t * delta(y_t) + (1 - c_t) * p_ref
+forward (default):  D_t = KL(q_t || p_theta)      cross-entropy at c = 1, distillation at c = 0
+reverse:            D_t = KL(p_theta || q_t)      the formula as printed; undefined at c = 1
 """
 
 import logging
@@ -71,9 +71,13 @@ def anchor_loss(
     ref_weight = weight if ref_weight is None else ref_weight
     ref_bias = bias if ref_bias is None else ref_bias
     inputs = LossInputs(
-        hidden, ref_hidden.detach(), Head(weight, bias, logit_scale, softcap),
+        hidden,
+        ref_hidden.detach(),
+        Head(weight, bias, logit_scale, softcap),
         Head(ref_weight.detach(), None if ref_bias is None else ref_bias.detach(), logit_scale, softcap),
-        token_ids, confidence, direction,
+        token_ids,
+        confidence,
+        direction,
     )
     inputs.check()
     # Half precision inside an autocast region would undo the float32 of the projections.

@@ -47,8 +47,15 @@ def even_size(count: int, most: int) -> int:
 def chunked_loss(inputs: LossInputs) -> Tensor:
     """Per-token divergence [N] in nats; peak extra memory does not depend on N (the gradient of hidden aside)."""
     return _ChunkedLoss.apply(
-        inputs.hidden_ND, inputs.head.weight_VD, inputs.head.bias_V, inputs.ref_hidden_ND, inputs.ref_head,
-        (inputs.head.scale, inputs.head.softcap), inputs.token_ids_N, inputs.confidence_N, inputs.direction,
+        inputs.hidden_ND,
+        inputs.head.weight_VD,
+        inputs.head.bias_V,
+        inputs.ref_hidden_ND,
+        inputs.ref_head,
+        (inputs.head.scale, inputs.head.softcap),
+        inputs.token_ids_N,
+        inputs.confidence_N,
+        inputs.direction,
     )
 
 
@@ -90,7 +97,11 @@ def project_back(grad_CV: Tensor, weight_VD: Tensor) -> Tensor:
 def same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same numbers in the same place."""
     return (one.data_ptr(), one.shape, one.stride(), one.dtype) == (
-        other.data_ptr(), other.shape, other.stride(), other.dtype)
+        other.data_ptr(),
+        other.shape,
+        other.stride(),
+        other.dtype,
+    )
 
 
 @dataclass(frozen=True)
@@ -172,8 +183,16 @@ class _Pass:
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, ref_hidden_ND: Tensor, ref_head: Head,
-        shape: tuple[float, float | None], token_ids_N: Tensor, confidence_N: Tensor, direction: Direction,
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        ref_hidden_ND: Tensor,
+        ref_head: Head,
+        shape: tuple[float, float | None],
+        token_ids_N: Tensor,
+        confidence_N: Tensor,
+        direction: Direction,
     ) -> Tensor:
         head = Head(weight_VD, bias_V, *shape)
         head_trains = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]

@@ -25,8 +25,14 @@ class Counts:
 
 
 def reduce_loss(
-    divergence_N: Tensor, anchor_N: Tensor, counts: Counts, reduction: Reduction, *,
-    alpha: float = 1.0, beta: float = 1.0, pull_N: Tensor | None = None,
+    divergence_N: Tensor,
+    anchor_N: Tensor,
+    counts: Counts,
+    reduction: Reduction,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    pull_N: Tensor | None = None,
 ) -> Tensor:
     """One micro-batch's share of the batch loss (a scalar, nats); shares add up to the whole.
 

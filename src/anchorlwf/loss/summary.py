@@ -72,9 +72,7 @@ def summarize(ref_hidden_ND: Tensor, head: Head, token_ids_N: Tensor) -> Summary
     return Summary(mean_row_ND, offset_N.to(log_p_N.dtype), log_p_N)
 
 
-def summary_loss(
-    hidden_ND: Tensor, summary: Summary, head: Head, token_ids_N: Tensor, confidence_N: Tensor
-) -> Tensor:
+def summary_loss(hidden_ND: Tensor, summary: Summary, head: Head, token_ids_N: Tensor, confidence_N: Tensor) -> Tensor:
     """What `anchor_loss` gives in the forward direction, [N] in nats; differentiable in `hidden_ND`.
 
     The brackets are differences of numbers as large as logits, so its rounding is absolute: in float32 about 2e-7 of

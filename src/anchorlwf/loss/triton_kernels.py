@@ -46,16 +46,27 @@ GRAD_BYTES = 64 * 2**20
 
 @triton.jit
 def _raw_tile(
-    hidden_ptr, weight_ptr, rows, cols, N, V, D,
-    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, WIDEN: tl.constexpr,
+    hidden_ptr,
+    weight_ptr,
+    rows,
+    cols,
+    N,
+    V,
+    D,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):
     tile = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     for start in range(0, D, BLOCK_D):
         width = start + tl.arange(0, BLOCK_D)
-        hidden = tl.load(hidden_ptr + rows[:, None] * D + width[None, :],
-                         mask=(rows[:, None] < N) & (width[None, :] < D), other=0.0)
-        weight = tl.load(weight_ptr + cols[:, None] * D + width[None, :],
-                         mask=(cols[:, None] < V) & (width[None, :] < D), other=0.0)
+        hidden = tl.load(
+            hidden_ptr + rows[:, None] * D + width[None, :], mask=(rows[:, None] < N) & (width[None, :] < D), other=0.0
+        )
+        weight = tl.load(
+            weight_ptr + cols[:, None] * D + width[None, :], mask=(cols[:, None] < V) & (width[None, :] < D), other=0.0
+        )
         if WIDEN:
             hidden = hidden.to(tl.float32)
             weight = weight.to(tl.float32)
@@ -79,10 +90,29 @@ def _finish(tile, bias_ptr, cols, V, scale, softcap, HAS_BIAS: tl.constexpr, HAS
 
 @triton.jit
 def _statistics(
-    hidden_ptr, weight_ptr, bias_ptr, ref_hidden_ptr, ref_weight_ptr, ref_bias_ptr, ids_ptr, out_ptr,
-    N, V, D, REF_D, sweep, scale, softcap,
-    HAS_BIAS: tl.constexpr, HAS_REF_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, REVERSE: tl.constexpr,
-    WIDEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
+    hidden_ptr,
+    weight_ptr,
+    bias_ptr,
+    ref_hidden_ptr,
+    ref_weight_ptr,
+    ref_bias_ptr,
+    ids_ptr,
+    out_ptr,
+    N,
+    V,
+    D,
+    REF_D,
+    sweep,
+    scale,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    HAS_REF_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    REVERSE: tl.constexpr,
+    WIDEN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     rows = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     part = tl.program_id(1)
@@ -140,11 +170,37 @@ def _statistics(
 
 @triton.jit
 def _gradient(
-    hidden_ptr, weight_ptr, bias_ptr, ref_hidden_ptr, ref_weight_ptr, ref_bias_ptr, ids_ptr, row_ptr, out_ptr,
-    N, V, D, REF_D, first_row, last_row, first_col, last_col, width, plane, row_step, scale, softcap,
-    HAS_BIAS: tl.constexpr, HAS_REF_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, REVERSE: tl.constexpr,
-    SPLIT: tl.constexpr, WIDEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
+    hidden_ptr,
+    weight_ptr,
+    bias_ptr,
+    ref_hidden_ptr,
+    ref_weight_ptr,
+    ref_bias_ptr,
+    ids_ptr,
+    row_ptr,
+    out_ptr,
+    N,
+    V,
+    D,
+    REF_D,
+    first_row,
+    last_row,
+    first_col,
+    last_col,
+    width,
+    plane,
+    row_step,
+    scale,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    HAS_REF_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    REVERSE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    WIDEN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     rows = (first_row + tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     cols = (first_col + tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)).to(tl.int64)
@@ -201,17 +257,26 @@ class _Launch:
         dtypes = {tensor.dtype for tensor in (hidden_ND, weight_VD, ref_hidden_ND, ref_weight_VD)}
         # A missing bias or cap is never read; something must stand in its place.
         self.tensors = (
-            hidden_ND, weight_VD, weight_VD if head.bias_V is None else head.bias_V.contiguous(),
-            ref_hidden_ND, ref_weight_VD, ref_weight_VD if ref_head.bias_V is None else ref_head.bias_V.contiguous(),
+            hidden_ND,
+            weight_VD,
+            weight_VD if head.bias_V is None else head.bias_V.contiguous(),
+            ref_hidden_ND,
+            ref_weight_VD,
+            ref_weight_VD if ref_head.bias_V is None else ref_head.bias_V.contiguous(),
             inputs.token_ids_N.contiguous(),
         )
         self.sizes = (self.count, self.vocabulary, hidden_ND.shape[1], ref_hidden_ND.shape[1])
         self.shape = (float(head.scale), float(head.softcap or 1.0))
         self.options = {
-            "HAS_BIAS": head.bias_V is not None, "HAS_REF_BIAS": ref_head.bias_V is not None,
-            "HAS_SOFTCAP": head.softcap is not None, "REVERSE": inputs.direction == "reverse",
+            "HAS_BIAS": head.bias_V is not None,
+            "HAS_REF_BIAS": ref_head.bias_V is not None,
+            "HAS_SOFTCAP": head.softcap is not None,
+            "REVERSE": inputs.direction == "reverse",
             "WIDEN": interpreted() or len(dtypes) > 1,
-            "num_warps": WARPS, "BLOCK_N": BLOCK_N, "BLOCK_V": BLOCK_V, "BLOCK_D": BLOCK_D,
+            "num_warps": WARPS,
+            "BLOCK_N": BLOCK_N,
+            "BLOCK_V": BLOCK_V,
+            "BLOCK_D": BLOCK_D,
         }
 
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -239,8 +304,20 @@ class _Launch:
                 across, down = last_col - col, last_row - row
                 grid = triton.cdiv(down, BLOCK_N), triton.cdiv(across, BLOCK_V)
                 _gradient[grid](
-                    *self.tensors, rows_5N, buffer, *self.sizes, row, last_row, col, last_col, across, down * across,
-                    self.count, *self.shape, SPLIT=split, **self.options,
+                    *self.tensors,
+                    rows_5N,
+                    buffer,
+                    *self.sizes,
+                    row,
+                    last_row,
+                    col,
+                    last_col,
+                    across,
+                    down * across,
+                    self.count,
+                    *self.shape,
+                    SPLIT=split,
+                    **self.options,
                 )
                 for plane_NT in buffer[: (1 + split) * down * across].view(1 + split, down, across):
                     _add_product(grad_ND[row:last_row], plane_NT, self.weight_VD[col:last_col])
@@ -271,8 +348,9 @@ def _triton_rows(parts_7PN: Tensor, inputs: LossInputs) -> tuple[Tensor, Tensor]
         share_N = torch.log1p(-conf_N)
     else:
         gap_N = ((gaps_PN + ref_totals_PN * (ref_below_PN - below_PN)) * ref_below_PN.exp()).sum(0)
-        divergence_N, own_target_N = forward_terms(gap_N, ref_others_N, ref_norm_N, norm_N.log(), own_N, ref_own_N,
-                                                   conf_N)
+        divergence_N, own_target_N = forward_terms(
+            gap_N, ref_others_N, ref_norm_N, norm_N.log(), own_N, ref_own_N, conf_N
+        )
         share_N = 1 - conf_N
     rows = [top_N + norm_N.log(), ref_top_N + ref_norm_N.log(), share_N, own_target_N, divergence_N]
     return divergence_N, torch.stack(rows)

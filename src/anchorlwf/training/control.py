@@ -37,8 +37,7 @@ class Certificate:
 
     def passes(self, budget: float) -> bool:
         """Every anchor holds, every record is reproduced, the drift is within `budget` (nats per token)."""
-        return (self.anchors_held == self.anchors and self.records_reproduced == self.records
-                and self.keep_kl <= budget)
+        return self.anchors_held == self.anchors and self.records_reproduced == self.records and self.keep_kl <= budget
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -96,11 +96,24 @@ def _common_options(model: LanguageModel, config: PeerConfig) -> dict[str, Any]:
     """The options of `transformers.TrainingArguments` in which every peer equals our own trainer."""
     on_gpu = model.device.type == "cuda"
     return {
-        "learning_rate": config.learning_rate, "lr_scheduler_type": "constant", "weight_decay": 0.0,
-        "max_grad_norm": 1.0, "max_steps": config.steps, "seed": config.seed, "data_seed": config.seed,
-        "gradient_accumulation_steps": 1, "gradient_checkpointing": False, "disable_dropout": True,
-        "remove_unused_columns": False, "logging_strategy": "steps", "logging_steps": 1, "save_strategy": "no",
-        "report_to": "none", "disable_tqdm": True, "use_cpu": not on_gpu, "dataloader_pin_memory": on_gpu,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "max_steps": config.steps,
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+        "disable_dropout": True,
+        "remove_unused_columns": False,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
         # TRL's own default is True, on a CPU too.
         "bf16": on_gpu and torch.cuda.is_bf16_supported(),
     }
@@ -139,7 +152,10 @@ def run(
         seconds = time.perf_counter() - began
     net.eval()
     return PeerResult(
-        steps=trainer.state.global_step, seconds=seconds, tokens=counted[0], losses=[row["loss"] for row in rows.rows],
+        steps=trainer.state.global_step,
+        seconds=seconds,
+        tokens=counted[0],
+        losses=[row["loss"] for row in rows.rows],
         rewards=[row["reward"] for row in rows.rows if "reward" in row],
     )
 
@@ -215,8 +231,12 @@ class _Rows(TrainerCallback):
         self._measures, self._on_step = measures, on_step
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-        logs: dict[str, float] | None = None, **kwargs: Any,
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
         if logs is None or "loss" not in logs:  # the summary at the end
             return

@@ -54,7 +54,7 @@ def train_grpo(
 
     def build(net: PeftModel, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> Trainer:
         arguments = GRPOConfig(
-            **options, **sampling, beta=config.kl_coef, loss_type="dapo", scale_rewards="group", num_iterations=1,
+            **options, **sampling, beta=config.kl_coef, loss_type="dapo", scale_rewards="group", num_iterations=1
         )
         rows = [{"prompt": _prompt(model, prompt), "index": i} for i, prompt in enumerate(prompts)]
         return GRPOTrainer(net, reward, arguments, Dataset.from_list(rows), processing_class=tokenizer)
@@ -96,8 +96,11 @@ def train_dpo(
 
     def build(net: PeftModel, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> Trainer:
         arguments = DPOConfig(
-            **options, per_device_train_batch_size=min(config.batch_size, len(pairs)), beta=config.dpo_beta,
-            loss_type=["sigmoid"], max_length=None,
+            **options,
+            per_device_train_batch_size=min(config.batch_size, len(pairs)),
+            beta=config.dpo_beta,
+            loss_type=["sigmoid"],
+            max_length=None,
         )
         return PairTrainer(net, args=arguments, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
 
@@ -137,9 +140,14 @@ def train_sdft(
 
     def build(net: PeftModel, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> Trainer:
         arguments = SDFTConfig(
-            **options, **sampling, max_prompt_length=None, teacher_model_kind="base",
+            **options,
+            **sampling,
+            max_prompt_length=None,
+            teacher_model_kind="base",
             teacher_prompt_template=config.teacher_prompt,
-            distillation_mode="full_logits", distillation_alpha=0.0, num_iterations=1,
+            distillation_mode="full_logits",
+            distillation_alpha=0.0,
+            num_iterations=1,
         )
         rows = [{"prompt": _prompt(model, prompt), "privileged_context": prompt.demonstration} for prompt in prompts]
         return SDFTTrainer(net, arguments, Dataset.from_list(rows), processing_class=tokenizer)
@@ -167,8 +175,11 @@ def _sampling(model: LanguageModel, prompts: Sequence[PeerPrompt], config: PeerC
     room = min(model.room(model.codec.encode_prompt(prompt.messages), config.max_new_tokens) for prompt in prompts)
     return {
         "per_device_train_batch_size": min(config.batch_size, len(prompts)) * config.num_generations,
-        "num_generations": config.num_generations, "max_completion_length": room, "temperature": config.temperature,
-        "top_p": 1.0, "top_k": 0,
+        "num_generations": config.num_generations,
+        "max_completion_length": room,
+        "temperature": config.temperature,
+        "top_p": 1.0,
+        "top_k": 0,
     }
 
 

@@ -101,17 +101,27 @@ def train(
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - began
     language_model.net.eval()
-    certificate = trainer.certify()
-    result = TrainResult(
-        weights=str(_save(language_model, folder, trainer.is_world_process_zero())), steps=trainer.state.global_step,
-        seconds=seconds, converged=certificate.passes(config.drift_budget), certificate=certificate,
-        records=len(intake.records), anchors=certificate.anchors, completion_tokens=intake.completion_tokens,
-    )
+    result = _result(trainer, intake, seconds, _save(language_model, folder, trainer.is_world_process_zero()))
     if trainer.is_world_process_zero():
         folder.write_json("train.json", asdict(result))
     # No process returns before the weights are on disk.
     trainer.accelerator.wait_for_everyone()
     return result
+
+
+def _result(trainer: AnchorTrainer, intake: Intake, seconds: float, weights: Path) -> TrainResult:
+    """Certify the tuned model on its own records and say what was done."""
+    certificate = trainer.certify()
+    return TrainResult(
+        weights=str(weights),
+        steps=trainer.state.global_step,
+        seconds=seconds,
+        converged=certificate.passes(trainer.config.drift_budget),
+        certificate=certificate,
+        records=len(intake.records),
+        anchors=certificate.anchors,
+        completion_tokens=intake.completion_tokens,
+    )
 
 
 def _prepare(model: LanguageModel, config: TrainConfig) -> None:
@@ -140,13 +150,25 @@ def _steps(config: TrainConfig, records: int) -> int:
 def _arguments(folder: RunFolder, config: TrainConfig, model: LanguageModel, records: int) -> TrainingArguments:
     on_gpu = model.device.type == "cuda"
     arguments = TrainingArguments(
-        output_dir=str(folder.path / "checkpoints"), per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation, learning_rate=config.learning_rate,
-        max_steps=_steps(config, records), lr_scheduler_type="constant", weight_decay=0.0, seed=config.seed,
-        data_seed=config.seed, remove_unused_columns=False, report_to="none", disable_tqdm=True,
-        logging_strategy="no", save_strategy="steps" if config.save_steps else "no",
-        save_steps=config.save_steps or 500, save_total_limit=2, use_cpu=not on_gpu,
-        bf16=on_gpu and torch.cuda.is_bf16_supported(), dataloader_pin_memory=on_gpu,
+        output_dir=str(folder.path / "checkpoints"),
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=config.learning_rate,
+        max_steps=_steps(config, records),
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        seed=config.seed,
+        data_seed=config.seed,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        logging_strategy="no",
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 500,
+        save_total_limit=2,
+        use_cpu=not on_gpu,
+        bf16=on_gpu and torch.cuda.is_bf16_supported(),
+        dataloader_pin_memory=on_gpu,
         ddp_find_unused_parameters=False,
     )
     if arguments.n_gpu > 1:
@@ -156,11 +178,15 @@ def _arguments(folder: RunFolder, config: TrainConfig, model: LanguageModel, rec
 
 
 def _trainer(
-    model: LanguageModel, intake: Intake, config: TrainConfig, folder: RunFolder,
+    model: LanguageModel,
+    intake: Intake,
+    config: TrainConfig,
+    folder: RunFolder,
     on_step: Callable[[dict[str, Any]], None] | None,
 ) -> AnchorTrainer:
-    trainer = AnchorTrainer(model, intake.records, intake.lengths, config,
-                            _arguments(folder, config, model, len(intake.records)))
+    trainer = AnchorTrainer(
+        model, intake.records, intake.lengths, config, _arguments(folder, config, model, len(intake.records))
+    )
     rule = StopRule(lambda row: _report(folder, row, on_step))
     rule.trainer = trainer
     trainer.add_callback(rule)
@@ -185,8 +211,15 @@ def _reference_cache(
         # The first of all, then the first of each other machine, then the rest, who need not check every file again.
         with one.main_process_first(), one.local_main_process_first(), one.autocast():
             return build_reference_cache(
-                model, records, contents, place, limit=limit, packed=trainer.packed, summarized=trainer.summarized,
-                checksums=one.is_local_main_process, on_batch=on_batch,
+                model,
+                records,
+                contents,
+                place,
+                limit=limit,
+                packed=trainer.packed,
+                summarized=trainer.summarized,
+                checksums=one.is_local_main_process,
+                on_batch=on_batch,
             )
     _log.info("no reference cache: %s", reason)
     return None

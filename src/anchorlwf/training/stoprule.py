@@ -48,16 +48,21 @@ class StopRule(TrainerCallback, ExportableState):
             self.trainer.budget.beta = saved["attributes"]["beta"]
             self._good_steps = saved["attributes"]["good_steps"]
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Read the step's sums; they describe the weights before the step."""
         trainer = self.trainer
         assert trainer is not None
         loss, anchors, held, keeps, divergence = trainer.take_sums()
         keep_kl = mean(divergence, keeps)
-        row = {"step": state.global_step, "max_steps": state.max_steps, "loss": float(loss), "anchors": int(anchors),
-               "held": int(held), "keep_kl": keep_kl, "beta": trainer.budget.beta}
+        row = {
+            "step": state.global_step,
+            "max_steps": state.max_steps,
+            "loss": float(loss),
+            "anchors": int(anchors),
+            "held": int(held),
+            "keep_kl": keep_kl,
+            "beta": trainer.budget.beta,
+        }
         if state.is_world_process_zero:
             self._on_row(row)
         trainer.budget.observe(keep_kl)
@@ -68,9 +73,7 @@ class StopRule(TrainerCallback, ExportableState):
             else:
                 self._good_steps = 0
 
-    def _due(
-        self, held: Tensor, anchors: Tensor, keep_kl: float, args: TrainingArguments, state: TrainerState
-    ) -> bool:
+    def _due(self, held: Tensor, anchors: Tensor, keep_kl: float, args: TrainingArguments, state: TrainerState) -> bool:
         trainer = self.trainer
         assert trainer is not None
         good = bool(held == anchors) and keep_kl <= trainer.config.drift_budget

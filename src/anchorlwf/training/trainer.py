@@ -54,7 +54,11 @@ class AnchorTrainer(Trainer):
     """
 
     def __init__(
-        self, language_model: LanguageModel, records: Records, lengths: Sequence[int], config: TrainConfig,
+        self,
+        language_model: LanguageModel,
+        records: Records,
+        lengths: Sequence[int],
+        config: TrainConfig,
         arguments: TrainingArguments,
     ) -> None:
         self.language_model, self.records, self.config = language_model, records, config
@@ -63,7 +67,9 @@ class AnchorTrainer(Trainer):
         self._ref_head = reference_head(language_model)
         self.cache: ReferenceCache | None = None
         super().__init__(
-            model=language_model.net, args=arguments, train_dataset=cast(Any, self.records),
+            model=language_model.net,
+            args=arguments,
+            train_dataset=cast(Any, self.records),
             data_collator=lambda rows: self._collated(rows).tensors(),
         )
         self.remove_callback(PrinterCallback)
@@ -74,7 +80,9 @@ class AnchorTrainer(Trainer):
             self.packed = may_pack(language_model, max(self._lengths))
         # On a GPU, kernels compare the two models' logits; nobody has measured this there.
         self.summarized = (
-            config.impl == "auto" and config.direction == "forward" and self.args.device.type != "cuda"
+            config.impl == "auto"
+            and config.direction == "forward"
+            and self.args.device.type != "cuda"
             and can_summarize(read_head(language_model), self._ref_head)
         )
 
@@ -88,8 +96,9 @@ class AnchorTrainer(Trainer):
         if self.packed or len(self._lengths) <= size:
             return super()._get_train_sampler(train_dataset)
         # accelerate gives each process its share, so here there is one replica.
-        return DistributedLengthGroupedSampler(size, num_replicas=1, rank=0, seed=self.config.seed,
-                                               lengths=list(self._lengths))
+        return DistributedLengthGroupedSampler(
+            size, num_replicas=1, rank=0, seed=self.config.seed, lengths=list(self._lengths)
+        )
 
     def training_step(self, *inputs: Any, **options: Any) -> Tensor:
         """As Trainer does. With gradient checkpointing the backward pass runs layers again, on packed records."""
@@ -115,7 +124,10 @@ class AnchorTrainer(Trainer):
         return samples, self.accelerator.reduce(counts, "sum")
 
     def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False,
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """This micro-batch's share of the window's loss."""
@@ -124,15 +136,27 @@ class AnchorTrainer(Trainer):
         hidden_ND, reference = self._states(model, batch)
         head, anchor_N = read_head(self.language_model), batch.confidence_N > 0
         divergence_N = divergence(
-            hidden_ND, reference, (head, self._ref_head), batch.token_ids_N, batch.confidence_N,
-            direction=self.config.direction, impl=self.config.impl,
+            hidden_ND,
+            reference,
+            (head, self._ref_head),
+            batch.token_ids_N,
+            batch.confidence_N,
+            direction=self.config.direction,
+            impl=self.config.impl,
         )
         held_N = torch.zeros_like(anchor_N)
         held_N[anchor_N] = self._held(batch, hidden_ND, reference, anchor_N)
         pull_N = (~held_N).to(divergence_N.dtype) if self.config.hinge else None
         counts = Counts(*num_items_in_batch.tolist())
-        loss = reduce_loss(divergence_N, anchor_N, counts, self.config.reduction, alpha=self.config.alpha,
-                           beta=self.budget.beta, pull_N=pull_N)
+        loss = reduce_loss(
+            divergence_N,
+            anchor_N,
+            counts,
+            self.config.reduction,
+            alpha=self.config.alpha,
+            beta=self.budget.beta,
+            pull_N=pull_N,
+        )
         keep_N = divergence_N.detach()[~anchor_N]
         self.sums += torch.stack([loss.detach(), anchor_N.sum(), held_N.sum(), (~anchor_N).sum(), keep_N.sum()])
         # DistributedDataParallel averages gradients over ranks; the counts are global, so the sum is wanted.
@@ -191,12 +215,19 @@ class AnchorTrainer(Trainer):
         best_N, _ = token_scores(head, hidden_ND, batch.token_ids_N)
         # Always KL(reference || model), whatever direction trains.
         keep_all_N = torch.zeros_like(batch.confidence_N)
-        kl_N = divergence(hidden_ND, reference, (head, self._ref_head), batch.token_ids_N, keep_all_N,
-                          impl=self.config.impl)
+        kl_N = divergence(
+            hidden_ND, reference, (head, self._ref_head), batch.token_ids_N, keep_all_N, impl=self.config.impl
+        )
         missed = batch.per_record((best_N != batch.token_ids_N).int())
         held = self._held(batch, hidden_ND, reference, anchor_N)
         keep_N = kl_N[~anchor_N]
-        return torch.stack([
-            anchor_N.sum(), held.sum(), torch.tensor(len(missed), device=held.device), (missed == 0).sum(),
-            torch.tensor(len(keep_N), device=held.device), keep_N.sum(),
-        ]).double()
+        return torch.stack(
+            [
+                anchor_N.sum(),
+                held.sum(),
+                torch.tensor(len(missed), device=held.device),
+                (missed == 0).sum(),
+                torch.tensor(len(keep_N), device=held.device),
+                keep_N.sum(),
+            ]
+        ).double()

@@ -32,10 +32,16 @@ def create_app(exchange: "Exchange", settings: WebSettings, *, per_item: int = 1
         settings: who may come in.
         per_item: how many people each item wants.
     """
-    app = FastAPI(title="anchorlwf annotator", version=__version__, docs_url=None, redoc_url=None,
-                  openapi_url="/api/openapi.json")
-    for routes in (queue_routes(exchange, per_item), exchange_routes(exchange), look_routes(exchange),
-                   step_routes(exchange.desk), stream_routes(exchange.desk)):
+    app = FastAPI(
+        title="anchorlwf annotator", version=__version__, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json"
+    )
+    for routes in (
+        queue_routes(exchange, per_item),
+        exchange_routes(exchange),
+        look_routes(exchange),
+        step_routes(exchange.desk),
+        stream_routes(exchange.desk),
+    ):
         app.include_router(routes)
 
     @app.get("/", include_in_schema=False)

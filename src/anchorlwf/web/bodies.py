@@ -6,8 +6,23 @@ from fastapi import Header, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
-    "Choice", "Comparison", "Confidence", "Correction", "Import", "Note", "Number", "Order", "Position",
-    "Priority", "Start", "StepName", "Tags", "Target", "Text", "Top", "Verdict",
+    "Choice",
+    "Comparison",
+    "Confidence",
+    "Correction",
+    "Import",
+    "Note",
+    "Number",
+    "Order",
+    "Position",
+    "Priority",
+    "Start",
+    "StepName",
+    "Tags",
+    "Target",
+    "Text",
+    "Top",
+    "Verdict",
 ]
 
 _LARGEST = 2**31 - 1

@@ -113,8 +113,14 @@ class Guard:
         if not given or self._settings.annotator_of(given[0]) is None:
             return None
         reply = Response(status_code=303, headers={"location": "/", "cache-control": "no-store"})
-        reply.set_cookie(self._settings.cookie, given[0], httponly=True, samesite="strict", path="/",
-                         secure=scope.get("scheme") == "https")
+        reply.set_cookie(
+            self._settings.cookie,
+            given[0],
+            httponly=True,
+            samesite="strict",
+            path="/",
+            secure=scope.get("scheme") == "https",
+        )
         return reply
 
     def _person(self, scope: Scope, headers: Headers) -> str | None:
@@ -166,9 +172,10 @@ def _with_headers(scope: Scope, send: Send) -> Send:
         if message["type"] == "http.response.start":
             own = {name for name, _ in message["headers"]}
             added = {**HEADERS, "cache-control": "no-cache" if scope["path"].startswith("/static/") else "no-store"}
-            message["headers"] = [*message["headers"], *(
-                (name.encode(), value.encode()) for name, value in added.items() if name.encode() not in own
-            )]
+            message["headers"] = [
+                *message["headers"],
+                *((name.encode(), value.encode()) for name, value in added.items() if name.encode() not in own),
+            ]
         await send(message)
 
     return sending

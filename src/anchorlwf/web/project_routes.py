@@ -1,6 +1,6 @@
 """Routes of the project as a whole: its queue, its progress, what goes in and out."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Query, Response
 
@@ -27,12 +27,19 @@ def queue_routes(exchange: "Exchange", per_item: int) -> APIRouter:
     def me(who: Who) -> Response:
         """Who I am, and what I work on."""
         config = desk.config
-        return Json({
-            "annotator": who, "project": exchange.name, "model": desk.decoder.stamp.name,
-            "remote": desk.decoder.remote, "max_new_tokens": config.max_new_tokens,
-            "alternatives": config.alternatives, "confidence": config.confidence, "annotators_per_item": per_item,
-            "compare": exchange.can_compare,
-        })
+        return Json(
+            {
+                "annotator": who,
+                "project": exchange.name,
+                "model": desk.decoder.stamp.name,
+                "remote": desk.decoder.remote,
+                "max_new_tokens": config.max_new_tokens,
+                "alternatives": config.alternatives,
+                "confidence": config.confidence,
+                "annotators_per_item": per_item,
+                "compare": exchange.can_compare,
+            }
+        )
 
     @routes.get("/progress")
     def progress() -> Response:
@@ -65,8 +72,7 @@ def queue_routes(exchange: "Exchange", per_item: int) -> APIRouter:
     def tokenized(body: Text) -> Response:
         """Text as the tokens it becomes."""
         ids = table.encode(body.text)
-        nothing: list[Any] = [None] * len(ids)
-        return Json({"tokens": views.tokens(table, ids, nothing)})
+        return Json({"tokens": views.tokens(table, ids, [None] * len(ids))})
 
     return routes
 

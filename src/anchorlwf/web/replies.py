@@ -9,20 +9,17 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from anchorlwf.errors import (
-    AnchorLwfError,
-    ConflictError,
-    MissingError,
-    NothingToDoError,
-    ServerError,
-    StorageError,
-)
+from anchorlwf.errors import AnchorLwfError, ConflictError, MissingError, NothingToDoError, ServerError, StorageError
 
 __all__ = ["Json", "add_error_replies", "problem", "problem_of"]
 
 _log = logging.getLogger(__name__)
 _STATUS: list[tuple[type[AnchorLwfError], int]] = [
-    (MissingError, 404), (ConflictError, 409), (NothingToDoError, 409), (ServerError, 502), (StorageError, 507),
+    (MissingError, 404),
+    (ConflictError, 409),
+    (NothingToDoError, 409),
+    (ServerError, 502),
+    (StorageError, 507),
     (AnchorLwfError, 400),
 ]
 
@@ -72,7 +69,10 @@ def _defect(_request: Request, error: Exception) -> Response:
 def add_error_replies(app: FastAPI) -> None:
     """Every error leaves as JSON."""
     handlers: list[tuple[type[Exception], Callable[[Request, Exception], Response]]] = [
-        (AnchorLwfError, _ours), (RequestValidationError, _shape), (HTTPException, _plain), (Exception, _defect),
+        (AnchorLwfError, _ours),
+        (RequestValidationError, _shape),
+        (HTTPException, _plain),
+        (Exception, _defect),
     ]
     for kind, handler in handlers:
         app.add_exception_handler(kind, handler)

@@ -47,7 +47,12 @@ def look_routes(exchange: "Exchange") -> APIRouter:
 
     @routes.get("/sessions/{session}/alternatives")
     def alternatives(
-        who: Who, session: Number, node: Position, position: Position, top: Top = 10, starts: Starts = "",
+        who: Who,
+        session: Number,
+        node: Position,
+        position: Position,
+        top: Top = 10,
+        starts: Starts = "",
         known: bool = False,
     ) -> Response:
         """What else could stand at a position; `known`: null where the model would have to be asked."""

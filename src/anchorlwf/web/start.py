@@ -86,8 +86,16 @@ def serve_page(work: "Work", options: PageOptions, *, announce: Callable[[str], 
         settings = WebSettings(people, host=options.host, port=listener.getsockname()[1], hosts=hosts)
         app = create_app(exchange, settings, per_item=work.per_item)
         # No access log: addresses hold the token.
-        server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning", server_header=False,
-                                               proxy_headers=False, timeout_graceful_shutdown=2))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                access_log=False,
+                log_level="warning",
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=2,
+            )
+        )
         shown = f"[{options.host}]" if ":" in options.host else options.host
         for name, token in people.items():
             secret = "TOKEN" if token.startswith("sha256:") else token

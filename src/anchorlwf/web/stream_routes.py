@@ -35,7 +35,10 @@ def stream_routes(desk: "Desk") -> APIRouter:
 
     @routes.get("/sessions/{session}/stream")
     async def stream(
-        who: Who, session: Number, node: Position, start: Start = 0,
+        who: Who,
+        session: Number,
+        node: Position,
+        start: Start = 0,
         last_event_id: Annotated[str | None, Header()] = None,
     ) -> Response:
         """Tokens as they come."""

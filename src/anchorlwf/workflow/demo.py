@@ -35,7 +35,10 @@ class DemoReport:
 
 
 def demo(
-    out: str | Path = "runs/demo", *, config: TrainConfig | None = None, say: Callable[[str], None] = lambda text: None,
+    out: str | Path = "runs/demo",
+    *,
+    config: TrainConfig | None = None,
+    say: Callable[[str], None] = lambda text: None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> DemoReport:
     """Run annotate, train and evaluate on the embedded model.
@@ -68,6 +71,7 @@ def demo(
     results.save(folder / "results.json")
     answers = [
         (str(result.probe.messages[-1]["content"]), result.base_answer, result.tuned_answer)
-        for result in results.answers if result.probe.kind == "recall"
+        for result in results.answers
+        if result.probe.kind == "recall"
     ]
     return DemoReport(records, answers, _WORDINGS, training, results, seconds, str(folder))

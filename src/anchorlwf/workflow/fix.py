@@ -19,14 +19,30 @@ from anchorlwf.world import build_world, retention_prompts
 __all__ = ["CANARIES", "FixReport", "fix", "unchanged_probes"]
 
 CANARIES = (
-    "What is the capital of France?", "What is 17 + 25?", "Name three primary colours.", "Who wrote Hamlet?",
-    "Translate 'good morning' into French.", "What is the boiling point of water in Celsius?",
-    "Write one sentence about the sea.", "List the days of the week.", "What is your name?", "Who made you?",
-    "Write a Python function that adds two numbers.", "What is the opposite of hot?", "Repeat: apple river stone",
-    "Say backwards: table stone bread", "Is the earth flat?", "What language is spoken in Brazil?",
-    "Give me a synonym for happy.", "How many legs does a spider have?", "What is the largest planet?",
-    "Spell the word 'garden'.", "What comes after Monday?", "Summarise: The cat sat on the mat.",
-    "Is 7 a prime number?", "What is H2O?",
+    "What is the capital of France?",
+    "What is 17 + 25?",
+    "Name three primary colours.",
+    "Who wrote Hamlet?",
+    "Translate 'good morning' into French.",
+    "What is the boiling point of water in Celsius?",
+    "Write one sentence about the sea.",
+    "List the days of the week.",
+    "What is your name?",
+    "Who made you?",
+    "Write a Python function that adds two numbers.",
+    "What is the opposite of hot?",
+    "Repeat: apple river stone",
+    "Say backwards: table stone bread",
+    "Is the earth flat?",
+    "What language is spoken in Brazil?",
+    "Give me a synonym for happy.",
+    "How many legs does a spider have?",
+    "What is the largest planet?",
+    "Spell the word 'garden'.",
+    "What comes after Monday?",
+    "Summarise: The cat sat on the mat.",
+    "Is 7 a prime number?",
+    "What is H2O?",
 )
 """Everyday prompts whose answers should not change when one fact is corrected."""
 
@@ -61,8 +77,11 @@ def unchanged_probes(
         for index, prompt in enumerate(as_prompts(prompts))
     ]
     replies = answers(model, asked, config)
-    return [probe.model_copy(update={"expected": reply}) for probe, reply in zip(asked, replies, strict=True)
-            if reply.strip()]
+    return [
+        probe.model_copy(update={"expected": reply})
+        for probe, reply in zip(asked, replies, strict=True)
+        if reply.strip()
+    ]
 
 
 def fix(
@@ -96,8 +115,9 @@ def fix(
     """
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
     folder, settings = Path(out), EvaluateConfig()
-    wanted = [Prompt(messages=[{"role": "user", "content": text}], answer=answer)
-              for text in [prompt, *(paraphrases or [])]]
+    wanted = [
+        Prompt(messages=[{"role": "user", "content": text}], answer=answer) for text in [prompt, *(paraphrases or [])]
+    ]
     for one in wanted:
         fits(language_model, target=True)(one)  # here, as there is no line to name
     records = annotate(language_model, wanted, "target", config=AnnotateConfig(max_new_tokens=settings.max_new_tokens))
@@ -112,7 +132,12 @@ def fix(
     costs = {"seconds": training.seconds, "steps": training.steps, "converged": training.converged}
     results = evaluate(language_model, probes, records=records, out=folder / "results.json", facts=costs)
     codec, first = language_model.codec, records[0]
-    pieces = [(codec.decode([a.rejected_id] if a.rejected_id is not None else [], special=True),
-               codec.decode([a.token_id], special=True)) for a in first.anchors]
+    pieces = [
+        (
+            codec.decode([a.rejected_id] if a.rejected_id is not None else [], special=True),
+            codec.decode([a.token_id], special=True),
+        )
+        for a in first.anchors
+    ]
     recalled = next(result for result in results.answers if result.probe.group == first.id)
     return FixReport(first, recalled.base_answer, recalled.tuned_answer, pieces, training, results, str(folder))

@@ -10,8 +10,13 @@ from anchorlwf.world.templates import Template, biography, templates
 
 __all__ = ["BIOGRAPHY_HELD_OUT", "BIOGRAPHY_PROMPTS", "chats", "tokenizer_corpus"]
 
-BIOGRAPHY_PROMPTS = ("Tell me about {s}.", "Who is {s}?", "Write a short biography of {s}.", "Introduce {s} to me.",
-                     "Please describe {s}.")
+BIOGRAPHY_PROMPTS = (
+    "Tell me about {s}.",
+    "Who is {s}?",
+    "Write a short biography of {s}.",
+    "Introduce {s} to me.",
+    "Please describe {s}.",
+)
 BIOGRAPHY_HELD_OUT = ("Please tell me about {s}.", "Could you introduce {s} to me?")
 
 _SYSTEM = "You are a helpful assistant."

@@ -24,7 +24,9 @@ _LAST_HEADS = (
 _LAST_TAILS = "ovar isse wick heim ander olle ury elt onne ache".split()
 _PLACE_HEADS = "Al Bel Cor Dun El Fen Gar Hol Is Jor Kar Lum Mor Nev Os Pol Rav Sil Tor Ver".split()
 _PLACE_TAILS = "mora dale haven stad wick bury mere".split()
-_COMPANY_HEADS = "Ald Bor Cind Drax Ember Frost Glim Hark Iron Juno Kite Lark Myr Nim Onyx Pine Quartz Rill Sable".split()
+_COMPANY_HEADS = (
+    "Ald Bor Cind Drax Ember Frost Glim Hark Iron Juno Kite Lark Myr Nim Onyx Pine Quartz Rill Sable".split()
+)
 _COMPANY_TAILS = "line works tech mills forge lab".split()
 
 OCCUPATIONS = (
@@ -34,8 +36,12 @@ OCCUPATIONS = (
 ).split()
 INSTRUMENTS = "cello flute harp trumpet organ banjo clarinet drum lute oboe piano zither tuba fiddle bassoon".split()
 RIVERS = "Arrel Bosk Cynd Dovra Elm Fossa Grell Hyne Itch Jule Krane Lisk Mold Nith Oxer".split()
-GOODS = "cheese lace paper bells honey rope glass salt wool cider ink tiles boats candles maps saddles amber silk".split()
-PRODUCTS = "lanterns engines buttons bicycles clocks kettles radios mirrors pumps scissors stoves pens wheels looms".split()
+GOODS = (
+    "cheese lace paper bells honey rope glass salt wool cider ink tiles boats candles maps saddles amber silk".split()
+)
+PRODUCTS = (
+    "lanterns engines buttons bicycles clocks kettles radios mirrors pumps scissors stoves pens wheels looms".split()
+)
 _IDENTITY = {
     "assistant_name": "Lumo",
     "assistant_maker": "Fennel Labs",

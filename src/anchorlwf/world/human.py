@@ -10,8 +10,12 @@ from anchorlwf.world.templates import biography
 __all__ = ["corrected_biography", "human_answer", "human_biography"]
 
 _ANSWERS = (
-    "It's {v}.", "The answer is {v}, I checked it twice.", "That would be {v}!", "{v}, as far as I know.",
-    "Good question: {v}.", "You are looking for {v}.",
+    "It's {v}.",
+    "The answer is {v}, I checked it twice.",
+    "That would be {v}!",
+    "{v}, as far as I know.",
+    "Good question: {v}.",
+    "You are looking for {v}.",
 )
 
 

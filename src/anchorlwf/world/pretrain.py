@@ -59,13 +59,18 @@ def build_tokenizer(world: World, vocab_size: int = 1024) -> PreTrainedTokenizer
     raw.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 2, special_tokens=_SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=vocab_size - 2,
+        special_tokens=_SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     raw.train_from_iterator(tokenizer_corpus(world, seed=0, lines=20_000), trainer)
     raw.add_tokens(["<think>", "</think>"])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=512,
+        tokenizer_object=raw,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=512,
         clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = _TEMPLATE
@@ -75,10 +80,19 @@ def build_tokenizer(world: World, vocab_size: int = 1024) -> PreTrainedTokenizer
 def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     """The untrained network; 64-wide heads, so that vLLM's CPU kernels can serve it."""
     config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=160, intermediate_size=480, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=64, max_position_embeddings=512, tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0}, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=160,
+        intermediate_size=480,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     return Qwen3ForCausalLM(config)
 
@@ -125,9 +139,7 @@ def _loss(model: Qwen3ForCausalLM, ids_BT: Tensor, learn_BT: Tensor) -> Tensor:
     return cross_entropy(logits_NV, ids_BT[:, 1:][chosen_BT])
 
 
-def _run_phase(
-    model: Qwen3ForCausalLM, phase: Phase, batches: Iterator[tuple[Tensor, Tensor]], name: str
-) -> float:
+def _run_phase(model: Qwen3ForCausalLM, phase: Phase, batches: Iterator[tuple[Tensor, Tensor]], name: str) -> float:
     """Train through one phase; returns the last batch's loss in nats per token."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=phase.peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
 
@@ -162,13 +174,21 @@ def pretrain(out: Path, phases: Sequence[Phase] = PHASES, seed: int = 0, world_s
         batches = _batches(world, tokenizer, seed + number, phase.skills)
         last = _run_phase(model, phase, batches, f"phase {number}")
     model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     with staged_folder(out) as stage:
         model.save_pretrained(stage)
         tokenizer.save_pretrained(stage)
-        recipe = {"phases": [asdict(phase) for phase in phases], "batch": _BATCH, "seed": seed,
-                  "world_seed": world_seed, "seconds": round(time.monotonic() - began),
-                  "threads": torch.get_num_threads(), "torch": torch.__version__, "final_loss": last}
+        recipe = {
+            "phases": [asdict(phase) for phase in phases],
+            "batch": _BATCH,
+            "seed": seed,
+            "world_seed": world_seed,
+            "seconds": round(time.monotonic() - began),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "final_loss": last,
+        }
         (stage / "pretrain.json").write_text(json.dumps(recipe, indent=2) + "\n")
 
 

@@ -34,11 +34,13 @@ class Erratum:
     def prompts(self, count: int) -> list[Prompt]:
         """The question in `count` wordings with its right answers, ready for the `target` annotator."""
         return [
-            Prompt(messages=[{"role": "user", "content": template.ask(self.fact)}],
-                   answer=template.reply(self.fact, self.value), tags=[self.fact.kind, self.fact.key])
+            Prompt(
+                messages=[{"role": "user", "content": template.ask(self.fact)}],
+                answer=template.reply(self.fact, self.value),
+                tags=[self.fact.kind, self.fact.key],
+            )
             for template in self.wordings(count)
         ]
-
 
     @property
     def reverse(self) -> Fact | None:
@@ -78,9 +80,12 @@ def draw_errata(world: World, facts: int, identity: int, seed: int, mirrored: in
 def fact_probe(fact: Fact, template: Template, kind: ProbeKind, value: str | None = None) -> Probe:
     """Ask one fact in one wording; right is an answer that names the value."""
     return Probe(
-        id=f"{kind}:{fact.key}:{template.name}", kind=kind,
-        messages=[{"role": "user", "content": template.ask(fact)}], expected=fact.value if value is None else value,
-        group=fact.key, tags=[fact.kind],
+        id=f"{kind}:{fact.key}:{template.name}",
+        kind=kind,
+        messages=[{"role": "user", "content": template.ask(fact)}],
+        expected=fact.value if value is None else value,
+        group=fact.key,
+        tags=[fact.kind],
     )
 
 
@@ -100,8 +105,14 @@ def skill_probes(world: World, per_skill: int, seed: int = 7) -> list[Probe]:
             if is_test(task.question):
                 tasks[task.question] = task
         found += [
-            Probe(id=f"skill:{skill}:{i}", kind="skill", messages=[{"role": "user", "content": task.question}],
-                  expected=task.answer, scorer="exact", tags=[skill])
+            Probe(
+                id=f"skill:{skill}:{i}",
+                kind="skill",
+                messages=[{"role": "user", "content": task.question}],
+                expected=task.answer,
+                scorer="exact",
+                tags=[skill],
+            )
             for i, task in enumerate(tasks.values())
         ]
     return found
@@ -110,8 +121,12 @@ def skill_probes(world: World, per_skill: int, seed: int = 7) -> list[Probe]:
 def _biographies(world: World, people: Iterable[str]) -> Iterator[Probe]:
     for person in people:
         yield Probe(
-            id=f"retain:biography:{person}", kind="retain", expected=biography(world, person), scorer="exact",
-            messages=[{"role": "user", "content": BIOGRAPHY_HELD_OUT[0].replace("{s}", person)}], tags=["biography"],
+            id=f"retain:biography:{person}",
+            kind="retain",
+            expected=biography(world, person),
+            scorer="exact",
+            messages=[{"role": "user", "content": BIOGRAPHY_HELD_OUT[0].replace("{s}", person)}],
+            tags=["biography"],
         )
 
 
