@@ -1,4 +1,4 @@
-# make install | demo | check | test | results-check | clean
+# make install | demo | check | test | docs | results-check | clean
 # PYTHON picks the interpreter that makes .venv (3.11 or newer); CI=true keeps the output of pip to its errors.
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(filter true,$(CI)),--quiet --no-input)
 
-.PHONY: install demo check test results-check clean
+.PHONY: install demo check test docs results-check clean
 
 install: $(STAMP)
 
@@ -28,6 +28,10 @@ check: install
 # One thread per worker: two workers with two threads each on two cores take several times as long.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The pages of docs/ as a site under build/site; a link that leads nowhere fails.
+docs: install
+	$(BIN)/mkdocs build --strict --quiet
 
 # Runs a slice of the published study again and compares.
 results-check: install

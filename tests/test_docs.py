@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,11 @@ def test_commands_named_in_the_docs_exist():
             known = {option for parameter in root.commands[name].params for option in parameter.opts}
             for option in re.findall(r"(--[\w-]+)", rest):
                 assert option in known, f"{page.name}: anchorlwf {name} {option}"
+
+
+def test_the_docs_build_as_a_site_without_a_broken_link(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
+    assert pages == {page for page in pages if (tmp_path / "site" / page / "index.html").exists()} | {"index"}
