@@ -44,20 +44,20 @@ def train(
     reference_cache_size: Annotated[float | None, typer.Option(help="GiB on disk for the reference; 0: none.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of adapter, order and dropout.")] = None,
     skip_bad: SkipBad = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from this run's newest checkpoint.")] = False,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
     from accelerate import PartialState
 
     from anchorlwf.config import TrainConfig
-    from anchorlwf.training import train
+    from anchorlwf.training import run_folder, train
 
     quiet_libraries()
     settings = TrainConfig.load(config) if config else TrainConfig()
     given = {key: value for key, value in locals().items() if key in TrainConfig.model_fields}
     settings = settings.updated(**given)
-    with train_progress() as progress:
+    with run_folder(to), train_progress() as progress:
         loaded, chosen = _inputs(model, records, retain, skip_bad, trust_remote_code)
         result = train(loaded, chosen, out=to, config=settings, resume=resume, **progress)
     if PartialState().is_main_process:
