@@ -194,7 +194,7 @@ def build_reference_cache(
     batches = length_sorted(contents)
     folder = Path(root) / key.sha[:16]
     if checksums:
-        _sweep(Path(root))
+        _sweep(folder)
     _make_room(folder, limit - needed)
     _check_index(folder, key)
     for number, batch in enumerate(batches):
@@ -238,11 +238,13 @@ def reference_sha(model: LanguageModel) -> str:
     return hashlib.sha256(f"{_tensors_sha(weights)} {settings}".encode()).hexdigest()
 
 
-def _sweep(root: Path) -> None:
-    """Remove the parts of files that killed builds left in any cache."""
-    for folder in root.glob("*"):
-        if re.fullmatch(r"[0-9a-f]{16}", folder.name):
-            clear_leftovers(folder, "index.json", "*.safetensors")
+def _sweep(folder: Path) -> None:
+    """Remove the parts of files that killed builds left here and in the caches beside, and caches half removed."""
+    for cache in folder.parent.glob("*"):
+        if re.fullmatch(r"[0-9a-f]{16}", cache.name):
+            clear_leftovers(cache, "index.json", "*.safetensors")
+            if cache != folder and not (cache / "index.json").exists():
+                shutil.rmtree(cache)
 
 
 def _make_room(folder: Path, spare: int) -> None:

@@ -6,10 +6,14 @@ every step's figures to a run folder.
 --direction reverse is the paper's printed formula: it needs confidence below 1 and hardly learns anchors whose
 probability is near zero, because its gradient vanishes there.
 
+Ctrl-C and SIGTERM (exit codes 130 and 143) end it after the step that is under way and write a checkpoint; Ctrl-C keeps
+the weights too. --resume goes on from this run's newest whole checkpoint, and refuses another run's.
+
 Examples:
   anchorlwf train records.jsonl --out runs/first
   anchorlwf train records.jsonl --out runs/first --model ./my-model --drift-budget 0.005
   anchorlwf train records.jsonl --out runs/first --retain prompts.jsonl --config train.yaml
+  anchorlwf train records.jsonl --out runs/first --save-steps 100 --resume
 """
 
 from dataclasses import asdict
