@@ -1,7 +1,8 @@
-"""Started by torchrun from test_training.py: trains on two processes and saves the adapter."""
+"""Started by torchrun from test_training.py: trains on two processes, and again from the checkpoint before the last."""
 
 import os
 import sys
+from pathlib import Path
 
 from accelerate import PartialState
 
@@ -10,5 +11,9 @@ from anchorlwf.training import train
 
 model, records, out = sys.argv[1:]
 assert os.environ["WORLD_SIZE"] == "2", "torchrun started another number of processes"
-train(model, records, out=out, config=TrainConfig.load(f"{out}.yaml"))
+config = TrainConfig.load(f"{out}.yaml")
+train(model, records, out=out, config=config)
+if PartialState().is_main_process:
+    Path(out, "adapter").rename(f"{out}-first")
+train(model, records, out=out, config=config, resume=True)
 PartialState().destroy_process_group()

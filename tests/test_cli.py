@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from anchorlwf import annotation
 from anchorlwf.annotation import annotate
@@ -696,7 +697,7 @@ def test_a_write_that_breaks_off_is_reported_by_the_console_script(job, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_ends_training_without_a_traceback_or_half_an_adapter(tiny, corrected, tmp_path):
+def test_ctrl_c_ends_training_without_a_traceback_and_keeps_the_last_step(tiny, corrected, tmp_path):
     process = start(
         "train", corrected, "--out", tmp_path / "run", *tiny, "--max-steps", 1_000_000, "--drift-budget", 1e-12
     )
@@ -711,12 +712,13 @@ def test_ctrl_c_ends_training_without_a_traceback_or_half_an_adapter(tiny, corre
     assert out == ""
     assert "Traceback" not in err
     assert err.endswith("Interrupted. What was finished is kept.\n")
-    assert not [path.name for path in (tmp_path / "run").iterdir() if "adapter" in path.name or path.name[0] == "."]
-    # The reference's states are whole files, of use to the next run; weights are not to be there.
-    weights = [path for path in (tmp_path / "run").glob("**/*.safetensors") if "reference" not in path.parts]
-    assert not weights
-    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
-        assert json.loads(line)["step"] > 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = tmp_path / "run" / "checkpoints" / f"checkpoint-{len(rows)}"
+    assert f"SIGINT ended training after step {len(rows)}; kept: {last}, {tmp_path / 'run' / 'adapter'}" in err
+    assert "and --resume" in err
+    weights = [folder / "adapter_model.safetensors" for folder in (last, tmp_path / "run" / "adapter")]
+    assert load_file(weights[0]).keys() == load_file(weights[1]).keys()
+    assert not [path.name for path in (tmp_path / "run").rglob(".*")]
 
 
 # --- errors of ours, and interruptions ---

@@ -15,6 +15,7 @@ CLASSES = {name: kind for name, kind in vars(errors).items() if inspect.isclass(
 def test_the_drawing_shows_every_class_with_its_parents():
     parents = {name: [parent.__name__ for parent in kind.__bases__] for name, kind in CLASSES.items()}
     assert parents.pop("AnchorLwfError") == ["Exception"]
+    assert parents.pop("AnchorLwfWarning") == ["UserWarning"]
     assert parents == {name: ["AnchorLwfError", builtin] for name, builtin in DRAWN.items()}
 
 

@@ -1,11 +1,13 @@
 """Files that are never half-written, shown on real failures: a size limit, forbidden places, a killed process."""
 
 import contextlib
+import hashlib
 import os
 import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,8 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anchorlwf import files
 from anchorlwf.errors import StorageError
-from anchorlwf.files import append_line, append_lines, ensure_writable, staged_folder, write_atomic
+from anchorlwf.files import (
+    append_line,
+    append_lines,
+    clear_leftovers,
+    ensure_writable,
+    file_sha,
+    staged_folder,
+    write_atomic,
+)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 LINE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"))
@@ -257,3 +268,79 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path):
     assert (target / "sub" / "part").read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
     assert str(target) in told
+
+
+_REPLACE_FOR_EVER = """
+import itertools
+from anchorlwf.files import staged_folder
+for i in itertools.count():
+    with staged_folder({path!r}) as stage:
+        for name in "ab": (stage / name).write_text(str(i) * 1000)
+    print(flush=True)
+"""
+
+
+def test_at_every_moment_the_old_folder_or_the_new_one_stands_there(tmp_path):
+    target, code = tmp_path / "run", _REPLACE_FOR_EVER.format(path=str(tmp_path / "run"))
+    for kill in range(5):
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            next(process.stdout)
+            end = time.monotonic() + 0.2 + 0.013 * kill
+            while time.monotonic() < end:
+                assert target.is_dir()
+            process.send_signal(signal.SIGKILL)
+        assert (target / "a").read_text() == (target / "b").read_text()
+        clear_leftovers(tmp_path, "run")
+        assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("killed_at", [1, 2])
+def test_where_names_cannot_be_exchanged_a_kill_between_the_renames_is_made_good(tmp_path, killed_at):
+    target = tmp_path / "run"
+    with staged_folder(target) as stage:
+        fill(stage, "old")
+    code = (
+        "import os, signal; from pathlib import Path; from anchorlwf import files\n"
+        "files._exchange = lambda one, other: False\n"
+        "plain, renames = os.replace, []\n"
+        "def replace(*names):\n"
+        "    renames.append(names)\n"
+        f"    os.kill(os.getpid(), signal.SIGKILL) if len(renames) == {killed_at} else plain(*names)\n"
+        "os.replace = replace\n"
+        f"with files.staged_folder({str(target)!r}) as stage:\n"
+        "    (stage / 'sub').mkdir(); (stage / 'sub' / 'part').write_text('new')"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == -signal.SIGKILL
+    assert target.exists() == (killed_at == 1)
+    clear_leftovers(tmp_path, "run")
+    assert (target / "sub" / "part").read_text() == ("old" if killed_at == 1 else "new")
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_where_names_cannot_be_exchanged_folders_are_replaced_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    for text in ("one", "two"):
+        with staged_folder(tmp_path / "run") as stage:
+            fill(stage, text)
+        assert (tmp_path / "run" / "sub" / "part").read_text() == text
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+
+
+def test_what_a_killed_write_leaves_is_cleared_and_nothing_else(tmp_path):
+    code = (
+        "import os, signal; from anchorlwf import files\n"
+        "os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"files.write_atomic({str(tmp_path / 'file.json')!r}, 'new')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    [part] = tmp_path.iterdir()
+    (tmp_path / ".other.json.abcdefgh").write_text("of somebody else")
+    clear_leftovers(tmp_path, "file.*")
+    assert not part.exists()
+    assert [path.name for path in tmp_path.iterdir()] == [".other.json.abcdefgh"]
+
+
+def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
+    (tmp_path / "file").write_bytes(b"x" * 300_000)
+    assert file_sha(tmp_path / "file") == hashlib.sha256(b"x" * 300_000).hexdigest()

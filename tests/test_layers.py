@@ -18,7 +18,20 @@ import anchorlwf
 
 ROOT = Path(anchorlwf.__file__).parent
 
-VALUES = {"errors", "files", "record", "probe", "lines", "jsonl", "record_file", "export", "edit_data", "config", "run"}
+VALUES = {
+    "errors",
+    "files",
+    "lock",
+    "record",
+    "probe",
+    "lines",
+    "jsonl",
+    "record_file",
+    "export",
+    "edit_data",
+    "config",
+    "run",
+}
 TENSORS = {
     "text",
     "model",

@@ -221,6 +221,20 @@ def test_a_crash_half_way_loses_the_broken_batch_only(fresh_model, records, tmp_
     assert float((cache.states(records) - live(fresh_model, records)).abs().max()) < 1e-5
 
 
+def test_what_kills_left_of_files_and_caches_is_cleared_away(fresh_model, records, tmp_path):
+    build(fresh_model, records[:2], tmp_path)
+    build(fresh_model, records, tmp_path)
+    whole = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    for folder in [*tmp_path.iterdir()]:
+        (folder / ".000007.safetensors.k3_d9xqz").write_bytes(b"x")
+        (folder / ".index.json.k3_d9xqz").write_bytes(b"x")
+    (tmp_path / "0123456789abcdef").mkdir()
+    (tmp_path / "0123456789abcdef" / "000000.safetensors").write_bytes(b"of a cache that was being removed")
+    (tmp_path / "notes.txt").write_text("mine")
+    build(fresh_model, records, tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == [*whole, tmp_path / "notes.txt"]
+
+
 @pytest.mark.usefixtures("small_batches")
 def test_damaged_and_foreign_files_are_computed_again(fresh_model, records, tmp_path, forwards, caplog):
     right = build(fresh_model, records, tmp_path / "ours").states(records)

@@ -164,7 +164,7 @@ def test_accumulation_and_two_processes_give_the_same_parameters(tiny_path, tmp_
         train(load_model(str(tiny_path)), records, out=out, config=config)
         found[accumulation] = adapter(out)
     save_records(tmp_path / "records.jsonl", records)
-    steps(4, batch_size=4).save(tmp_path / "two.yaml")
+    steps(4, batch_size=4, save_steps=3).save(tmp_path / "two.yaml")
     command = [
         sys.executable,
         "-m",
@@ -187,7 +187,10 @@ def test_accumulation_and_two_processes_give_the_same_parameters(tiny_path, tmp_
     assert largest_gap(found[1], found[4]) < 1e-5
     assert largest_gap(found[1], found["two processes"]) < 1e-5
     rows = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4], "one process logs"
+    assert [row["step"] for row in rows] == [1, 2, 3, 4], "one process logs, and a resumed run logs no step twice"
+    assert {path.name for path in (tmp_path / "two" / "checkpoints").iterdir()} == {"checkpoint-3"}
+    first = load_file(tmp_path / "two-first" / "adapter_model.safetensors")
+    assert largest_gap(first, adapter(tmp_path / "two")) == 0.0
 
 
 def test_gradient_checkpointing_changes_nothing(tiny_path, tmp_path):
@@ -323,7 +326,7 @@ def test_what_cannot_be_trained_is_refused_with_a_reason(tiny_path, tmp_path):
 def test_resume_with_other_options_is_refused(tiny_path, tmp_path):
     records = corrections(load_model(str(tiny_path)), 1)
     train(load_model(str(tiny_path)), records, out=tmp_path / "run", config=steps(2, save_steps=1))
-    with pytest.raises(ConfigError, match="same options"):
+    with pytest.raises(ConfigError, match=r"max_steps 3 \(was 2\)"):
         train(load_model(str(tiny_path)), records, out=tmp_path / "run", config=steps(3, save_steps=1), resume=True)
 
 

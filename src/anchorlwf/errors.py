@@ -9,16 +9,18 @@
     ├── ModelError         (ValueError)  a model that cannot be loaded, read or trained this way
     ├── LossError          (ValueError)  arguments for which the loss is not defined
     ├── MissingError       (ValueError)  a session, item or project that is not in the store
-    ├── ConflictError      (RuntimeError) somebody else holds the item, or the session moved on meanwhile
+    ├── ConflictError      (RuntimeError) somebody else holds the item or the folder, or the session moved on meanwhile
     ├── ServerError        (RuntimeError) a remote model did not answer, or not as it should
     └── StorageError       (OSError)     a file could not be written: permission, disk full
 
 Each message says what was expected, what was got and how to fix it. All of them mean that input or surroundings are at
-fault; a failure of our own code is an `AssertionError` or whatever it raised.
+fault; a failure of our own code is an `AssertionError` or whatever it raised. What a user should know although nothing
+stops is an `AnchorLwfWarning`.
 """
 
 __all__ = [
     "AnchorLwfError",
+    "AnchorLwfWarning",
     "ConfigError",
     "ConflictError",
     "LossError",
@@ -36,6 +38,10 @@ __all__ = [
 
 class AnchorLwfError(Exception):
     """Base of every deliberate error; catch it to catch them all."""
+
+
+class AnchorLwfWarning(UserWarning):
+    """What a user should know although the work goes on."""
 
 
 class RecordError(AnchorLwfError, ValueError):
@@ -71,7 +77,7 @@ class MissingError(AnchorLwfError, ValueError):
 
 
 class ConflictError(AnchorLwfError, RuntimeError):
-    """A step that was right a moment ago: another person holds the item by now, or another tab moved the session on."""
+    """What would be right at another moment: another person or process holds the item, or the session moved on."""
 
 
 class ServerError(AnchorLwfError, RuntimeError):

@@ -1,18 +1,34 @@
 """Files that are never half-written: atomic replacement, durable append."""
 
 import contextlib
+import ctypes
+import hashlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from anchorlwf.errors import StorageError, wrong
 
-__all__ = ["append_line", "append_lines", "ensure_writable", "staged_folder", "storage_errors", "write_atomic"]
+__all__ = [
+    "append_line",
+    "append_lines",
+    "clear_leftovers",
+    "ensure_writable",
+    "file_sha",
+    "staged_folder",
+    "storage_errors",
+    "write_atomic",
+]
 
 # What safetensors and tokenizers say of a full disk, and torch, which does not say why.
 _BROKEN_OFF = re.compile(r"No space left on device|File too large|Disk quota exceeded|inline_container|PytorchStream")
+_TEMPORARY = re.compile(r"\.(?P<target>.+)\.[a-z0-9_]{8}")
+"""How `tempfile` names what we write beside a target until it is whole."""
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @contextlib.contextmanager
@@ -118,7 +134,12 @@ def ensure_writable(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def staged_folder(path: str | Path) -> Iterator[Path]:
-    """A folder that appears at `path` whole or not at all: filled aside, then renamed over the old one."""
+    """A folder that appears at `path` whole or not at all: filled aside, then put in the old one's place.
+
+    Where the system can exchange two names (Linux, most file systems), the old folder or the new one stands there at
+    every moment. Elsewhere a process that is killed between the two renames leaves neither; `clear_leftovers` puts the
+    new one in place.
+    """
     target = Path(path)
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -126,11 +147,53 @@ def staged_folder(path: str | Path) -> Iterator[Path]:
             stage, old = Path(name) / "new", Path(name) / "old"
             stage.mkdir()
             yield stage
-            for file in stage.rglob("*"):
-                if file.is_file():
-                    with open(file, "rb+") as stream:
-                        os.fsync(stream.fileno())
-            if target.exists():
+            _sync_tree(stage)
+            if not target.exists():
+                os.replace(stage, target)
+            elif not _exchange(stage, target):
                 os.replace(target, old)
-            os.replace(stage, target)
+                os.replace(stage, target)
             _sync_folder(target.parent)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            _sync_folder(path)
+        elif path.is_file():
+            with open(path, "rb+") as stream:
+                os.fsync(stream.fileno())
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step; False where system or file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    return libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+
+
+def clear_leftovers(folder: str | Path, *targets: str) -> None:
+    """Remove what killed processes left behind while they wrote files or folders of these names (or patterns).
+
+    Only where no other process writes them now. A folder that was whole and about to take the old one's place takes it.
+    """
+    with storage_errors(folder):
+        for path in Path(folder).glob(".*"):
+            named = _TEMPORARY.fullmatch(path.name)
+            if named is None or not any(fnmatch(named["target"], target) for target in targets):
+                continue
+            if path.is_symlink() or not path.is_dir():
+                path.unlink()
+                continue
+            target = path.with_name(named["target"])
+            # The old one is moved aside only after the new one is whole and on disk.
+            if (path / "old").exists() and not target.exists():
+                os.replace(path / "new", target)
+            shutil.rmtree(path)
+
+
+def file_sha(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, as `sha256sum` gives it."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

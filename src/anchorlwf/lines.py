@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from anchorlwf.errors import AnchorLwfError, RecordError, wrong
+from anchorlwf.errors import AnchorLwfError, AnchorLwfWarning, RecordError, wrong
 
 __all__ = ["BadLine", "BadLineWarning", "Line", "Row", "Source", "checked_lines", "good_lines", "problem_of", "row_of"]
 
@@ -17,7 +17,7 @@ Row = TypeVar("Row", bound=BaseModel)
 Source = str | Path | Iterable[dict[str, Any]]
 
 
-class BadLineWarning(UserWarning):
+class BadLineWarning(AnchorLwfWarning):
     """A line was skipped because it is not what the file should hold."""
 
 

@@ -14,6 +14,7 @@ Shape suffixes: N completion tokens, D hidden width, X numbers kept of each toke
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,12 +32,12 @@ from anchorlwf.batch import Turn, collate, pack
 from anchorlwf.contents import Contents, Turns, length_sorted
 from anchorlwf.divergence import completion_hidden
 from anchorlwf.errors import ConfigError, RecordError, wrong
-from anchorlwf.files import write_atomic
+from anchorlwf.files import clear_leftovers, write_atomic
 from anchorlwf.head import reference_head
 from anchorlwf.loss.summary import summarize
 from anchorlwf.model import LanguageModel
 
-__all__ = ["GIB", "ReferenceCache", "ReferenceKey", "build_reference_cache", "reference_bytes"]
+__all__ = ["GIB", "ReferenceCache", "ReferenceKey", "build_reference_cache", "reference_bytes", "reference_sha"]
 
 GIB = 2**30
 _FORMAT = 1
@@ -66,15 +67,24 @@ class ReferenceKey:
 
     @classmethod
     def of(
-        cls, model: LanguageModel, contents: Contents, *, packed: bool = False, summarized: bool = False
+        cls,
+        model: LanguageModel,
+        contents: Contents,
+        *,
+        packed: bool = False,
+        summarized: bool = False,
+        weights: str | None = None,
     ) -> "ReferenceKey":
-        """The key of these contents under the model's reference, in the autocast context this is called in."""
+        """The key of these contents under the model's reference, in the autocast context this is called in.
+
+        `weights`: its `reference_sha`, where that is known already.
+        """
         stamp, kind = model.stamp, model.device.type
         dtype = str(model.causal.dtype)
         if torch.is_autocast_enabled(kind):
             dtype += f", autocast to {torch.get_autocast_dtype(kind)}"
         return cls(
-            _reference_sha(model),
+            weights or reference_sha(model),
             stamp.tokenizer_sha,
             stamp.template_sha,
             contents.sha,
@@ -152,6 +162,7 @@ def build_reference_cache(
     limit: int,
     packed: bool = False,
     summarized: bool = False,
+    weights: str | None = None,
     checksums: bool = True,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> ReferenceCache:
@@ -167,6 +178,7 @@ def build_reference_cache(
         limit: most bytes of states in `root`.
         packed: put records through end to end, as training that packs does.
         summarized: keep a `Summary` of the states; the head must allow it.
+        weights: `reference_sha` of the model, where it is known already.
         checksums: check those of the files that are there. Not needed where another process has just done so.
         on_batch: called with (batches done, all) after each batch that is computed.
 
@@ -178,9 +190,11 @@ def build_reference_cache(
     if needed > limit:
         fix = "Raise reference_cache_size, or train without a cache (0)."
         raise ConfigError(wrong("reference cache", f"at most {limit} bytes", needed, fix))
-    key = ReferenceKey.of(model, contents, packed=packed, summarized=summarized)
+    key = ReferenceKey.of(model, contents, packed=packed, summarized=summarized, weights=weights)
     batches = length_sorted(contents)
     folder = Path(root) / key.sha[:16]
+    if checksums:
+        _sweep(folder)
     _make_room(folder, limit - needed)
     _check_index(folder, key)
     for number, batch in enumerate(batches):
@@ -211,7 +225,7 @@ def _tensors_sha(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _reference_sha(model: LanguageModel) -> str:
+def reference_sha(model: LanguageModel) -> str:
     """SHA-256 of the reference in memory, the same with an adapter on it and without."""
     with model.reference() as net:
         causal: Any = net if net is not model.net else model.causal
@@ -222,6 +236,15 @@ def _reference_sha(model: LanguageModel) -> str:
     config = {**causal.config.to_dict(), "_name_or_path": None, "attention": attention}
     settings = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(f"{_tensors_sha(weights)} {settings}".encode()).hexdigest()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the parts of files that killed builds left here and in the caches beside, and caches half removed."""
+    for cache in folder.parent.glob("*"):
+        if re.fullmatch(r"[0-9a-f]{16}", cache.name):
+            clear_leftovers(cache, "index.json", "*.safetensors")
+            if cache != folder and not (cache / "index.json").exists():
+                shutil.rmtree(cache)
 
 
 def _make_room(folder: Path, spare: int) -> None:

@@ -1,8 +1,11 @@
 """The run folder: what was run, where, with which versions, and every step's figures."""
 
+import contextlib
 import json
 import platform
 import random
+from collections.abc import Iterator
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,10 +13,26 @@ from typing import Any
 
 import numpy as np
 
-from anchorlwf.files import append_line, ensure_writable, write_atomic
+from anchorlwf.files import append_line, clear_leftovers, ensure_writable, write_atomic
+from anchorlwf.lines import row_of
+from anchorlwf.lock import process_lock
 
-__all__ = ["RunFolder", "environment", "seed_everything"]
+__all__ = ["RunFolder", "environment", "held_folder", "seed_everything"]
 
+_WRITTEN = (
+    "adapter",
+    "model",
+    "config.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "train.json",
+    "records.jsonl",
+    "probes.jsonl",
+    "results.json",
+)
+"""All that is written whole into a run folder, by whichever stage."""
+_HELD: ContextVar[frozenset[Path]] = ContextVar("_HELD", default=frozenset())
+"""Run folders that this thread holds."""
 _PACKAGES = ("anchorlwf", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "trl", "lm_eval")
 
 
@@ -59,3 +78,44 @@ class RunFolder:
     def log(self, row: dict[str, Any]) -> None:
         """Append one row to metrics.jsonl, durably."""
         append_line(self.path / "metrics.jsonl", json.dumps(row))
+
+    def forget_rows_after(self, step: int) -> None:
+        """Drop the rows of metrics.jsonl behind this step, and a torn one: a resumed run logs them again."""
+        log = self.path / "metrics.jsonl"
+        lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
+        write_atomic(log, b"".join(line for line in lines if _step_of(line) <= step))
+
+
+def _step_of(line: bytes) -> float:
+    row = row_of(line)
+    return row.get("step", 0) if isinstance(row, dict) else float("inf")
+
+
+@contextlib.contextmanager
+def held_folder(path: str | Path) -> Iterator[RunFolder]:
+    """A run folder that no other process writes to while the context lasts. What kills left half-written is removed.
+
+    Who holds a folder already may ask for it again. Folders that were made for this and are still empty are removed.
+
+    Raises:
+        ConflictError: another process (or thread) holds it; it is named.
+        StorageError: the folder cannot be written.
+    """
+    place = Path(path).resolve()
+    if place in _HELD.get():
+        yield RunFolder(path)
+        return
+    made = [folder for folder in (place, *place.parents) if not folder.exists()]
+    try:
+        folder = RunFolder(path)
+        with process_lock(place / ".lock", f"run folder {path}"):
+            clear_leftovers(place, *_WRITTEN)
+            token = _HELD.set(_HELD.get() | {place})
+            try:
+                yield folder
+            finally:
+                _HELD.reset(token)
+    finally:
+        with contextlib.suppress(OSError):
+            for empty in made:
+                empty.rmdir()

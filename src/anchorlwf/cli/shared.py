@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from anchorlwf.jsonl import BadLineWarning
+from anchorlwf.errors import AnchorLwfWarning
 
 __all__ = [
     "Adapter",
@@ -64,7 +64,7 @@ def quiet_libraries() -> None:
 def plain_warnings() -> None:
     """Our own warnings as lines on standard error; what a library warns of is for its developers."""
     warnings.simplefilter("ignore")
-    warnings.simplefilter("always", BadLineWarning)
+    warnings.simplefilter("always", AnchorLwfWarning)
     warnings.showwarning = lambda message, *_rest, **_more: err.print(str(message), style="yellow", markup=False)
 
 

@@ -6,10 +6,14 @@ every step's figures to a run folder.
 --direction reverse is the paper's printed formula: it needs confidence below 1 and hardly learns anchors whose
 probability is near zero, because its gradient vanishes there.
 
+Ctrl-C and SIGTERM (exit codes 130 and 143) end it after the step that is under way and write a checkpoint; Ctrl-C keeps
+the weights too. --resume goes on from this run's newest whole checkpoint, and refuses another run's.
+
 Examples:
   anchorlwf train records.jsonl --out runs/first
   anchorlwf train records.jsonl --out runs/first --model ./my-model --drift-budget 0.005
   anchorlwf train records.jsonl --out runs/first --retain prompts.jsonl --config train.yaml
+  anchorlwf train records.jsonl --out runs/first --save-steps 100 --resume
 """
 
 from dataclasses import asdict
@@ -44,20 +48,20 @@ def train(
     reference_cache_size: Annotated[float | None, typer.Option(help="GiB on disk for the reference; 0: none.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of adapter, order and dropout.")] = None,
     skip_bad: SkipBad = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from this run's newest checkpoint.")] = False,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
     from accelerate import PartialState
 
     from anchorlwf.config import TrainConfig
-    from anchorlwf.training import train
+    from anchorlwf.training import run_folder, train
 
     quiet_libraries()
     settings = TrainConfig.load(config) if config else TrainConfig()
     given = {key: value for key, value in locals().items() if key in TrainConfig.model_fields}
     settings = settings.updated(**given)
-    with train_progress() as progress:
+    with run_folder(to), train_progress() as progress:
         loaded, chosen = _inputs(model, records, retain, skip_bad, trust_remote_code)
         result = train(loaded, chosen, out=to, config=settings, resume=resume, **progress)
     if PartialState().is_main_process:

@@ -17,8 +17,8 @@ from anchorlwf.config import EvaluateConfig, GateConfig
 from anchorlwf.errors import RecordError, wrong
 from anchorlwf.evaluation.measure import Drift
 from anchorlwf.evaluation.results import Results
-from anchorlwf.evaluation.weights import Hashes, file_sha, model_hashes
-from anchorlwf.files import write_atomic
+from anchorlwf.evaluation.weights import Hashes, model_hashes
+from anchorlwf.files import file_sha, write_atomic
 from anchorlwf.model import LanguageModel
 from anchorlwf.probe import Probe
 from anchorlwf.record import ModelStamp, Record

@@ -1,25 +1,19 @@
 """Which weights: SHA-256 of the files that a model and its adapter are loaded from."""
 
-import hashlib
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from peft import PeftModel
 
 from anchorlwf.errors import ModelError, wrong
+from anchorlwf.files import file_sha
 from anchorlwf.model import EMBEDDED, LanguageModel, adapter_of, embedded_path
 
-__all__ = ["Hashes", "file_sha", "model_hashes", "named_hashes"]
+__all__ = ["Hashes", "model_hashes", "named_hashes"]
 
 Hashes = dict[str, dict[str, str]]
 """{part: {file: SHA-256}}; the parts are base, tuned and adapter."""
 _FILES = ["*.safetensors", "config.json", "adapter_config.json"]
-
-
-def file_sha(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, as `sha256sum` gives it."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _folder_hashes(source: str, revision: str | None = None) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """What is trained on: the complete ones of the records, looked at one by one before anything is done with them."""
 
+import hashlib
+import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +40,8 @@ class Intake:
     lengths: Sequence[int]
     """`fed_length` of each."""
     completion_tokens: int
+    sha: str
+    """SHA-256 over what is learned of them, in their order: prompt and completion ids, anchors, confidences."""
 
 
 def by_number(records: str | Path | Records | Iterable[Record]) -> Records:
@@ -57,7 +61,7 @@ def take_in(model: LanguageModel, records: Records, config: TrainConfig) -> Inta
         ConfigError: a reverse direction with confidence 1.
     """
     chosen, lengths, anchors, tokens = array("Q"), array("I"), 0, 0
-    check = _Check(model, config)
+    check, digest = _Check(model, config), hashlib.sha256()
 
     def complete() -> Iterator[Record]:
         nonlocal anchors, tokens
@@ -69,6 +73,7 @@ def take_in(model: LanguageModel, records: Records, config: TrainConfig) -> Inta
                 lengths.append(fed_length(record))
                 anchors += len(record.anchors)
                 tokens += len(record.completion_ids)
+                digest.update(json.dumps([record.prompt_ids, record.completion_ids, record.confidences]).encode())
                 yield record
 
     contents = Contents(complete())
@@ -79,7 +84,7 @@ def take_in(model: LanguageModel, records: Records, config: TrainConfig) -> Inta
         fix = "There is nothing to learn; annotate a wrong answer."
         raise RecordError(wrong("records", "at least one anchor", "none", fix))
     # To torch, whatever has a length and numbers is a dataset, which its types do not say.
-    return Intake(Subset(cast(Any, records), chosen), contents, lengths, tokens)
+    return Intake(Subset(cast(Any, records), chosen), contents, lengths, tokens, digest.hexdigest())
 
 
 class _Check:

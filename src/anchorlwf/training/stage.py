@@ -1,35 +1,40 @@
 """The training stage: records in, a run folder with an adapter out."""
 
+import contextlib
 import json
 import logging
 import math
+import signal
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from transformers import TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from anchorlwf.config import TrainConfig
 from anchorlwf.contents import Contents
-from anchorlwf.errors import ConfigError, ModelError, wrong
+from anchorlwf.errors import AnchorLwfWarning, ConfigError, ModelError, wrong
 from anchorlwf.files import staged_folder
 from anchorlwf.head import probe_head
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Record
-from anchorlwf.reference import GIB, ReferenceCache, build_reference_cache, reference_bytes
-from anchorlwf.run import RunFolder, environment
+from anchorlwf.reference import GIB, ReferenceCache, build_reference_cache, reference_bytes, reference_sha
+from anchorlwf.run import RunFolder, environment, held_folder
+from anchorlwf.training.checkpoint import Checkpoints, RunKey
 from anchorlwf.training.control import Certificate
 from anchorlwf.training.intake import Intake, Records, by_number, take_in
+from anchorlwf.training.interrupt import Interrupt
 from anchorlwf.training.stoprule import StopRule
 from anchorlwf.training.trainer import AnchorTrainer
 
-__all__ = ["TrainResult", "train"]
+__all__ = ["TrainResult", "run_folder", "train"]
 
 _LEAST_STEPS, _PASSES = 200, 60
 _log = logging.getLogger(__name__)
@@ -53,6 +58,28 @@ class TrainResult:
     completion_tokens: int
 
 
+def _processes() -> PartialState:
+    """Which of how many processes this is; without a GPU it must be told so, or each takes itself for the only one."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+@contextlib.contextmanager
+def run_folder(out: str | Path) -> Iterator[RunFolder]:
+    """Hold the run folder while the context lasts; of several processes the main one does so for all.
+
+    For whoever writes to the folder before `train` does, or wants to be refused before anything is loaded.
+
+    Raises:
+        ConflictError: another process holds it; it is named.
+        StorageError: it cannot be written.
+    """
+    if _processes().is_main_process:
+        with held_folder(out) as folder:
+            yield folder
+    else:
+        yield RunFolder(out)
+
+
 def train(
     model: LanguageModel | str | None,
     records: str | Path | Records | Iterable[Record],
@@ -65,15 +92,17 @@ def train(
 ) -> TrainResult:
     """Train a model on records with the paper's loss until every anchor holds.
 
+    Ctrl-C and SIGTERM end it after the step that is under way, with a checkpoint; Ctrl-C keeps the weights too.
+
     Args:
         model: the annotated model, its name, or None for the embedded one. It is changed in place: afterwards it is
             the tuned model.
         records: a JSONL file or records; only complete ones are used. A file (a `RecordFile`, a torch
             `ConcatDataset` with one) stays on disk: leave it as it is meanwhile, except that lines may be appended.
         out: the run folder. Receives config.yaml, environment.json, metrics.jsonl, train.json, adapter/ (model/
-            for full fine-tuning) and, where it pays, reference/ (may be deleted afterwards).
+            for full fine-tuning), checkpoints/ and, where it pays, reference/ (may be deleted afterwards).
         config: the objective and its limits.
-        resume: go on from the run folder's last checkpoint (needs `save_steps`).
+        resume: go on from the run folder's newest whole checkpoint. Without it, those of an earlier run are removed.
         on_step: called with every row of metrics.jsonl.
         on_reference: called with (batches done, all) while the reference's states are computed.
 
@@ -81,32 +110,84 @@ def train(
         RecordError: no complete record, or no anchor among them; or the file was changed meanwhile.
         StampError, PromptError: a record of another tokenizer or chat template; one longer than the context.
         ModelError: a head that cannot be projected outside the model, or LoRA on a tied head.
-        ConfigError: nothing to resume, a reverse direction with confidence 1, or a reference cache that is not ours.
+        ConfigError: nothing to resume, or another run than this; a reverse direction with confidence 1, or a reference
+            cache that is not ours.
+        ConflictError: another process trains into this folder.
         StorageError: the run folder cannot be written.
     """
     config = config or TrainConfig()
     listed = by_number(records)
-    language_model = model if isinstance(model, LanguageModel) else load_model(model)
-    intake = take_in(language_model, listed, config)
-    folder = RunFolder(out)
-    checkpoint = _last_checkpoint(folder, config) if resume else None
-    _prepare(language_model, config)
-    if checkpoint is None and PartialState().is_main_process:
+    with run_folder(out) as folder:
+        language_model = model if isinstance(model, LanguageModel) else load_model(model)
+        intake = take_in(language_model, listed, config)
+        _prepare(language_model, config)
+        reference = reference_sha(language_model)
+        checkpoints = _checkpoints(folder, intake, reference, config, language_model)
+        start = _start(checkpoints, folder, config, resume)
+        _attach(language_model, config)
+        trainer = _trainer(language_model, intake, config, folder, checkpoints, on_step)
+        began = time.perf_counter()
+        trainer.cache = _reference_cache(trainer, intake.contents, folder, reference, on_reference)
+        interrupt = Interrupt(trainer.accelerator)
+        trainer.add_callback(interrupt)
+        with interrupt.held_back():
+            trainer.train(resume_from_checkpoint=start)
+            seconds = time.perf_counter() - began
+            language_model.net.eval()
+            if interrupt.ended_by is not None:
+                _end(trainer, folder, interrupt.ended_by)
+            return _finish(trainer, folder, intake, seconds)
+
+
+def _checkpoints(
+    folder: RunFolder, intake: Intake, reference: str, config: TrainConfig, model: LanguageModel
+) -> Checkpoints:
+    key = RunKey.of(intake.sha, reference, config, _processes().num_processes, model.device.type)
+    return Checkpoints(folder.path / "checkpoints", key)
+
+
+def _start(checkpoints: Checkpoints, folder: RunFolder, config: TrainConfig, resume: bool) -> str | None:
+    """The checkpoint to go on from, the same in all processes; and the folder as a run that starts there finds it."""
+    start = None
+    if _processes().is_main_process:
+        if resume:
+            newest = checkpoints.newest()
+            folder.forget_rows_after(checkpoints.step_of(newest))
+            start = str(newest)
+        else:
+            checkpoints.clear()
+            folder.write_json("environment.json", environment())
+            (folder.path / "metrics.jsonl").unlink(missing_ok=True)
         config.save(folder.path / "config.yaml")
-        folder.write_json("environment.json", environment())
-        (folder.path / "metrics.jsonl").unlink(missing_ok=True)
-    trainer = _trainer(language_model, intake, config, folder, on_step)
-    began = time.perf_counter()
-    trainer.cache = _reference_cache(trainer, intake.contents, folder, on_reference)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = time.perf_counter() - began
-    language_model.net.eval()
-    result = _result(trainer, intake, seconds, _save(language_model, folder, trainer.is_world_process_zero()))
+    [start] = broadcast_object_list([start])
+    return start
+
+
+def _finish(trainer: AnchorTrainer, folder: RunFolder, intake: Intake, seconds: float) -> TrainResult:
+    """Save the weights, certify them, and write down both."""
+    result = _result(trainer, intake, seconds, _save(trainer, folder))
     if trainer.is_world_process_zero():
         folder.write_json("train.json", asdict(result))
     # No process returns before the weights are on disk.
     trainer.accelerator.wait_for_everyone()
     return result
+
+
+def _end(trainer: AnchorTrainer, folder: RunFolder, ended_by: signal.Signals) -> NoReturn:
+    """End a run that a signal has ended after a step: say what is kept and how to go on."""
+    step = trainer.state.global_step
+    told = f"{ended_by.name} ended training after step {step}; kept: {trainer.checkpoints.place(step)}"
+    if ended_by == signal.SIGINT:
+        told += f", {_save(trainer, folder)} (not certified)"
+    if trainer.is_world_process_zero():
+        how = (
+            "To go on: anchorlwf train with the same records, model and options, and --resume (in Python resume=True)."
+        )
+        warnings.warn(f"{told}. {how}", AnchorLwfWarning, stacklevel=3)
+    trainer.accelerator.wait_for_everyone()
+    if ended_by == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + ended_by)
 
 
 def _result(trainer: AnchorTrainer, intake: Intake, seconds: float, weights: Path) -> TrainResult:
@@ -125,16 +206,21 @@ def _result(trainer: AnchorTrainer, intake: Intake, seconds: float, weights: Pat
 
 
 def _prepare(model: LanguageModel, config: TrainConfig) -> None:
-    """Attach what trains, keep what stays, and make sure the head is what we think it is."""
+    """Keep what stays, and make sure the head is what we think it is."""
     set_seed(config.seed)
     if isinstance(model.net, PeftModel):
         fix = "Merge it first, or load the base model alone."
         raise ModelError(wrong("model", "a base model", "one with an adapter", fix))
     probe_head(model)
+    if config.method == "full":
+        model.keep_reference_copy()
+
+
+def _attach(model: LanguageModel, config: TrainConfig) -> None:
+    """Attach what trains, or let all of the model train."""
     if config.method == "lora":
         model.attach_lora(config.rank, config.lora_alpha, config.lora_dropout, config.targets, config.seed)
     else:
-        model.keep_reference_copy()
         model.net.requires_grad_(True)
     if config.gradient_checkpointing:
         # The adapter's inputs come out of frozen layers, which a checkpoint would cut off from the gradient.
@@ -143,14 +229,14 @@ def _prepare(model: LanguageModel, config: TrainConfig) -> None:
 
 
 def _steps(config: TrainConfig, records: int) -> int:
-    per_step = config.batch_size * config.accumulation * PartialState().num_processes
+    per_step = config.batch_size * config.accumulation * _processes().num_processes
     return config.max_steps or max(_LEAST_STEPS, _PASSES * math.ceil(records / per_step))
 
 
-def _arguments(folder: RunFolder, config: TrainConfig, model: LanguageModel, records: int) -> TrainingArguments:
+def _arguments(checkpoints: Checkpoints, config: TrainConfig, model: LanguageModel, records: int) -> TrainingArguments:
     on_gpu = model.device.type == "cuda"
     arguments = TrainingArguments(
-        output_dir=str(folder.path / "checkpoints"),
+        output_dir=str(checkpoints.folder),
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.learning_rate,
@@ -165,7 +251,6 @@ def _arguments(folder: RunFolder, config: TrainConfig, model: LanguageModel, rec
         logging_strategy="no",
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 500,
-        save_total_limit=2,
         use_cpu=not on_gpu,
         bf16=on_gpu and torch.cuda.is_bf16_supported(),
         dataloader_pin_memory=on_gpu,
@@ -182,11 +267,11 @@ def _trainer(
     intake: Intake,
     config: TrainConfig,
     folder: RunFolder,
+    checkpoints: Checkpoints,
     on_step: Callable[[dict[str, Any]], None] | None,
 ) -> AnchorTrainer:
-    trainer = AnchorTrainer(
-        model, intake.records, intake.lengths, config, _arguments(folder, config, model, len(intake.records))
-    )
+    arguments = _arguments(checkpoints, config, model, len(intake.records))
+    trainer = AnchorTrainer(model, intake.records, intake.lengths, config, arguments, checkpoints)
     rule = StopRule(lambda row: _report(folder, row, on_step))
     rule.trainer = trainer
     trainer.add_callback(rule)
@@ -194,7 +279,11 @@ def _trainer(
 
 
 def _reference_cache(
-    trainer: AnchorTrainer, contents: Contents, folder: RunFolder, on_batch: Callable[[int, int], None] | None
+    trainer: AnchorTrainer,
+    contents: Contents,
+    folder: RunFolder,
+    weights: str,
+    on_batch: Callable[[int, int], None] | None,
 ) -> ReferenceCache | None:
     """The reference's states on disk, where they pay and fit; built by one process for all."""
     model, records, args = trainer.language_model, trainer.records, trainer.args
@@ -218,23 +307,12 @@ def _reference_cache(
                 limit=limit,
                 packed=trainer.packed,
                 summarized=trainer.summarized,
+                weights=weights,
                 checksums=one.is_local_main_process,
                 on_batch=on_batch,
             )
     _log.info("no reference cache: %s", reason)
     return None
-
-
-def _last_checkpoint(folder: RunFolder, config: TrainConfig) -> str:
-    place = folder.path / "checkpoints"
-    found = get_last_checkpoint(str(place)) if place.is_dir() else None
-    if found is None:
-        fix = "Train with save_steps, or start anew."
-        raise ConfigError(wrong(f"resume {folder.path}", "a checkpoint in checkpoints/", "none", fix))
-    if TrainConfig.load(folder.path / "config.yaml") != config:
-        fix = "Resume with the options the run was started with (config.yaml)."
-        raise ConfigError(wrong(f"resume {folder.path}", "the same options", "others", fix))
-    return found
 
 
 def _report(folder: RunFolder, row: dict[str, Any], on_step: Callable[[dict[str, Any]], None] | None) -> None:
@@ -243,11 +321,14 @@ def _report(folder: RunFolder, row: dict[str, Any], on_step: Callable[[dict[str,
         on_step(row)
 
 
-def _save(model: LanguageModel, folder: RunFolder, writes: bool) -> Path:
+def _save(trainer: AnchorTrainer, folder: RunFolder) -> Path:
     """Save the adapter or the model, in safetensors, in one step."""
+    model = trainer.language_model
     adapter = isinstance(model.net, PeftModel)
     place = folder.path / ("adapter" if adapter else "model")
-    if writes:
+    if trainer.is_world_process_zero():
+        # It tells of the weights that are now replaced.
+        (folder.path / "train.json").unlink(missing_ok=True)
         with staged_folder(place) as stage:
             model.net.save_pretrained(stage)
             model.codec.tokenizer.save_pretrained(stage)

@@ -4,25 +4,23 @@ Shape suffixes: N completion tokens of a micro-batch, D hidden width.
 """
 
 import contextlib
-import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from anchorlwf.attention import within_records
 from anchorlwf.batch import Batch, collate, pack
 from anchorlwf.config import TrainConfig
 from anchorlwf.divergence import completion_hidden, divergence
-from anchorlwf.files import storage_errors
+from anchorlwf.files import staged_folder, storage_errors
 from anchorlwf.head import read_head, reference_head
 from anchorlwf.loss.reduce import Counts, reduce_loss
 from anchorlwf.loss.scores import token_scores
@@ -31,6 +29,7 @@ from anchorlwf.model import LanguageModel
 from anchorlwf.packing import may_pack
 from anchorlwf.record import Record
 from anchorlwf.reference import ReferenceCache
+from anchorlwf.training.checkpoint import Checkpoints
 from anchorlwf.training.control import Certificate, DriftBudget, holding, mean
 from anchorlwf.training.intake import Records
 
@@ -46,6 +45,7 @@ class AnchorTrainer(Trainer):
         lengths: `fed_length` of each.
         config: the objective.
         arguments: transformers' own, made by `training.stage`.
+        checkpoints: where they go.
 
     Attributes:
         cache: the reference's states; None: the reference runs beside the model.
@@ -60,8 +60,10 @@ class AnchorTrainer(Trainer):
         lengths: Sequence[int],
         config: TrainConfig,
         arguments: TrainingArguments,
+        checkpoints: Checkpoints,
     ) -> None:
         self.language_model, self.records, self.config = language_model, records, config
+        self.checkpoints = checkpoints
         self._lengths = lengths
         self.budget = DriftBudget(config)
         self._ref_head = reference_head(language_model)
@@ -184,14 +186,22 @@ class AnchorTrainer(Trainer):
         return holding(best, log_p, token_ids, confidence, ref_p, self.config.hold)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """As Trainer does, but what breaks off (full disk, Ctrl-C) leaves no half of a checkpoint to resume from."""
-        place = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        try:
-            with storage_errors(place):
+        """As Trainer does, but whole or not at all, whatever breaks off; and with what `Checkpoints` asks for."""
+        place, main = self.checkpoints.place(self.state.global_step), self.is_world_process_zero()
+        with storage_errors(place), staged_folder(place) if main else contextlib.nullcontext() as stage:
+            # All processes write into the folder of the main one.
+            [shared] = broadcast_object_list([stage])
+            usual, self.args.output_dir = self.args.output_dir, str(shared)
+            try:
                 super()._save_checkpoint(model, trial)
-        except BaseException:
-            shutil.rmtree(place, ignore_errors=True)
-            raise
+            finally:
+                self.args.output_dir = usual
+            self.accelerator.wait_for_everyone()
+            if stage is not None:
+                self.checkpoints.seal(stage / place.name, stage)
+        if main:
+            self.checkpoints.drop_old()
+        self.accelerator.wait_for_everyone()
 
     @torch.no_grad()
     def certify(self) -> Certificate:

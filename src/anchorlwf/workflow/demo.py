@@ -12,7 +12,7 @@ from anchorlwf.evaluation import Results, evaluate
 from anchorlwf.jsonl import save_lines, save_records
 from anchorlwf.model import load_model
 from anchorlwf.record import Record
-from anchorlwf.training import TrainResult, train
+from anchorlwf.training import TrainResult, run_folder, train
 from anchorlwf.world import build_world, draw_errata, probes_for
 
 __all__ = ["DemoReport", "demo"]
@@ -50,9 +50,20 @@ def demo(
         on_step: called with every training step's row.
 
     Raises:
+        ConflictError: another process writes to the folder.
         StorageError: the folder cannot be written.
     """
-    began, folder = time.perf_counter(), Path(out)
+    with run_folder(out):
+        return _demo(Path(out), config, say, on_step)
+
+
+def _demo(
+    folder: Path,
+    config: TrainConfig | None,
+    say: Callable[[str], None],
+    on_step: Callable[[dict[str, Any]], None] | None,
+) -> DemoReport:
+    began = time.perf_counter()
     model, world = load_model(), build_world()
     errata = draw_errata(world, _FACTS, _IDENTITY, _SEED)
     probes = probes_for(world, errata, _WORDINGS)

@@ -13,7 +13,7 @@ from anchorlwf.jsonl import save_records
 from anchorlwf.model import EMBEDDED, LanguageModel, load_model
 from anchorlwf.probe import Probe
 from anchorlwf.record import Prompt, Record
-from anchorlwf.training import TrainResult, train
+from anchorlwf.training import TrainResult, run_folder, train
 from anchorlwf.world import build_world, retention_prompts
 
 __all__ = ["CANARIES", "FixReport", "fix", "unchanged_probes"]
@@ -111,33 +111,46 @@ def fix(
 
     Raises:
         NothingToDoError: the model answers exactly this already.
-        PromptError, RecordError, StorageError: as `annotate` and `train`.
+        PromptError, RecordError, ConflictError, StorageError: as `annotate` and `train`.
     """
-    language_model = model if isinstance(model, LanguageModel) else load_model(model)
-    folder, settings = Path(out), EvaluateConfig()
-    wanted = [
-        Prompt(messages=[{"role": "user", "content": text}], answer=answer) for text in [prompt, *(paraphrases or [])]
-    ]
+    with run_folder(out):
+        language_model = model if isinstance(model, LanguageModel) else load_model(model)
+        records = _annotated(language_model, prompt, answer, paraphrases or [])
+        if retain is not None:
+            records += retention_records(language_model, retain)
+        asked = _default_checks(language_model) if check is None else check
+        probes = unchanged_probes(language_model, asked, EvaluateConfig())
+        folder = Path(out)
+        save_records(folder / "records.jsonl", records)
+        training = train(language_model, records, out=folder, config=config, on_step=on_step)
+        costs = {"seconds": training.seconds, "steps": training.steps, "converged": training.converged}
+        results = evaluate(language_model, probes, records=records, out=folder / "results.json", facts=costs)
+    first = records[0]
+    recalled = next(result for result in results.answers if result.probe.group == first.id)
+    pieces = _pieces(language_model, first)
+    return FixReport(first, recalled.base_answer, recalled.tuned_answer, pieces, training, results, str(folder))
+
+
+def _annotated(model: LanguageModel, prompt: str, answer: str, paraphrases: list[str]) -> list[Record]:
+    """The record of the prompt, then those of its other wordings."""
+    wanted = [Prompt(messages=[{"role": "user", "content": text}], answer=answer) for text in [prompt, *paraphrases]]
     for one in wanted:
-        fits(language_model, target=True)(one)  # here, as there is no line to name
-    records = annotate(language_model, wanted, "target", config=AnnotateConfig(max_new_tokens=settings.max_new_tokens))
+        fits(model, target=True)(one)  # here, as there is no line to name
+    limit = EvaluateConfig().max_new_tokens
+    records = annotate(model, wanted, "target", config=AnnotateConfig(max_new_tokens=limit))
     if not records[0].anchors:
         fix_hint = "Nothing to do."
         raise NothingToDoError(wrong("answer", "one that differs from the model's own", "the same", fix_hint))
-    if retain is not None:
-        records += retention_records(language_model, retain)
-    probes = unchanged_probes(language_model, _default_checks(language_model) if check is None else check, settings)
-    save_records(folder / "records.jsonl", records)
-    training = train(language_model, records, out=folder, config=config, on_step=on_step)
-    costs = {"seconds": training.seconds, "steps": training.steps, "converged": training.converged}
-    results = evaluate(language_model, probes, records=records, out=folder / "results.json", facts=costs)
-    codec, first = language_model.codec, records[0]
-    pieces = [
+    return records
+
+
+def _pieces(model: LanguageModel, record: Record) -> list[tuple[str, str]]:
+    """(rejected, anchor) text of every anchor."""
+    codec = model.codec
+    return [
         (
             codec.decode([a.rejected_id] if a.rejected_id is not None else [], special=True),
             codec.decode([a.token_id], special=True),
         )
-        for a in first.anchors
+        for a in record.anchors
     ]
-    recalled = next(result for result in results.answers if result.probe.group == first.id)
-    return FixReport(first, recalled.base_answer, recalled.tuned_answer, pieces, training, results, str(folder))
