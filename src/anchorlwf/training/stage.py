@@ -80,7 +80,8 @@ def train(
     Raises:
         RecordError: no complete record, or no anchor among them; or the file was changed meanwhile.
         StampError, PromptError: a record of another tokenizer or chat template; one longer than the context.
-        ModelError: a head that cannot be projected outside the model, or LoRA on a tied head.
+        ModelError: a head that cannot be projected outside the model, or LoRA on a tied head; or a loss that became NaN
+            or infinite, whose records are named. No weights are saved then, and those saved before stay.
         ConfigError: nothing to resume, a reverse direction with confidence 1, or a reference cache that is not ours.
         StorageError: the run folder cannot be written.
     """
@@ -101,7 +102,9 @@ def train(
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - began
     language_model.net.eval()
-    result = _result(trainer, intake, seconds, _save(language_model, folder, trainer.is_world_process_zero()))
+    certificate = trainer.certify()  # before anything is saved: it raises where the weights are damaged
+    weights = _save(language_model, folder, trainer.is_world_process_zero())
+    result = _result(trainer, intake, seconds, weights, certificate)
     if trainer.is_world_process_zero():
         folder.write_json("train.json", asdict(result))
     # No process returns before the weights are on disk.
@@ -109,9 +112,10 @@ def train(
     return result
 
 
-def _result(trainer: AnchorTrainer, intake: Intake, seconds: float, weights: Path) -> TrainResult:
-    """Certify the tuned model on its own records and say what was done."""
-    certificate = trainer.certify()
+def _result(
+    trainer: AnchorTrainer, intake: Intake, seconds: float, weights: Path, certificate: Certificate
+) -> TrainResult:
+    """What was done."""
     return TrainResult(
         weights=str(weights),
         steps=trainer.state.global_step,
