@@ -46,7 +46,7 @@ def truth(hidden, ref_hidden, head, ids, confidence, share):
 
 def ours(hidden, ref_hidden, head, ids, confidence, share):
     own = hidden.clone().requires_grad_()
-    loss = summary_loss(own, summarize(ref_hidden, head, ids), head, ids, confidence)
+    loss = summary_loss(own, summarize(ref_hidden, head, ids), head, ids, confidence).divergence_N
     (loss * share).sum().backward()
     return loss.detach(), own.grad
 
@@ -99,7 +99,7 @@ def test_gradients_pass_gradcheck():
     hidden, ref_hidden, head, ids, confidence = problem(CONFIDENCES, bias=True, scale=0.7)
     summary = summarize(ref_hidden, head, ids)
     assert torch.autograd.gradcheck(
-        lambda own: summary_loss(own, summary, head, ids, confidence), (hidden.requires_grad_(),)
+        lambda own: summary_loss(own, summary, head, ids, confidence).divergence_N, (hidden.requires_grad_(),)
     )
 
 
@@ -149,17 +149,17 @@ def test_what_all_logits_have_in_common_costs_digits_and_no_more(offset):
 def test_without_a_gradient_nothing_is_projected_back(monkeypatch):
     hidden, ref_hidden, head, ids, confidence = problem(CONFIDENCES)
     summary = summarize(ref_hidden, head, ids)
-    expected = summary_loss(hidden.clone().requires_grad_(), summary, head, ids, confidence)
+    expected = summary_loss(hidden.clone().requires_grad_(), summary, head, ids, confidence).divergence_N
     monkeypatch.setattr("anchorlwf.loss.summary.project_back", None)
-    assert torch.equal(summary_loss(hidden, summary, head, ids, confidence), expected)
+    assert torch.equal(summary_loss(hidden, summary, head, ids, confidence).divergence_N, expected)
 
 
 def test_autocast_does_not_reach_inside():
     hidden, ref_hidden, head, ids, confidence = problem(CONFIDENCES, dtype=torch.float32)
     summary = summarize(ref_hidden, head, ids)
-    plain = summary_loss(hidden, summary, head, ids, confidence)
+    plain = summary_loss(hidden, summary, head, ids, confidence).divergence_N
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(summary_loss(hidden, summary, head, ids, confidence), plain)
+        assert torch.equal(summary_loss(hidden, summary, head, ids, confidence).divergence_N, plain)
 
 
 def test_a_summary_goes_through_one_tensor():
@@ -180,7 +180,7 @@ def test_extra_memory_does_not_grow_with_the_tokens(monkeypatch):
         hidden, ref_hidden, head, ids, confidence = case
         summary, own = summarize(ref_hidden, head, ids), hidden.requires_grad_()
         with LiveBytes() as live:
-            summary_loss(own, summary, head, ids, confidence).sum().backward()
+            summary_loss(own, summary, head, ids, confidence).divergence_N.sum().backward()
         peaks.append(live.peak)
     chunk = 2 * 64 * vocabulary * 4
     assert chunk <= peaks[0] <= 1.5 * chunk

@@ -88,8 +88,23 @@ class Batch(NamedTuple):
 
     def per_record(self, value_N: Tensor) -> Tensor:
         """Sums over the completion tokens of each record: [R]."""
-        record_N = self.row_N if self.bounds is None else torch.bucketize(self.column_N, self.bounds[1:], right=True)
-        return torch.zeros(self.records, dtype=value_N.dtype, device=value_N.device).index_add_(0, record_N, value_N)
+        sums = torch.zeros(self.records, dtype=value_N.dtype, device=value_N.device)
+        return sums.index_add_(0, self._record_N(), value_N)
+
+    def _record_N(self) -> Tensor:  # noqa: N802 - a tensor's name
+        """The record of each completion token: int64 [N] in [0, R)."""
+        return self.row_N if self.bounds is None else torch.bucketize(self.column_N, self.bounds[1:], right=True)
+
+    def turns(self, numbers: Sequence[int]) -> list["KeepTurn"]:
+        """Prompt and completion of some of the records, by number in [0, R)."""
+        found, record_N = [], self._record_N()
+        for number in numbers:
+            own_N = record_N == number
+            row, first = (number, 0) if self.bounds is None else (0, int(self.bounds[number]))
+            # The last token of the prompt is where the first of the completion is predicted.
+            prompt = self.input_ids_BT[row, first : int(self.column_N[own_N][0]) + 1]
+            found.append(KeepTurn(prompt.tolist(), self.token_ids_N[own_N].tolist()))
+        return found
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are there, by name: `Batch(**batch.tensors())` is the batch."""

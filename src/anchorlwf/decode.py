@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
 from anchorlwf.draft import Draft
@@ -66,7 +66,7 @@ class GreedyDecoder:
         inputs_BT = torch.tensor([ids], device=self._model.device)
         output = self._model.net(input_ids=inputs_BT, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
         self._ids += ids
-        return output.logits[0, -keep:].float()
+        return _checked(self._model, output.logits[0, -keep:].float())
 
     def _rewind(self, length: int) -> None:
         removed = len(self._ids) - length
@@ -172,12 +172,28 @@ class GreedyDecoder:
         return self._choose(logits_TV)
 
 
+def _checked(model: LanguageModel, logits_TV: Tensor) -> Tensor:
+    model.check_finite(logits_TV.amax(-1))
+    return logits_TV
+
+
+class _CheckedLogits(LogitsProcessor):
+    """`_checked`, at every step of `generate`."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return _checked(self._model, scores)
+
+
 @torch.inference_mode()
 def _completion_logits(model: LanguageModel, ids: list[int], start: int) -> Tensor:
     """Float32 logits [T, V] that predict ids[start:]."""
     inputs_BT = torch.tensor([ids[:-1]], device=model.device)
     kept = len(ids) - start
-    return model.net(input_ids=inputs_BT, use_cache=False, logits_to_keep=kept).logits[0, -kept:].float()
+    output = model.net(input_ids=inputs_BT, use_cache=False, logits_to_keep=kept)
+    return _checked(model, output.logits[0, -kept:].float())
 
 
 @contextlib.contextmanager
@@ -197,7 +213,12 @@ def _answers(model: LanguageModel, prompts: list[list[int]], room: int) -> list[
     ids_BT = torch.tensor([gap + prompt for gap, prompt in zip(left, prompts, strict=True)], device=model.device)
     mask_BT = torch.tensor([[0] * len(gap) + [1] * (width - len(gap)) for gap in left], device=model.device)
     with _plain_generation(model):
-        output_BT = model.net.generate(input_ids=ids_BT, attention_mask=mask_BT, max_new_tokens=room)
+        output_BT = model.net.generate(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            max_new_tokens=room,
+            logits_processor=LogitsProcessorList([_CheckedLogits(model)]),
+        )
     answers = []
     for row in output_BT[:, width:].tolist():
         end = next((i + 1 for i, token in enumerate(row) if token in model.stop_ids), None)

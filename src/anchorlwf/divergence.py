@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from anchorlwf.attention import attention_kind, network_inputs, within_records
 from anchorlwf.batch import Batch, Turn, collate
 from anchorlwf.head import captured_hidden, read_head
-from anchorlwf.loss import Direction, Implementation, anchor_loss
-from anchorlwf.loss.inputs import Head
+from anchorlwf.loss import Direction, Implementation, scored_loss
+from anchorlwf.loss.inputs import Head, LossInputs, Scored
 from anchorlwf.loss.summary import Summary, summary_loss
 from anchorlwf.model import LanguageModel
 
@@ -45,8 +45,8 @@ def divergence(
     *,
     direction: Direction = "forward",
     impl: Implementation = "auto",
-) -> Tensor:
-    """`anchor_loss` with the (model's, reference's) heads as they were read; [N] in nats.
+) -> Scored:
+    """`scored_loss` with the (model's, reference's) heads as they were read; [N] each.
 
     Args:
         hidden_ND: of the model.
@@ -58,24 +58,14 @@ def divergence(
     if isinstance(reference, Summary):
         assert direction == "forward", "a summary was made for another direction"
         return summary_loss(hidden_ND, reference, head, token_ids_N, confidence_N)
-    return anchor_loss(
-        hidden_ND,
-        reference,
-        head.weight_VD,
-        token_ids_N,
-        confidence_N,
-        bias=head.bias_V,
-        ref_weight=ref_head.weight_VD,
-        ref_bias=ref_head.bias_V,
-        direction=direction,
-        logit_scale=head.scale,
-        softcap=head.softcap,
-        impl=impl,
-    )
+    inputs = LossInputs(hidden_ND, reference, head, ref_head, token_ids_N, confidence_N, direction)
+    return scored_loss(inputs, impl)
 
 
 def _hidden_and_head(model: LanguageModel, batch: Batch) -> tuple[Tensor, Head]:
-    return completion_hidden(model.net, model.backbone, batch), read_head(model)
+    hidden_ND = completion_hidden(model.net, model.backbone, batch)
+    model.check_finite(hidden_ND)
+    return hidden_ND, read_head(model)
 
 
 @torch.no_grad()
@@ -91,7 +81,11 @@ def token_kl(
         batch_size: turns per forward pass.
 
     Returns:
-        One list per turn, as long as its completion.
+        One list per turn, as long as its completion. Infinite where the model excludes a token (by a bias of -inf) that
+        the reference does not.
+
+    Raises:
+        ModelError: the model or the reference gives NaN or infinity, for its weights are damaged or it overflows.
     """
     found: list[list[float]] = []
     for start in range(0, len(turns), batch_size):
@@ -104,6 +98,7 @@ def token_kl(
             with model.as_reference() as own:
                 ref_hidden_ND, ref_head = _hidden_and_head(own, batch)
         keep_N = torch.zeros_like(batch.confidence_N)
-        kl_N = divergence(hidden_ND, ref_hidden_ND, (head, ref_head), batch.token_ids_N, keep_N)
+        kl_N = divergence(hidden_ND, ref_hidden_ND, (head, ref_head), batch.token_ids_N, keep_N).divergence_N
+        model.check_finite(kl_N.where(kl_N != torch.inf, 0.0))
         found += [part_kl.tolist() for part_kl in kl_N.split([len(turn.completion_ids) for turn in part])]
     return found

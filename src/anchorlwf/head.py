@@ -68,7 +68,8 @@ def probe_head(model: LanguageModel) -> None:
     """Compare the head as read with the model's own logits on a few tokens.
 
     Raises:
-        ModelError: they differ, so a loss over projected hidden states would train against wrong probabilities.
+        ModelError: they differ, so a loss over projected hidden states would train against wrong probabilities; or
+            they are no finite numbers.
     """
     vocabulary = model.causal.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
@@ -79,10 +80,12 @@ def probe_head(model: LanguageModel) -> None:
     if not hidden:
         what, got = "a network below the head that the model calls", type(model.backbone).__name__
         raise ModelError(wrong(f"{kind}: hidden states", what, f"{got}, which it does not", "It is not supported yet."))
+    model.check_finite(logits_BTV.amax(-1))
     head = reference_head(model)
     ours_BTV = head.logits(hidden[0].flatten(0, 1)).view_as(logits_BTV)
-    scale = logits_BTV.abs().max().clamp(min=1.0)
-    gap = float((ours_BTV - logits_BTV).abs().max() / scale)
+    scale = logits_BTV[logits_BTV.isfinite()].abs().max().clamp(min=1.0)
+    # Tokens that the head excludes (a bias of -inf) have no difference, and must be the same ones.
+    gap = float((ours_BTV - logits_BTV).where(ours_BTV != logits_BTV, 0.0).abs().max() / scale)
     # Half precision rounds the model's own logits to 8 bits; a wrong scale or cap is off by far more.
     tolerance = 1e-3 if logits_BTV.dtype == hidden[0].dtype else 4e-2
     if gap > tolerance:

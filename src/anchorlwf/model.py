@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from anchorlwf.errors import ModelError, PromptError, StampError, wrong
@@ -133,6 +133,23 @@ class LanguageModel:
             raise PromptError(wrong("prompt", f"fewer than {limit} tokens (context)", len(prompt_ids), fix))
         return min(wanted, limit - len(prompt_ids))
 
+    def check_finite(self, values: Tensor) -> None:
+        """Raise `ModelError` unless all numbers that came out of the model are finite.
+
+        Of logits it is enough to give the largest of each position: it is infinite or NaN where one of them is, and a
+        bias of -inf, by which a head may exclude a token, does not show in it. Weights are looked at only where
+        something is wrong.
+        """
+        if bool(values.isfinite().all()):
+            return
+        flawed = [name for name, weight in self.net.named_parameters() if _flawed(weight)]
+        got, fix = f"NaN or infinity in {self.causal.dtype}", "Load it in another dtype, such as float32."
+        if flawed:
+            more = f" and {len(flawed) - 3} more" if len(flawed) > 3 else ""
+            got = f"NaN or infinity, which stand in its weights {', '.join(flawed[:3])}{more}"
+            fix = "Take an undamaged copy of the weights (or of the adapter)."
+        raise ModelError(wrong(f"output of model {self.name!r}", "finite numbers", got, fix))
+
     @contextlib.contextmanager
     def as_reference(self) -> Iterator["LanguageModel"]:
         """The reference as a language model of its own, while the context lasts."""
@@ -217,6 +234,11 @@ class LanguageModel:
                     module.training = mode
                 for weight in frozen:
                     weight.requires_grad_(False)
+
+
+def _flawed(weight: Tensor) -> bool:
+    """Whether a parameter holds NaN or infinity; a bias may hold -inf."""
+    return bool((weight.isposinf() if weight.dim() == 1 else weight.isinf()).any() or weight.isnan().any())
 
 
 def adapter_of(path: str) -> tuple[str, str | None]:

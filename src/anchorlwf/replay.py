@@ -77,6 +77,7 @@ def _replayed(model: LanguageModel, turns: Sequence[Turn]) -> list[Choices]:
     batch = collate(turns, model.codec.pad_id).to(model.device)
     tokens, whole = batch.token_ids_N.tolist(), Choices([], [], [])
     for logits_CV in _projected(model, completion_hidden(model.net, model.backbone, batch)):
+        model.check_finite(logits_CV.amax(-1))
         start = len(whole.best_ids)
         part = choices_of(logits_CV, tokens[start : start + len(logits_CV)])
         whole.best_ids.extend(part.best_ids)

@@ -72,12 +72,12 @@ class RunFolder:
     def write_json(self, name: str, data: Any) -> Path:
         """Write a JSON file atomically and return its path."""
         target = self.path / name
-        write_atomic(target, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+        write_atomic(target, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         return target
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one row to metrics.jsonl, durably."""
-        append_line(self.path / "metrics.jsonl", json.dumps(row))
+        append_line(self.path / "metrics.jsonl", json.dumps(row, allow_nan=False))
 
     def forget_rows_after(self, step: int) -> None:
         """Drop the rows of metrics.jsonl behind this step, and a torn one: a resumed run logs them again."""

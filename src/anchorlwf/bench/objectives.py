@@ -81,12 +81,8 @@ def _ours(impl: Implementation) -> Callable[[Problem], None]:
 
 def _summary(problem: Problem) -> None:
     """Ours from the second pass over the records on."""
-    _backward(
-        problem,
-        lambda hidden_ND: summary_loss(
-            hidden_ND, problem.summary, problem.head, problem.token_ids_N, problem.confidence_N
-        ),
-    )
+    given = problem.summary, problem.head, problem.token_ids_N, problem.confidence_N
+    _backward(problem, lambda hidden_ND: summary_loss(hidden_ND, *given).divergence_N)
 
 
 def _trl(problem: Problem) -> None:

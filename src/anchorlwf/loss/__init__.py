@@ -7,6 +7,7 @@ reverse:            D_t = KL(p_theta || q_t)      the formula as printed; undefi
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Literal
@@ -17,9 +18,9 @@ from torch import Tensor
 from anchorlwf.errors import LossError, wrong
 from anchorlwf.loss.chunked import chunked_loss
 from anchorlwf.loss.dense import dense_loss
-from anchorlwf.loss.inputs import Direction, Head, LossInputs
+from anchorlwf.loss.inputs import Direction, Head, LossInputs, Scored
 
-__all__ = ["Direction", "Implementation", "anchor_loss"]
+__all__ = ["Direction", "Implementation", "anchor_loss", "scored_loss"]
 
 Implementation = Literal["auto", "dense", "chunked", "triton"]
 _IMPLEMENTATIONS = ("auto", "dense", "chunked", "triton")
@@ -60,32 +61,37 @@ def anchor_loss(
             the head trains or the inputs are float64). "auto": triton where it can, else chunked.
 
     Returns:
-        [N] in float32 (float64 for float64 inputs), whatever the dtype of the inputs. Empty for N = 0, with a graph.
+        [N] in float32 (float64 for float64 inputs), whatever the dtype of the inputs. Empty for N = 0, with a graph. A
+        token whose bias is -inf has probability 0 and adds nothing; the divergence is infinite only where the target
+        gives it a share and the model none (reverse: the other way round).
 
     Raises:
         LossError: shapes that do not fit, token ids or confidences out of range, reverse at confidence 1, or "triton"
             without triton or off CUDA.
     """
+    head = Head(weight, bias, logit_scale, softcap)
+    ref_weight, ref_bias = weight if ref_weight is None else ref_weight, bias if ref_bias is None else ref_bias
+    ref_head = Head(ref_weight.detach(), None if ref_bias is None else ref_bias.detach(), logit_scale, softcap)
+    inputs = LossInputs(hidden, ref_hidden, head, ref_head, token_ids, confidence, direction)
+    return scored_loss(inputs, impl).divergence_N
+
+
+def scored_loss(inputs: LossInputs, impl: Implementation = "auto") -> Scored:
+    """`anchor_loss`, and how far the standing tokens are from being the greedy choice, which costs nothing more.
+
+    Raises:
+        LossError: as `anchor_loss`.
+    """
     if impl not in _IMPLEMENTATIONS:
         raise LossError(wrong("impl", " or ".join(_IMPLEMENTATIONS), repr(impl), "Choose one of them."))
-    ref_weight = weight if ref_weight is None else ref_weight
-    ref_bias = bias if ref_bias is None else ref_bias
-    inputs = LossInputs(
-        hidden,
-        ref_hidden.detach(),
-        Head(weight, bias, logit_scale, softcap),
-        Head(ref_weight.detach(), None if ref_bias is None else ref_bias.detach(), logit_scale, softcap),
-        token_ids,
-        confidence,
-        direction,
-    )
+    inputs = replace(inputs, ref_hidden_ND=inputs.ref_hidden_ND.detach())
     inputs.check()
     # Half precision inside an autocast region would undo the float32 of the projections.
-    with torch.autocast(hidden.device.type, enabled=False):
+    with torch.autocast(inputs.hidden_ND.device.type, enabled=False):
         return _implementation(impl, inputs)(inputs)
 
 
-def _implementation(impl: Implementation, inputs: LossInputs) -> Callable[[LossInputs], Tensor]:
+def _implementation(impl: Implementation, inputs: LossInputs) -> Callable[[LossInputs], Scored]:
     if impl in ("dense", "chunked") or (impl == "auto" and not inputs.hidden_ND.is_cuda):
         return dense_loss if impl == "dense" else chunked_loss
     if find_spec("triton") is None:
@@ -107,7 +113,7 @@ def _implementation(impl: Implementation, inputs: LossInputs) -> Callable[[LossI
 
 
 @cache
-def _fall_back(reason: str) -> Callable[[LossInputs], Tensor]:
+def _fall_back(reason: str) -> Callable[[LossInputs], Scored]:
     """Chunked; says so once for each reason."""
     _log.info("The loss runs chunked, not in Triton: %s.", reason)
     return chunked_loss

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from anchorlwf.loss.inputs import Direction, Head, LossInputs
+from anchorlwf.loss.inputs import Direction, Exclusions, Head, LossInputs, Scored
 from anchorlwf.loss.rows import certain_rows, finish_logits, forward_rows, reverse_rows
 
 __all__ = ["CHUNK_BYTES", "block_size", "chunk_size", "chunked_loss", "even_size", "project", "project_back", "same"]
@@ -44,18 +44,20 @@ def even_size(count: int, most: int) -> int:
     return -(-count // max(1, -(-count // most)))
 
 
-def chunked_loss(inputs: LossInputs) -> Tensor:
-    """Per-token divergence [N] in nats; peak extra memory does not depend on N (the gradient of hidden aside)."""
-    return _ChunkedLoss.apply(
-        inputs.hidden_ND,
-        inputs.head.weight_VD,
-        inputs.head.bias_V,
-        inputs.ref_hidden_ND,
-        inputs.ref_head,
-        (inputs.head.scale, inputs.head.softcap),
-        inputs.token_ids_N,
-        inputs.confidence_N,
-        inputs.direction,
+def chunked_loss(inputs: LossInputs) -> Scored:
+    """Divergences in nats; peak extra memory does not depend on N (the gradient of hidden aside)."""
+    return Scored(
+        *_ChunkedLoss.apply(
+            inputs.hidden_ND,
+            inputs.head.weight_VD,
+            inputs.head.bias_V,
+            inputs.ref_hidden_ND,
+            inputs.ref_head,
+            (inputs.head.scale, inputs.head.softcap),
+            inputs.token_ids_N,
+            inputs.confidence_N,
+            inputs.direction,
+        )
     )
 
 
@@ -121,8 +123,8 @@ class _Pass:
     def wide(self) -> torch.dtype:
         return torch.promote_types(self.hidden_ND.dtype, torch.float32)
 
-    def chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """(tokens [C], their divergences [C], their gradient by the raw logits [C, V] or None), chunk by chunk.
+    def chunks(self) -> Iterator[tuple[Tensor, Scored, Tensor | None]]:
+        """(tokens [C], their scores [C], their gradient by the raw logits [C, V] or None), chunk by chunk.
 
         Certain anchors (confidence 1) come first, in each chunk too: they are the ones the reference never sees. The
         gradient lacks the factor `head.scale`, which is cheaper applied to what is made of it, and lies in a buffer
@@ -134,12 +136,13 @@ class _Pass:
         size = even_size(count, chunk_size(vocabulary, self.wide.itemsize))
         logits_SV = self.hidden_ND.new_empty(size + min(size, count - certain), vocabulary, dtype=self.wide)
         spares = [logits_SV.new_empty(block_size(logits_SV, size, rows=3), vocabulary) for _ in range(self._spares())]
+        exclusions = Exclusions.of(self.head, self.ref_head, self.direction)
         for start in range(0, count, size or 1):
             rows_C = order_N[start : start + size]
             without = min(max(certain - start, 0), len(rows_C))
             self._logits(rows_C, without, logits_SV)
-            divergence_C = self._divergence(rows_C, without, logits_SV, spares)
-            yield rows_C, divergence_C, logits_SV[: len(rows_C)] if self.grad else None
+            scored = self._scored(rows_C, without, logits_SV, spares, exclusions)
+            yield rows_C, scored, logits_SV[: len(rows_C)] if self.grad else None
 
     def _spares(self) -> int:
         return 2 if self.grad and self.head.softcap is not None else 1
@@ -155,9 +158,11 @@ class _Pass:
             project(hidden_CD, self.head.weight_VD, logits_SV[:count])
             project(ref_hidden_KD, self.ref_head.weight_VD, logits_SV[count:total])
 
-    def _divergence(self, rows_C: Tensor, without: int, logits_SV: Tensor, spares: list[Tensor]) -> Tensor:
-        """Divergences [C]; the model's logits become their gradient."""
-        count, block = len(rows_C), len(spares[0])
+    def _scored(
+        self, rows_C: Tensor, without: int, logits_SV: Tensor, spares: list[Tensor], exclusions: Exclusions | None
+    ) -> Scored:
+        """Scores [C]; the model's logits become the gradient of their divergences."""
+        count, block, excluded_E = len(rows_C), len(spares[0]), None if exclusions is None else exclusions.ids_E
         ids_C1 = self.token_ids_N[rows_C][:, None]
         conf_C1 = self.confidence_N[rows_C][:, None].to(self.wide)
         found = []
@@ -174,10 +179,17 @@ class _Pass:
                     ref_BV = logits_SV[count - without + start :][:size]
                     finish_logits(ref_BV, self.ref_head)
                     rows = forward_rows if self.direction == "forward" else reverse_rows
-                    found.append(rows(logits_BV, ref_BV, spares[0][:size], ids_B1, conf_C1[part], grad=self.grad))
+                    spare_BV = spares[0][:size]
+                    found.append(rows(logits_BV, ref_BV, spare_BV, ids_B1, conf_C1[part], excluded_E, grad=self.grad))
                 if slope_BV is not None:
                     logits_BV.mul_(slope_BV)
-        return torch.cat(found)
+        divergence_C, own_C = map(torch.cat, zip(*found, strict=True))
+        if exclusions is not None:
+            infinite_C = exclusions.infinite(ids_C1[:, 0], conf_C1[:, 0])
+            divergence_C.masked_fill_(infinite_C, torch.inf)
+            if self.direction == "reverse":
+                logits_SV[:count].masked_fill_(infinite_C[:, None], torch.nan)
+        return Scored(divergence_C, own_C)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -193,16 +205,17 @@ class _ChunkedLoss(torch.autograd.Function):
         token_ids_N: Tensor,
         confidence_N: Tensor,
         direction: Direction,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         head = Head(weight_VD, bias_V, *shape)
         head_trains = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         # The weight's gradient sums over tokens with factors that only backward knows, so it must recompute anyway.
         early = ctx.needs_input_grad[0] and not head_trains
         work = _Pass(head, ref_head, hidden_ND, ref_hidden_ND, token_ids_N, confidence_N, direction, early)
         divergence_N = hidden_ND.new_zeros(len(hidden_ND), dtype=work.wide)
+        behind_N = torch.zeros_like(divergence_N)
         grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=work.wide) if early else None
-        for rows_C, divergence_C, grad_CV in work.chunks():
-            divergence_N[rows_C] = divergence_C
+        for rows_C, scored, grad_CV in work.chunks():
+            divergence_N[rows_C], behind_N[rows_C] = scored
             if grad_hidden_ND is not None and grad_CV is not None:
                 grad_hidden_ND[rows_C] = project_back(grad_CV, weight_VD).mul_(head.scale)
         ctx.dtype = hidden_ND.dtype
@@ -210,12 +223,13 @@ class _ChunkedLoss(torch.autograd.Function):
             ctx.rest = (ref_hidden_ND, ref_head, shape, token_ids_N, confidence_N, direction)
         kept = (hidden_ND, weight_VD, bias_V) if head_trains else (None, None, None)
         ctx.save_for_backward(grad_hidden_ND, *kept)
-        return divergence_N
+        ctx.mark_non_differentiable(behind_N)
+        return divergence_N, behind_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_N,) = grads
+        grad_N = grads[0]
         grad_hidden_ND, hidden_ND, weight_VD, bias_V = ctx.saved_tensors
         rest: tuple[None, ...] = (None,) * 6
         if hidden_ND is None:

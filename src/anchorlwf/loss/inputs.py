@@ -1,17 +1,17 @@
 """What every implementation of the loss receives, checked once.
 
-Shape suffixes: N completion tokens, D hidden width, V vocabulary.
+Shape suffixes: N completion tokens, D hidden width, V vocabulary, E tokens that a head excludes.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from anchorlwf.errors import LossError, wrong
 
-__all__ = ["Direction", "Head", "LossInputs"]
+__all__ = ["Direction", "Exclusions", "Head", "LossInputs", "Scored"]
 
 Direction = Literal["forward", "reverse"]
 
@@ -36,6 +36,59 @@ class Head:
         if self.softcap is not None:
             logits_NV = self.softcap * torch.tanh(logits_NV / self.softcap)
         return logits_NV
+
+    def excluded(self) -> Tensor | None:
+        """Tokens whose probability is exactly 0 whatever the hidden state, for their bias is -inf: bool [V]; or None.
+
+        A soft cap brings every logit back into its bounds, so such a head excludes nothing.
+        """
+        if self.bias_V is None or self.softcap is not None:
+            return None
+        wide = torch.promote_types(self.bias_V.dtype, torch.float32)
+        return torch.isneginf(self.bias_V.detach().to(wide) * self.scale)
+
+
+class Scored(NamedTuple):
+    """What an implementation of the loss says of the standing tokens; float32, or float64 for such inputs."""
+
+    divergence_N: Tensor
+    """Nats; differentiable."""
+    behind_N: Tensor
+    """The token's logit less the largest one: 0 where it is the model's greedy choice, below 0 elsewhere."""
+
+
+class Exclusions(NamedTuple):
+    """What follows for a divergence from the tokens that a head excludes."""
+
+    ids_E: Tensor
+    """int64, the tokens that at least one of the two heads excludes. Their differences of logits are no numbers."""
+    unmatched_V: Tensor
+    """bool, those of them to which the distribution on the left of KL( || ) gives a share and the one on the right
+    none."""
+    direction: Direction
+
+    @classmethod
+    def of(cls, head: Head, ref_head: Head, direction: Direction) -> "Exclusions | None":
+        """None where neither head excludes anything, as nearly always."""
+        ours_V, theirs_V = head.excluded(), ref_head.excluded()
+        if ours_V is None and theirs_V is None:
+            return None
+        nothing_V = torch.zeros(len(head.weight_VD), dtype=torch.bool, device=head.weight_VD.device)
+        ours_V, theirs_V = (nothing_V if part_V is None else part_V for part_V in (ours_V, theirs_V))
+        ids_E = (ours_V | theirs_V).nonzero()[:, 0]
+        if not len(ids_E):
+            return None
+        left_V, right_V = (theirs_V, ours_V) if direction == "forward" else (ours_V, theirs_V)
+        return cls(ids_E, right_V & ~left_V, direction)
+
+    def infinite(self, token_ids_N: Tensor, confidence_N: Tensor) -> Tensor:
+        """Where the divergence is infinite because of an unmatched token: bool [N]."""
+        if self.direction == "forward":
+            # The target leaves the reference's other tokens a share, unless it is certain.
+            return self.unmatched_V.any() & (confidence_N < 1)
+        # The target gives an anchor a share even where the reference gives it none.
+        spared_N = self.unmatched_V[token_ids_N] & (confidence_N > 0)
+        return self.unmatched_V.sum() > spared_N
 
 
 @dataclass(frozen=True)

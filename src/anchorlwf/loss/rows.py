@@ -6,7 +6,10 @@ the few rows stay in a core's cache from the first pass to the last. Every sum i
 The last two functions finish a divergence from sums over the vocabulary, of which the token's own entry is kept out,
 so that nothing cancels where a distribution is certain. `own` is the token's logit less the largest one.
 
-Shape suffixes: B tokens of one block, V vocabulary.
+A head excludes a token by a bias of -inf. Its logit minus the other head's is no number then, but weighs nothing: such
+entries are set to 0. Where a divergence is infinite is decided apart (`Exclusions.infinite`).
+
+Shape suffixes: B tokens of one block, V vocabulary, E tokens that a head excludes.
 """
 
 import torch
@@ -36,22 +39,34 @@ def _exp_of_shifted(logits_BV: Tensor, ids_B1: Tensor) -> tuple[Tensor, Tensor]:
     return logits_BV.exp_().sum(-1, keepdim=True), own_B1
 
 
-def certain_rows(logits_BV: Tensor, ids_B1: Tensor, *, grad: bool) -> Tensor:
-    """Confidence 1: plain cross-entropy, [B]. Leaves p - delta(token)."""
+def certain_rows(logits_BV: Tensor, ids_B1: Tensor, *, grad: bool) -> tuple[Tensor, Tensor]:
+    """Confidence 1: plain cross-entropy, and `own`, [B] each. Leaves p - delta(token)."""
     norm_B1, own_B1 = _exp_of_shifted(logits_BV, ids_B1)
     if grad:
         logits_BV.div_(norm_B1).scatter_add_(-1, ids_B1, torch.full_like(own_B1, -1.0))
-    return (norm_B1.log() - own_B1)[:, 0]
+    return (norm_B1.log() - own_B1)[:, 0], own_B1[:, 0]
+
+
+def _without(gap_BV: Tensor, excluded_E: Tensor | None) -> Tensor:
+    """Differences of logits, in place 0 at tokens that a head excludes."""
+    return gap_BV if excluded_E is None else gap_BV.index_fill_(-1, excluded_E, 0.0)
 
 
 def forward_rows(
-    logits_BV: Tensor, logits_ref_BV: Tensor, spare_BV: Tensor, ids_B1: Tensor, conf_B1: Tensor, *, grad: bool
-) -> Tensor:
-    """Forward KL(q || p), [B]. Leaves p - q; uses up the reference's logits and `spare_BV`."""
+    logits_BV: Tensor,
+    logits_ref_BV: Tensor,
+    spare_BV: Tensor,
+    ids_B1: Tensor,
+    conf_B1: Tensor,
+    excluded_E: Tensor | None,
+    *,
+    grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """Forward KL(q || p), and `own`, [B] each. Leaves p - q; uses up the reference's logits and `spare_BV`."""
     logits_BV.sub_(logits_BV.amax(-1, keepdim=True))
     ref_BV = logits_ref_BV.sub_(logits_ref_BV.amax(-1, keepdim=True))
     own_B1, own_ref_B1 = logits_BV.gather(-1, ids_B1), ref_BV.gather(-1, ids_B1)
-    gap_BV = torch.sub(ref_BV, logits_BV, out=spare_BV)
+    gap_BV = _without(torch.sub(ref_BV, logits_BV, out=spare_BV), excluded_E)
     norm_B1 = logits_BV.exp_().sum(-1, keepdim=True)
     others_B1 = ref_BV.exp_().scatter_(-1, ids_B1, 0.0).sum(-1, keepdim=True)
     norm_ref_B1 = others_B1 + own_ref_B1.exp()
@@ -60,18 +75,28 @@ def forward_rows(
     if grad:
         share_B1 = (1 - conf_B1) / norm_ref_B1
         logits_BV.div_(norm_B1).addcmul_(ref_BV, share_B1, value=-1.0).scatter_add_(-1, ids_B1, -m_B1)
-    return divergence_B1[:, 0]
+    return divergence_B1[:, 0], own_B1[:, 0]
 
 
 def reverse_rows(
-    logits_BV: Tensor, logits_ref_BV: Tensor, spare_BV: Tensor, ids_B1: Tensor, conf_B1: Tensor, *, grad: bool
-) -> Tensor:
-    """Reverse KL(p || q), [B], for confidences below 1. Leaves p (log p - log q - KL); uses up the other two."""
+    logits_BV: Tensor,
+    logits_ref_BV: Tensor,
+    spare_BV: Tensor,
+    ids_B1: Tensor,
+    conf_B1: Tensor,
+    excluded_E: Tensor | None,
+    *,
+    grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """Reverse KL(p || q) for confidences below 1, and `own`, [B] each. Leaves p (log p - log q - KL); uses up the rest.
+
+    Where it is infinite there is no gradient.
+    """
     logits_BV.sub_(logits_BV.amax(-1, keepdim=True))
     logits_ref_BV.sub_(logits_ref_BV.amax(-1, keepdim=True))
     own_B1, own_ref_B1 = logits_BV.gather(-1, ids_B1), logits_ref_BV.gather(-1, ids_B1)
     log_norm_ref_B1 = torch.exp(logits_ref_BV, out=spare_BV).sum(-1, keepdim=True).log()
-    gap_BV = torch.sub(logits_BV, logits_ref_BV, out=logits_ref_BV)
+    gap_BV = _without(torch.sub(logits_BV, logits_ref_BV, out=logits_ref_BV), excluded_E)
     others_B1 = logits_BV.exp_().scatter_(-1, ids_B1, 0.0).sum(-1, keepdim=True)
     norm_B1 = others_B1 + own_B1.exp()
     gap_B1 = torch.mul(logits_BV, gap_BV, out=spare_BV).sum(-1, keepdim=True)
@@ -79,9 +104,10 @@ def reverse_rows(
     if grad:
         log_norm_B1 = norm_B1.log()
         gap_BV.add_(log_norm_ref_B1 - log_norm_B1 - torch.log1p(-conf_B1) - divergence_B1)
-        gap_BV.scatter_(-1, ids_B1, own_B1 - log_norm_B1 - log_m_B1 - divergence_B1)
+        own_gap_B1 = torch.where(own_B1 == -torch.inf, 0.0, own_B1 - log_norm_B1 - log_m_B1 - divergence_B1)
+        gap_BV.scatter_(-1, ids_B1, own_gap_B1)
         logits_BV.scatter_(-1, ids_B1, own_B1.exp()).mul_(gap_BV).div_(norm_B1)
-    return divergence_B1[:, 0]
+    return divergence_B1[:, 0], own_B1[:, 0]
 
 
 def forward_terms(
@@ -92,7 +118,9 @@ def forward_terms(
     rest = gap / norm_ref + mass * (log_norm - log_norm_ref)
     log_m = torch.logaddexp(conf.log(), share.log() + own_ref - log_norm_ref)
     m = log_m.exp()
-    return share * rest + torch.xlogy(share, share) * mass + m * (log_m - own + log_norm), m
+    # What has no share of the target adds nothing, however improbable it is.
+    own_term = torch.where(m > 0, m * (log_m - own + log_norm), 0.0)
+    return share * rest + torch.xlogy(share, share) * mass + own_term, m
 
 
 def reverse_terms(
@@ -102,4 +130,5 @@ def reverse_terms(
     log_share, log_norm = torch.log1p(-conf), norm.log()
     log_m = torch.logaddexp(own_ref - log_norm_ref + log_share, conf.log())
     rest = (gap + others * (log_norm_ref - log_norm - log_share)) / norm
-    return rest + (own - log_norm).exp() * (own - log_norm - log_m), log_m
+    own_term = torch.where(own == -torch.inf, 0.0, (own - log_norm).exp() * (own - log_norm - log_m))
+    return rest + own_term, log_m

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from anchorlwf.loss.chunked import block_size, chunk_size, even_size, project, project_back, same
-from anchorlwf.loss.inputs import Head
+from anchorlwf.loss.inputs import Head, Scored
 from anchorlwf.loss.rows import finish_logits
 
 __all__ = ["Summary", "can_summarize", "summarize", "summary_loss"]
@@ -67,13 +67,13 @@ def summarize(ref_hidden_ND: Tensor, head: Head, token_ids_N: Tensor) -> Summary
         head: see `can_summarize`.
         token_ids_N: int64, the standing tokens.
     """
-    mean_row_ND, log_z_N, log_p_N = _pass(ref_hidden_ND, head, token_ids_N, means=True)
+    mean_row_ND, log_z_N, log_p_N, _ = _pass(ref_hidden_ND, head, token_ids_N, means=True)
     offset_N = log_z_N - head.scale * _dot(mean_row_ND, ref_hidden_ND)
     return Summary(mean_row_ND, offset_N.to(log_p_N.dtype), log_p_N)
 
 
-def summary_loss(hidden_ND: Tensor, summary: Summary, head: Head, token_ids_N: Tensor, confidence_N: Tensor) -> Tensor:
-    """What `anchor_loss` gives in the forward direction, [N] in nats; differentiable in `hidden_ND`.
+def summary_loss(hidden_ND: Tensor, summary: Summary, head: Head, token_ids_N: Tensor, confidence_N: Tensor) -> Scored:
+    """What `scored_loss` gives in the forward direction; the divergence [N], in nats, is differentiable in `hidden_ND`.
 
     The brackets are differences of numbers as large as logits, so its rounding is absolute: in float32 about 2e-7 of
     the largest logit, which includes what all logits have in common.
@@ -87,16 +87,16 @@ def summary_loss(hidden_ND: Tensor, summary: Summary, head: Head, token_ids_N: T
     """
     # Half precision inside an autocast region would undo the float32 of the projections.
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        return _SummaryLoss.apply(hidden_ND, summary, head, token_ids_N, confidence_N)
+        return Scored(*_SummaryLoss.apply(hidden_ND, summary, head, token_ids_N, confidence_N))
 
 
 class _SummaryLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, summary: Summary, head: Head, token_ids_N: Tensor, confidence_N: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         grad = ctx.needs_input_grad[0]
-        mean_row_ND, log_z_N, log_p_N = _pass(hidden_ND, head, token_ids_N, means=grad)
+        mean_row_ND, log_z_N, log_p_N, behind_N = _pass(hidden_ND, head, token_ids_N, means=grad)
         conf_N = confidence_N.double()
         log_r_N, log_p_N = summary.log_p_N.double(), log_p_N.double()
         r_N, share_N = log_r_N.exp(), 1 - conf_N
@@ -112,12 +112,13 @@ class _SummaryLoss(torch.autograd.Function):
             anchor_N = conf_N > 0
             mean_row_ND[anchor_N] -= conf_N[anchor_N, None].to(hidden_ND.dtype) * head.weight_VD[token_ids_N[anchor_N]]
             ctx.save_for_backward(mean_row_ND.mul_(head.scale))
-        return found_N.to(hidden_ND.dtype)
+        ctx.mark_non_differentiable(behind_N)
+        return found_N.to(hidden_ND.dtype), behind_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_N,) = grads
+        grad_N = grads[0]
         (grad_hidden_ND,) = ctx.saved_tensors
         return grad_hidden_ND * grad_N[:, None], None, None, None, None
 
@@ -128,12 +129,12 @@ def _dot(one_ND: Tensor, other_ND: Tensor) -> Tensor:
     return torch.cat([(one.double() * other).sum(-1) for one, other in pairs])
 
 
-def _pass(hidden_ND: Tensor, head: Head, token_ids_N: Tensor, *, means: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """E[W_v] [N, D] (nothing unless `means`), log Z [N] in float64, and log p of the tokens [N]."""
+def _pass(hidden_ND: Tensor, head: Head, token_ids_N: Tensor, *, means: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """E[W_v] [N, D] (nothing unless `means`), log Z [N] in float64, and of the tokens log p and `Scored.behind_N`."""
     count, vocabulary = len(hidden_ND), len(head.weight_VD)
     mean_row_ND = hidden_ND.new_empty(count if means else 0, hidden_ND.shape[1])
     log_z_N = hidden_ND.new_empty(count, dtype=torch.float64)
-    log_p_N = hidden_ND.new_empty(count)
+    log_p_N, behind_N = hidden_ND.new_empty(count), hidden_ND.new_empty(count)
     # One buffer where the loss over both models' logits has two.
     size = even_size(count, 2 * chunk_size(vocabulary, hidden_ND.itemsize))
     buffer_CV = hidden_ND.new_empty(size, vocabulary)
@@ -141,24 +142,24 @@ def _pass(hidden_ND: Tensor, head: Head, token_ids_N: Tensor, *, means: bool) ->
         chunk = slice(start, min(start + size, count))
         logits_CV = buffer_CV[: chunk.stop - start]
         project(hidden_ND[chunk], head.weight_VD, logits_CV)
-        norm_C1 = _exponentials(logits_CV, head, token_ids_N[chunk], log_z_N[chunk], log_p_N[chunk])
+        norm_C, top_C, behind_N[chunk] = _exponentials(logits_CV, head, token_ids_N[chunk])
+        log_norm_C = norm_C.double().log()
+        log_z_N[chunk], log_p_N[chunk] = log_norm_C + top_C, behind_N[chunk] - log_norm_C
         if means:
-            mean_row_ND[chunk] = project_back(logits_CV, head.weight_VD).div_(norm_C1)
-    return mean_row_ND, log_z_N, log_p_N
+            mean_row_ND[chunk] = project_back(logits_CV, head.weight_VD).div_(norm_C[:, None])
+    return mean_row_ND, log_z_N, log_p_N, behind_N
 
 
-def _exponentials(logits_CV: Tensor, head: Head, ids_C: Tensor, log_z_C: Tensor, log_p_C: Tensor) -> Tensor:
-    """exp(logits - largest) in place of raw logits; fills the last two arguments. Returns the rows' sums, [C, 1]."""
+def _exponentials(logits_CV: Tensor, head: Head, ids_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(logits - largest) in place of raw logits. Returns its sum, the largest, and the token's less it: [C] each."""
     size = block_size(logits_CV, len(logits_CV), rows=1)
-    norms = []
+    found = []
     for start in range(0, len(logits_CV), size):
         block = slice(start, start + size)
         logits_BV = logits_CV[block]
         finish_logits(logits_BV, head)
         top_B1 = logits_BV.amax(-1, keepdim=True)
         own_B1 = logits_BV.sub_(top_B1).gather(-1, ids_C[block, None])
-        norms.append(logits_BV.exp_().sum(-1, keepdim=True))
-        log_norm_B1 = norms[-1].double().log()
-        log_z_C[block] = (log_norm_B1 + top_B1)[:, 0]
-        log_p_C[block] = (own_B1 - log_norm_B1)[:, 0]
-    return torch.cat(norms)
+        found.append(torch.cat([logits_BV.exp_().sum(-1, keepdim=True), top_B1, own_B1], 1))
+    norm_C, top_C, own_C = torch.cat(found).unbind(1)
+    return norm_C, top_C, own_C

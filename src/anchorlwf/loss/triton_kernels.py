@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from anchorlwf.loss.inputs import LossInputs
+from anchorlwf.loss.inputs import Exclusions, LossInputs, Scored
 from anchorlwf.loss.rows import forward_terms, reverse_terms
 
 __all__ = ["interpreted", "triton_loss"]
@@ -139,6 +139,8 @@ def _statistics(
         new_top = tl.maximum(top, tl.max(tl.where(inside, logits, -1.0e30), axis=1))
         new_ref_top = tl.maximum(ref_top, tl.max(tl.where(inside, ref, -1.0e30), axis=1))
         others = inside & (cols[None, :] != ids[:, None])
+        # A bias of -inf excludes a token: the difference of the two logits is no number then, and weighs nothing.
+        both = others & (logits > float("-inf")) & (ref > float("-inf"))
         logits = tl.where(others, logits - new_top[:, None], -1.0e30)
         ref = tl.where(others, ref - new_ref_top[:, None], -1.0e30)
         p = tl.exp(logits)
@@ -147,10 +149,10 @@ def _statistics(
         ref_move = new_ref_top - ref_top
         if REVERSE:
             gap = (gap + total * (ref_move - move)) * tl.exp(-move)
-            gap += tl.sum(tl.where(others, p * (logits - ref), 0.0), axis=1)
+            gap += tl.sum(tl.where(both, p * (logits - ref), 0.0), axis=1)
         else:
             gap = (gap + ref_total * (move - ref_move)) * tl.exp(-ref_move)
-            gap += tl.sum(tl.where(others, q * (ref - logits), 0.0), axis=1)
+            gap += tl.sum(tl.where(both, q * (ref - logits), 0.0), axis=1)
         total = total * tl.exp(-move) + tl.sum(p, axis=1)
         ref_total = ref_total * tl.exp(-ref_move) + tl.sum(q, axis=1)
         top = new_top
@@ -223,6 +225,7 @@ def _gradient(
     p = tl.exp(log_p)
     if REVERSE:
         grad = p * (log_p - tl.where(at, own[:, None], log_ref + share[:, None]) - divergence[:, None])
+        grad = tl.where(log_p > float("-inf"), grad, 0.0)
     else:
         grad = p - tl.where(at, own[:, None], share[:, None] * tl.exp(log_ref))
     grad *= slope
@@ -240,9 +243,9 @@ def interpreted() -> bool:
     return not isinstance(_statistics, triton.runtime.JITFunction)
 
 
-def triton_loss(inputs: LossInputs) -> Tensor:
-    """Per-token divergence [N] in nats, differentiable in hidden; the head must be frozen."""
-    return _TritonLoss.apply(inputs.hidden_ND, inputs)
+def triton_loss(inputs: LossInputs) -> Scored:
+    """Divergences in nats, differentiable in hidden; the head must be frozen."""
+    return Scored(*_TritonLoss.apply(inputs.hidden_ND, inputs))
 
 
 class _Launch:
@@ -279,8 +282,8 @@ class _Launch:
             "BLOCK_D": BLOCK_D,
         }
 
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """(divergences [N], what the gradient needs of every token [5, N])."""
+    def statistics(self) -> tuple[Scored, Tensor]:
+        """(scores [N], what the gradient needs of every token [5, N])."""
         blocks = triton.cdiv(self.count, BLOCK_N)
         tiles = triton.cdiv(self.vocabulary, BLOCK_V)
         sweep = triton.cdiv(tiles, max(1, min(tiles, PROGRAMS // blocks)))
@@ -333,7 +336,7 @@ def _add_product(sum_ND: Tensor, grad_NT: Tensor, weight_TD: Tensor) -> None:
         sum_ND.addmm_(grad_NT.float(), weight_TD.float())
 
 
-def _triton_rows(parts_7PN: Tensor, inputs: LossInputs) -> tuple[Tensor, Tensor]:
+def _triton_rows(parts_7PN: Tensor, inputs: LossInputs) -> tuple[Scored, Tensor]:
     """Join the parts of the vocabulary and finish the divergence, one number per token at a time."""
     tops_PN, ref_tops_PN, totals_PN, ref_totals_PN, gaps_PN, owns_PN, ref_owns_PN = parts_7PN
     top_N, ref_top_N = tops_PN.amax(0), ref_tops_PN.amax(0)
@@ -352,21 +355,25 @@ def _triton_rows(parts_7PN: Tensor, inputs: LossInputs) -> tuple[Tensor, Tensor]
             gap_N, ref_others_N, ref_norm_N, norm_N.log(), own_N, ref_own_N, conf_N
         )
         share_N = 1 - conf_N
+    exclusions = Exclusions.of(inputs.head, inputs.ref_head, inputs.direction)
+    if exclusions is not None:
+        divergence_N.masked_fill_(exclusions.infinite(inputs.token_ids_N, inputs.confidence_N), torch.inf)
     rows = [top_N + norm_N.log(), ref_top_N + ref_norm_N.log(), share_N, own_target_N, divergence_N]
-    return divergence_N, torch.stack(rows)
+    return Scored(divergence_N, own_N), torch.stack(rows)
 
 
 class _TritonLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, inputs: LossInputs) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         ctx.dtype = hidden_ND.dtype
         if not len(hidden_ND):
             ctx.save_for_backward(hidden_ND.new_zeros(hidden_ND.shape, dtype=torch.float32))
-            return hidden_ND.new_zeros(0, dtype=torch.float32)
+            return hidden_ND.new_zeros(0, dtype=torch.float32), hidden_ND.new_zeros(0, dtype=torch.float32)
         launch = _Launch(inputs)
-        divergence_N, rows_5N = launch.statistics()
+        (divergence_N, behind_N), rows_5N = launch.statistics()
         ctx.save_for_backward(launch.grad_hidden(rows_5N) if ctx.needs_input_grad[0] else None)
-        return divergence_N
+        ctx.mark_non_differentiable(behind_N)
+        return divergence_N, behind_N
 
     @staticmethod
     @once_differentiable

@@ -7,6 +7,7 @@ patches or realigns on it is put back, and nothing but the adapter's weights has
 import contextlib
 import copy
 import logging
+import math
 import os
 import tempfile
 import time
@@ -30,7 +31,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from anchorlwf.config import PeerConfig
-from anchorlwf.errors import ConfigError, wrong
+from anchorlwf.errors import ConfigError, ModelError, wrong
 from anchorlwf.model import LanguageModel
 
 __all__ = ["Build", "OnStep", "PeerPrompt", "PeerResult", "require_trl", "run"]
@@ -40,6 +41,7 @@ Build = Callable[[PeftModel, PreTrainedTokenizerBase, dict[str, Any]], Trainer]
 """The adapted network, a tokenizer that may be changed, and the common options -> a TRL trainer."""
 
 _PATCHED = ("forward", "_original_forward", "generation_config", "model_tags")
+_SLOWER = "Lower learning_rate."
 _REALIGNED = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
 
 
@@ -109,6 +111,8 @@ def _common_options(model: LanguageModel, config: PeerConfig) -> dict[str, Any]:
         "remove_unused_columns": False,
         "logging_strategy": "steps",
         "logging_steps": 1,
+        # It would put an average in the place of a loss that is no number.
+        "logging_nan_inf_filter": False,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -133,6 +137,7 @@ def run(
 
     Raises:
         ConfigError: more than one GPU in one process.
+        ModelError: the loss, or the probabilities to sample from, became NaN or infinite.
     """
     _prepare_adapter(model, config)
     net, rows = model.net, _Rows(measures, on_step)
@@ -148,7 +153,8 @@ def run(
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(rows)
         began = time.perf_counter()
-        trainer.train()
+        with _sampling_errors():
+            trainer.train()
         seconds = time.perf_counter() - began
     net.eval()
     return PeerResult(
@@ -209,6 +215,17 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _sampling_errors() -> Iterator[None]:
+    """What torch says of probabilities that are no numbers, which it meets before any loss is computed."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "probability tensor contains" not in str(error):
+            raise
+        raise ModelError(wrong("sampling", "finite numbers as probabilities", error, _SLOWER)) from error
+
+
+@contextlib.contextmanager
 def _counting(backbone: nn.Module) -> Iterator[list[int]]:
     """Count token positions that pass the network below the head, in the one entry of the list."""
     counted = [0]
@@ -241,6 +258,8 @@ class _Rows(TrainerCallback):
         if logs is None or "loss" not in logs:  # the summary at the end
             return
         row = {"step": state.global_step, "loss": logs["loss"]}
+        if not math.isfinite(row["loss"]):
+            raise ModelError(wrong(f"loss of step {row['step']}", "finite numbers", row["loss"], _SLOWER))
         row.update({name: logs[theirs] for name, theirs in self._measures.items() if theirs in logs})
         self.rows.append(row)
         if self._on_step is not None:

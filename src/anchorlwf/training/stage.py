@@ -109,7 +109,8 @@ def train(
     Raises:
         RecordError: no complete record, or no anchor among them; or the file was changed meanwhile.
         StampError, PromptError: a record of another tokenizer or chat template; one longer than the context.
-        ModelError: a head that cannot be projected outside the model, or LoRA on a tied head.
+        ModelError: a head that cannot be projected outside the model, or LoRA on a tied head; or a loss that became NaN
+            or infinite, whose records are named. No weights are saved then, and those saved before stay.
         ConfigError: nothing to resume, or another run than this; a reverse direction with confidence 1, or a reference
             cache that is not ours.
         ConflictError: another process trains into this folder.
@@ -165,7 +166,8 @@ def _start(checkpoints: Checkpoints, folder: RunFolder, config: TrainConfig, res
 
 def _finish(trainer: AnchorTrainer, folder: RunFolder, intake: Intake, seconds: float) -> TrainResult:
     """Save the weights, certify them, and write down both."""
-    result = _result(trainer, intake, seconds, _save(trainer, folder))
+    certificate = trainer.certify()  # before anything is saved: it raises where the weights are damaged
+    result = _result(trainer, intake, seconds, _save(trainer, folder), certificate)
     if trainer.is_world_process_zero():
         folder.write_json("train.json", asdict(result))
     # No process returns before the weights are on disk.
@@ -190,9 +192,10 @@ def _end(trainer: AnchorTrainer, folder: RunFolder, ended_by: signal.Signals) ->
     raise SystemExit(128 + ended_by)
 
 
-def _result(trainer: AnchorTrainer, intake: Intake, seconds: float, weights: Path) -> TrainResult:
-    """Certify the tuned model on its own records and say what was done."""
-    certificate = trainer.certify()
+def _result(
+    trainer: AnchorTrainer, intake: Intake, seconds: float, weights: Path, certificate: Certificate
+) -> TrainResult:
+    """What was done."""
     return TrainResult(
         weights=str(weights),
         steps=trainer.state.global_step,

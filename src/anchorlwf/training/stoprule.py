@@ -32,6 +32,7 @@ class StopRule(TrainerCallback, ExportableState):
         self.certificate: Certificate | None = None
         self._on_row = on_row
         self._good_steps = 0
+        self._sums: Tensor | None = None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold so that resuming is exact."""
@@ -48,11 +49,19 @@ class StopRule(TrainerCallback, ExportableState):
             self.trainer.budget.beta = saved["attributes"]["beta"]
             self._good_steps = saved["attributes"]["good_steps"]
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Read the step's sums, which describe the weights before it. Raises `ModelError` where they are no numbers."""
+        assert self.trainer is not None
+        self._sums = self.trainer.take_sums()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Read the step's sums; they describe the weights before the step."""
+        """Log the step, steer beta, and certify where it is time to."""
         trainer = self.trainer
         assert trainer is not None
-        loss, anchors, held, keeps, divergence = trainer.take_sums()
+        assert self._sums is not None, "read before the step"
+        loss, anchors, held, keeps, divergence, records, reproduced = self._sums
         keep_kl = mean(divergence, keeps)
         row = {
             "step": state.global_step,
@@ -60,6 +69,8 @@ class StopRule(TrainerCallback, ExportableState):
             "loss": float(loss),
             "anchors": int(anchors),
             "held": int(held),
+            "records": int(records),
+            "reproduced": int(reproduced),
             "keep_kl": keep_kl,
             "beta": trainer.budget.beta,
         }

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Sampler
@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 
 from anchorlwf.attention import within_records
-from anchorlwf.batch import Batch, collate, pack
+from anchorlwf.batch import Batch, KeepTurn, collate, pack
 from anchorlwf.config import TrainConfig
 from anchorlwf.divergence import completion_hidden, divergence
 from anchorlwf.files import staged_folder, storage_errors
@@ -32,6 +32,7 @@ from anchorlwf.reference import ReferenceCache
 from anchorlwf.training.checkpoint import Checkpoints
 from anchorlwf.training.control import Certificate, DriftBudget, holding, mean
 from anchorlwf.training.intake import Records
+from anchorlwf.training.nonfinite import nonfinite_error, nonfinite_turns
 
 __all__ = ["AnchorTrainer"]
 
@@ -78,6 +79,7 @@ class AnchorTrainer(Trainer):
         # The shares returned by compute_loss are divided by global counts already.
         self.loss_is_scaled_for_ga = True
         self.sums = self._zeros()
+        self._nonfinite: list[KeepTurn] = []
         with self.accelerator.autocast():
             self.packed = may_pack(language_model, max(self._lengths))
         # On a GPU, kernels compare the two models' logits; nobody has measured this there.
@@ -108,13 +110,26 @@ class AnchorTrainer(Trainer):
             return super().training_step(*inputs, **options)
 
     def _zeros(self) -> Tensor:
-        """Sums over one optimizer step: loss, anchors, anchors held, keep tokens, keep divergence."""
-        return torch.zeros(5, dtype=torch.float64, device=self.args.device)
+        """Sums over one optimizer step: loss, anchors, held, keep tokens, keep divergence, records, reproduced."""
+        return torch.zeros(7, dtype=torch.float64, device=self.args.device)
 
     def take_sums(self) -> Tensor:
-        """The step's sums over all ranks, float64 [5]; starts the next step's."""
+        """The step's sums over all ranks, float64 [7]; starts the next step's.
+
+        Raises:
+            ModelError: the loss is NaN or infinite. All ranks raise it, before the optimizer has changed anything.
+        """
         sums, self.sums = self.accelerator.reduce(self.sums, "sum"), self._zeros()
+        self._check_finite(bool(sums[0].isfinite()), f"loss of step {self.state.global_step + 1}")
         return sums
+
+    def _check_finite(self, finite: bool, what: str) -> None:
+        """Raise `ModelError`, which names the records of all ranks, unless `finite`, of which all ranks know."""
+        if not finite:
+            turns = gather_object(self._nonfinite)
+            raise nonfinite_error(
+                what, turns, map(self.records.__getitem__, range(len(self.records))), self.config.learning_rate
+            )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
@@ -137,7 +152,7 @@ class AnchorTrainer(Trainer):
         batch = Batch(**inputs)
         hidden_ND, reference = self._states(model, batch)
         head, anchor_N = read_head(self.language_model), batch.confidence_N > 0
-        divergence_N = divergence(
+        divergence_N, behind_N = divergence(
             hidden_ND,
             reference,
             (head, self._ref_head),
@@ -159,8 +174,13 @@ class AnchorTrainer(Trainer):
             beta=self.budget.beta,
             pull_N=pull_N,
         )
-        keep_N = divergence_N.detach()[~anchor_N]
-        self.sums += torch.stack([loss.detach(), anchor_N.sum(), held_N.sum(), (~anchor_N).sum(), keep_N.sum()])
+        if not bool(loss.isfinite()):
+            self._nonfinite += nonfinite_turns(batch, divergence_N)
+        keep_N, missed = divergence_N.detach()[~anchor_N], batch.per_record((behind_N != 0).int())
+        records, reproduced = missed.new_tensor(len(missed)), (missed == 0).sum()
+        self.sums += torch.stack(
+            [loss.detach(), anchor_N.sum(), held_N.sum(), (~anchor_N).sum(), keep_N.sum(), records, reproduced]
+        )
         # DistributedDataParallel averages gradients over ranks; the counts are global, so the sum is wanted.
         ranks = self.accelerator.num_processes if isinstance(model, DistributedDataParallel) else 1
         return loss * ranks
@@ -205,29 +225,38 @@ class AnchorTrainer(Trainer):
 
     @torch.no_grad()
     def certify(self) -> Certificate:
-        """Measure all training records at the present weights, each rank its share."""
+        """Measure all training records at the present weights, each rank its share.
+
+        Raises:
+            ModelError: what the model says of them is NaN or infinite.
+        """
         net = self.language_model.net
         was_training = net.training
         net.eval()
-        sums = torch.zeros(6, dtype=torch.float64, device=self.args.device)
+        sums = torch.zeros(7, dtype=torch.float64, device=self.args.device)
         mine = range(self.accelerator.process_index, len(self.records), self.accelerator.num_processes)
         size = self.args.per_device_train_batch_size
         for start in range(0, len(mine), size):
             part = [self.records[index] for index in mine[start : start + size]]
             sums += self._measure(self._collated(part).to(self.args.device))
         net.train(was_training)
-        anchors, held, records, reproduced, keeps, kl = self.accelerator.reduce(sums, "sum")
+        anchors, held, records, reproduced, keeps, kl, nonfinite = self.accelerator.reduce(sums, "sum")
+        self._check_finite(not nonfinite, f"tuned model after step {self.state.global_step}")
         return Certificate(int(anchors), int(held), int(records), int(reproduced), int(keeps), mean(kl, keeps))
 
     def _measure(self, batch: Batch) -> Tensor:
         hidden_ND, reference = self._states(self.language_model.net, batch)
         head, anchor_N = read_head(self.language_model), batch.confidence_N > 0
-        best_N, _ = token_scores(head, hidden_ND, batch.token_ids_N)
+        best_N, log_p_N = token_scores(head, hidden_ND, batch.token_ids_N)
         # Always KL(reference || model), whatever direction trains.
         keep_all_N = torch.zeros_like(batch.confidence_N)
-        kl_N = divergence(
+        kl_N, _ = divergence(
             hidden_ND, reference, (head, self._ref_head), batch.token_ids_N, keep_all_N, impl=self.config.impl
         )
+        # A log-probability may be -inf: the head excludes that token.
+        nonfinite_N = log_p_N.isnan() | ~kl_N.isfinite()
+        if bool(nonfinite_N.any()):
+            self._nonfinite += nonfinite_turns(batch, kl_N.where(~nonfinite_N, torch.nan))
         missed = batch.per_record((best_N != batch.token_ids_N).int())
         held = self._held(batch, hidden_ND, reference, anchor_N)
         keep_N = kl_N[~anchor_N]
@@ -239,5 +268,6 @@ class AnchorTrainer(Trainer):
                 (missed == 0).sum(),
                 torch.tensor(len(keep_N), device=held.device),
                 keep_N.sum(),
+                nonfinite_N.sum(),
             ]
         ).double()
