@@ -20,6 +20,9 @@ ROOT = Path(anchorlwf.__file__).parent
 
 VALUES = {"errors", "files", "record", "probe", "lines", "jsonl", "record_file", "export", "edit_data", "config", "run"}
 TENSORS = {
+    "chat_template",
+    "chat_template_worker",
+    "generation",
     "text",
     "model",
     "draft",

@@ -13,6 +13,8 @@
     ├── ServerError        (RuntimeError) a remote model did not answer, or not as it should
     └── StorageError       (OSError)     a file could not be written: permission, disk full
 
+    ModelWarning, PromptWarning  (UserWarning)  no errors, and yet a model reads or answers otherwise than one thinks
+
 Each message says what was expected, what was got and how to fix it. All of them mean that input or surroundings are at
 fault; a failure of our own code is an `AssertionError` or whatever it raised.
 """
@@ -24,8 +26,10 @@ __all__ = [
     "LossError",
     "MissingError",
     "ModelError",
+    "ModelWarning",
     "NothingToDoError",
     "PromptError",
+    "PromptWarning",
     "RecordError",
     "ServerError",
     "StampError",
@@ -80,6 +84,14 @@ class ServerError(AnchorLwfError, RuntimeError):
 
 class StorageError(AnchorLwfError, OSError):
     """A file could not be written: no permission, no space, no such folder."""
+
+
+class ModelWarning(UserWarning):
+    """The model's files disagree, or make it answer otherwise elsewhere than here."""
+
+
+class PromptWarning(UserWarning):
+    """The model does not read a prompt as it was written."""
 
 
 def wrong(what: str, expected: object, got: object, fix: str) -> str:

@@ -19,11 +19,13 @@ from anchorlwf.config import TrainConfig
 from anchorlwf.contents import Contents
 from anchorlwf.errors import ConfigError, ModelError, wrong
 from anchorlwf.files import staged_folder
+from anchorlwf.generation import warn_of_generation
 from anchorlwf.head import probe_head
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Record
 from anchorlwf.reference import GIB, ReferenceCache, build_reference_cache, reference_bytes
 from anchorlwf.run import RunFolder, environment
+from anchorlwf.training.card import card
 from anchorlwf.training.control import Certificate
 from anchorlwf.training.intake import Intake, Records, by_number, take_in
 from anchorlwf.training.stoprule import StopRule
@@ -87,6 +89,7 @@ def train(
     config = config or TrainConfig()
     listed = by_number(records)
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
+    warn_of_generation(language_model.causal.generation_config)
     intake = take_in(language_model, listed, config)
     folder = RunFolder(out)
     checkpoint = _last_checkpoint(folder, config) if resume else None
@@ -256,4 +259,5 @@ def _save(model: LanguageModel, folder: RunFolder, writes: bool) -> Path:
                 noted = stage / "adapter_config.json"
                 settings = {**json.loads(noted.read_text()), "base_model_name_or_path": model.name}
                 noted.write_text(json.dumps(settings, indent=2) + "\n")
+            (stage / "README.md").write_text(card(model, place.name), encoding="utf-8")
     return place
