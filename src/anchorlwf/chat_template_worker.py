@@ -17,7 +17,7 @@ from transformers.utils import chat_template_utils as chats
 
 __all__ = ["main"]
 
-_LONGEST = 64 << 20
+_LONGEST = 16 << 20
 """Characters of a rendered chat."""
 
 

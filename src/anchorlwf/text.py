@@ -29,6 +29,10 @@ def _sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _today() -> str:
+    return datetime.now(UTC).astimezone().date().isoformat()
+
+
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
@@ -54,7 +58,7 @@ class Codec:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.date = datetime.now(UTC).astimezone().date().isoformat()
+        self.date = _today()
         self._ends: dict[str, tuple[int | None, int | None]] = {}
         self._controls: dict[str, tuple[re.Pattern[str], re.Pattern[str]]] = {}
 
