@@ -33,6 +33,9 @@ VALUES = {
     "run",
 }
 TENSORS = {
+    "chat_template",
+    "chat_template_worker",
+    "generation",
     "text",
     "model",
     "draft",

@@ -276,6 +276,20 @@ def test_a_project_belongs_to_one_tokenizer(kind):
 
 
 @BOTH
+def test_the_date_that_a_template_prints_is_that_of_the_projects_first_day(kind):
+    store = Store(kind)
+    project = store.project("p", STAMP)
+    assert store.stamp(project).date is None
+    # A project from before dates were kept gets one when it is opened next, and keeps it.
+    for today in ("2026-11-26", "2026-11-27"):
+        assert store.project("p", STAMP.model_copy(update={"date": today})) == project
+        assert store.stamp(project) == STAMP.model_copy(update={"date": "2026-11-26"})
+    other = store.project("q", STAMP.model_copy(update={"date": "2026-11-27"}))
+    assert store.stamp(other).date == "2026-11-27"
+    store.close()
+
+
+@BOTH
 def test_migrations_run_once_and_newer_stores_are_refused(kind, monkeypatch):
     Store(kind).close()
     ran = []

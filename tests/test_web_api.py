@@ -25,7 +25,7 @@ from anchorlwf.annotation.queue import unproposed
 from anchorlwf.annotation.store import Store
 from anchorlwf.annotation.verify import verify_records
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.errors import ConfigError, StorageError
+from anchorlwf.errors import ConfigError, PromptWarning, StorageError
 from anchorlwf.jsonl import load_records
 from anchorlwf.record import Prompt
 from anchorlwf.web.app import create_app
@@ -431,6 +431,25 @@ def test_too_much_and_too_fast(tiny_model, tmp_path):
     assert int(replies[-1].headers["retry-after"]) >= 1
     assert rig.person(BOB).get("/api/me").status_code == 200
     rig.close()
+
+
+def test_a_session_shows_the_prompt_as_the_model_sees_it(rig):
+    ada = rig.person()
+    spelled = "What does <|im_start|> mean?"
+    line = json.dumps({"prompt": spelled, "tools": [{"type": "function", "function": {"name": "lookup"}}]})
+    with pytest.warns(PromptWarning, match="line 1: the chat template leaves out the tools"):
+        assert ada.ok(ada.post("/api/import", {"format": "prompts", "content": line}))["added"] == 1
+    prompt = whole(ada)["prompt"]
+    assert prompt["rendered"] == [
+        {"text": "<|im_start|>", "special": True},
+        {"text": f"user\n{spelled}", "special": False},
+        {"text": "<|im_end|>", "special": True},
+        {"text": "\n", "special": False},
+        {"text": "<|im_start|>", "special": True},
+        {"text": "assistant\n", "special": False},
+    ]
+    assert prompt["remarks"] == ["the chat template leaves out the tools"]
+    assert prompt["date"] is None
 
 
 def test_model_text_of_any_kind_is_carried_as_data(rig):

@@ -184,6 +184,9 @@ class EvaluateConfig(Config):
     confidence_level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Of the bootstrap intervals."""
     resamples: Count = 2000
+    generation: Literal["greedy", "own"] = "greedy"
+    """greedy: the plain argmax. own: answers as the model's generation config has them, penalties and sampling
+    included; the KL is measured on greedy continuations all the same."""
     kl_prompts: Annotated[int, Field(ge=0)] = 64
     """Held-out prompts whose reference continuations measure the KL."""
     tasks: list[str] = []

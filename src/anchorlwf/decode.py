@@ -4,9 +4,11 @@ Shape suffixes: B prompts, T tokens, K alternatives, V vocabulary.
 """
 
 import contextlib
+import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +20,10 @@ from anchorlwf.model import LanguageModel
 from anchorlwf.replay import TIE, Choices, choices_of, greedy_choices
 
 __all__ = ["TIE", "Choices", "Decoded", "GreedyDecoder", "Step", "decode_batch", "greedy_choices"]
+
+
+Settings = Literal["greedy", "own"]
+"""Plain greedy decoding, or the model's own generation config."""
 
 
 @dataclass(frozen=True)
@@ -207,28 +213,49 @@ def _plain_generation(model: LanguageModel) -> Iterator[GenerationConfig]:
         model.causal.generation_config = own
 
 
-def _answers(model: LanguageModel, prompts: list[list[int]], room: int) -> list[Decoded]:
+@contextlib.contextmanager
+def _own_generation(model: LanguageModel) -> Iterator[GenerationConfig]:
+    """The model's own settings, but for what would change the form of the output."""
+    own = model.causal.generation_config
+    changed = copy.deepcopy(own)
+    changed.update(
+        num_return_sequences=1,
+        return_dict_in_generate=False,
+        max_length=None,
+        pad_token_id=model.codec.pad_id,
+        eos_token_id=sorted(model.stop_ids) if own.eos_token_id is None else own.eos_token_id,
+    )
+    model.causal.generation_config = changed
+    try:
+        yield changed
+    finally:
+        model.causal.generation_config = own
+
+
+def _answers(model: LanguageModel, prompts: list[list[int]], room: int, settings: Settings) -> list[Decoded]:
     pad, width = model.codec.pad_id, max(map(len, prompts))
     left = [[pad] * (width - len(prompt)) for prompt in prompts]
     ids_BT = torch.tensor([gap + prompt for gap, prompt in zip(left, prompts, strict=True)], device=model.device)
     mask_BT = torch.tensor([[0] * len(gap) + [1] * (width - len(gap)) for gap in left], device=model.device)
-    with _plain_generation(model):
+    with _own_generation(model) if settings == "own" else _plain_generation(model) as config:
         output_BT = model.net.generate(
             input_ids=ids_BT,
             attention_mask=mask_BT,
             max_new_tokens=room,
+            tokenizer=model.codec.tokenizer,
             logits_processor=LogitsProcessorList([_CheckedLogits(model)]),
         )
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     answers = []
     for row in output_BT[:, width:].tolist():
-        end = next((i + 1 for i, token in enumerate(row) if token in model.stop_ids), None)
+        end = next((i + 1 for i, token in enumerate(row) if token in ends), None)
         answers.append(Decoded(row[:end], truncated=end is None))
     return answers
 
 
 @torch.inference_mode()
 def decode_batch(
-    model: LanguageModel, prompts: list[list[int]], limit: int, *, batch_size: int = 64
+    model: LanguageModel, prompts: list[list[int]], limit: int, *, batch_size: int = 64, settings: Settings = "greedy"
 ) -> Iterator[list[tuple[int, Decoded]]]:
     """Greedy answers of many prompts, in length-sorted batches.
 
@@ -237,16 +264,19 @@ def decode_batch(
         prompts: token ids, any lengths.
         limit: most new tokens each.
         batch_size: prompts per batch.
+        settings: greedy: the plain argmax. own: as the model's generation config has it, which may draw at random
+            (torch's seed decides) and ends answers only where it says.
 
     Yields:
         One list per batch: (index into `prompts`, answer).
     """
-    rooms = [model.room(prompt, limit) for prompt in prompts]
+    # Penalties of the model's own would count padding as text, so that only equal lengths go together.
+    rooms = [(model.room(prompt, limit), len(prompt) if settings == "own" else 0) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     # Near the end of the context there is less room; such prompts go apart, so that they cut no other answer short.
-    for room, group in itertools.groupby(order, key=rooms.__getitem__):
+    for (room, _), group in itertools.groupby(order, key=rooms.__getitem__):
         alike = list(group)
         for start in range(0, len(alike), batch_size):
             chosen = alike[start : start + batch_size]
-            answers = _answers(model, [prompts[index] for index in chosen], room)
+            answers = _answers(model, [prompts[index] for index in chosen], room, settings)
             yield list(zip(chosen, answers, strict=True))

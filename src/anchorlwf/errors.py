@@ -13,6 +13,11 @@
     ├── ServerError        (RuntimeError) a remote model did not answer, or not as it should
     └── StorageError       (OSError)     a file could not be written: permission, disk full
 
+    AnchorLwfWarning            (UserWarning)
+    ├── ModelWarning            the model's files disagree, or it answers otherwise elsewhere than here
+    ├── PromptWarning           the model does not read a prompt as it was written
+    └── BadLineWarning          a line of a file was skipped on request (anchorlwf.lines)
+
 Each message says what was expected, what was got and how to fix it. All of them mean that input or surroundings are at
 fault; a failure of our own code is an `AssertionError` or whatever it raised. What a user should know although nothing
 stops is an `AnchorLwfWarning`.
@@ -26,8 +31,10 @@ __all__ = [
     "LossError",
     "MissingError",
     "ModelError",
+    "ModelWarning",
     "NothingToDoError",
     "PromptError",
+    "PromptWarning",
     "RecordError",
     "ServerError",
     "StampError",
@@ -86,6 +93,14 @@ class ServerError(AnchorLwfError, RuntimeError):
 
 class StorageError(AnchorLwfError, OSError):
     """A file could not be written: no permission, no space, no such folder."""
+
+
+class ModelWarning(AnchorLwfWarning):
+    """The model's files disagree, or make it answer otherwise elsewhere than here."""
+
+
+class PromptWarning(AnchorLwfWarning):
+    """The model does not read a prompt as it was written."""
 
 
 def wrong(what: str, expected: object, got: object, fix: str) -> str:

@@ -1,7 +1,7 @@
 """JSON lines in and out: every bad line named, no good line lost, views for other trainers."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from anchorlwf.errors import RecordError, wrong
 from anchorlwf.files import append_lines, write_atomic
-from anchorlwf.lines import BadLine, BadLineWarning, Row, Source, checked_lines, good_lines
+from anchorlwf.lines import BadLine, BadLineWarning, Check, Row, Source, checked_lines, good_lines
 from anchorlwf.probe import Probe
 from anchorlwf.record import Prompt, Record
 
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-def each_line(source: Source, kind: type[Row], check: Callable[[Row], object] | None = None) -> Iterator[Row | BadLine]:
+def each_line(source: Source, kind: type[Row], check: Check[Row] | None = None) -> Iterator[Row | BadLine]:
     """The lines of a file or the rows of a dataset, good and bad. Arguments and errors: `lines.checked_lines`."""
     return (row for _, row in checked_lines(source, kind, check))
 
@@ -49,14 +49,12 @@ def read_lines(source: Source, kind: type[Row]) -> tuple[list[Row], list[BadLine
     return good, bad
 
 
-def _each(
-    source: Source, kind: type[Row], skip_bad: bool, check: Callable[[Row], object] | None = None
-) -> Iterator[Row]:
+def _each(source: Source, kind: type[Row], skip_bad: bool, check: Check[Row] | None = None) -> Iterator[Row]:
     for _, row in good_lines(source, kind, skip_bad=skip_bad, asked_by=5, check=check):
         yield row
 
 
-def _load(source: Source, kind: type[Row], skip_bad: bool, check: Callable[[Row], object] | None = None) -> list[Row]:
+def _load(source: Source, kind: type[Row], skip_bad: bool, check: Check[Row] | None = None) -> list[Row]:
     return list(_each(source, kind, skip_bad, check))
 
 
@@ -65,9 +63,7 @@ def each_record(source: Source, *, skip_bad: bool = False) -> Iterator[Record]:
     return _each(source, Record, skip_bad)
 
 
-def each_prompt(
-    source: Source, *, skip_bad: bool = False, check: Callable[[Prompt], object] | None = None
-) -> Iterator[Prompt]:
+def each_prompt(source: Source, *, skip_bad: bool = False, check: Check[Prompt] | None = None) -> Iterator[Prompt]:
     """Read prompts one at a time. Arguments and errors as `load_prompts`, but it raises at the end."""
     return _each(source, Prompt, skip_bad, check)
 
@@ -106,14 +102,13 @@ def load_probes(source: Source, *, skip_bad: bool = False) -> list[Probe]:
     return probes
 
 
-def load_prompts(
-    source: Source, *, skip_bad: bool = False, check: Callable[[Prompt], object] | None = None
-) -> list[Prompt]:
+def load_prompts(source: Source, *, skip_bad: bool = False, check: Check[Prompt] | None = None) -> list[Prompt]:
     """Read prompts: lines with `prompt` (text) or `messages` (a chat), and an optional `answer`.
 
     Args:
         source, skip_bad: as for `load_records`.
-        check: raises an `AnchorLwfError` for a prompt that cannot be taken; its line is a bad one then.
+        check: raises an `AnchorLwfError` for a prompt that cannot be taken; its line is a bad one then. The remarks
+            it gives on others are warned of (`PromptWarning`), with their lines.
 
     Raises:
         RecordError: as `load_records`; or what `check` raised, where nothing else was wrong.

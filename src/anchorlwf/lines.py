@@ -9,12 +9,29 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from anchorlwf.errors import AnchorLwfError, AnchorLwfWarning, RecordError, wrong
+from anchorlwf.errors import AnchorLwfError, AnchorLwfWarning, PromptWarning, RecordError, wrong
 
-__all__ = ["BadLine", "BadLineWarning", "Line", "Row", "Source", "checked_lines", "good_lines", "problem_of", "row_of"]
+__all__ = [
+    "BadLine",
+    "BadLineWarning",
+    "Check",
+    "Line",
+    "Row",
+    "Source",
+    "checked_lines",
+    "good_lines",
+    "problem_of",
+    "row_of",
+]
 
 Row = TypeVar("Row", bound=BaseModel)
 Source = str | Path | Iterable[dict[str, Any]]
+Check = Callable[[Row], Iterable[str] | None]
+"""Raises for a bad line; gives its remarks on a good one."""
+
+
+_FEW = 5
+"""Line numbers that one warning names."""
 
 
 class BadLineWarning(AnchorLwfWarning):
@@ -112,7 +129,7 @@ def _lines(source: Source) -> Iterator[Line]:
 
 
 def checked_lines(
-    source: Source, kind: type[Row], check: Callable[[Row], object] | None = None
+    source: Source, kind: type[Row], check: Check[Row] | None = None
 ) -> Iterator[tuple[Line, Row | BadLine]]:
     """Read a JSONL file (or rows of a dataset) as `kind`, line by line, good and bad; memory does not grow with it.
 
@@ -120,6 +137,7 @@ def checked_lines(
         source: path, or rows.
         kind: of the lines.
         check: raises an `AnchorLwfError` for a line that is well-formed and yet no good, such as a prompt too long.
+            What it returns are remarks on a good one, of which `good_lines` warns.
 
     Raises:
         RecordError: the file does not exist or holds no line at all.
@@ -148,20 +166,38 @@ def checked_lines(
         raise RecordError(wrong(name, what, "an empty file", "Write one JSON object per line."))
 
 
+def _listed(numbers: list[int]) -> str:
+    few = ", ".join(map(str, numbers[:_FEW])) + (f" and {len(numbers) - _FEW} more" if len(numbers) > _FEW else "")
+    return f"line {few}" if len(numbers) == 1 else f"lines {few}"
+
+
 def good_lines(
-    source: Source, kind: type[Row], *, skip_bad: bool, asked_by: int, check: Callable[[Row], object] | None = None
+    source: Source, kind: type[Row], *, skip_bad: bool, asked_by: int, check: Check[Row] | None = None
 ) -> Iterator[tuple[Line, Row]]:
     """The good lines of `checked_lines`; once they have all been given, the bad ones are raised, or warned of.
+
+    What `check` remarked on good lines is warned of then (`PromptWarning`), each remark once, with its lines.
 
     `asked_by`: how many calls up from here the one is that warnings should point at, as `warnings.warn` counts.
     """
     good, bad = 0, list[BadLine]()
-    for line, row in checked_lines(source, kind, check):
+    said: list[str] = []
+    remarks: dict[str, list[int]] = {}
+
+    def heard(row: Row) -> None:
+        said[:] = (check(row) if check else None) or ()
+
+    for line, row in checked_lines(source, kind, heard):
         if isinstance(row, BadLine):
             bad.append(row)
         else:
             good += 1
+            for remark in said:
+                remarks.setdefault(remark, []).append(line.number)
             yield line, row
+    name = str(source) if isinstance(source, str | Path) else "dataset"
+    for remark, numbers in remarks.items():
+        warnings.warn(f"{name}, {_listed(numbers)}: {remark}", PromptWarning, stacklevel=asked_by)
     if bad and not skip_bad:
         listing = "\n".join(map(str, bad))
         kinds = {one.kind for one in bad}

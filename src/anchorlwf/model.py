@@ -18,11 +18,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from anchorlwf import chat_template
 from anchorlwf.errors import ModelError, PromptError, StampError, wrong
 from anchorlwf.record import ModelStamp, Record
 from anchorlwf.text import Codec
 
-__all__ = ["EMBEDDED", "LanguageModel", "adapter_of", "embedded_path", "load_model"]
+__all__ = ["EMBEDDED", "LanguageModel", "adapter_of", "canonical_name", "embedded_path", "load_model"]
 
 EMBEDDED = "embedded"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -80,12 +81,7 @@ class LanguageModel:
     @property
     def stamp(self) -> ModelStamp:
         """Fingerprints that tie records to this tokenizer and template."""
-        return ModelStamp(
-            name=self.name,
-            revision=self.revision,
-            tokenizer_sha=self.codec.tokenizer_sha,
-            template_sha=self.codec.template_sha,
-        )
+        return self.codec.stamp(self.name, self.revision)
 
     def check_stamp(self, record: Record, ours: ModelStamp | None = None) -> None:
         """Raise `StampError` if the record's ids belong to another tokenizer, chat template or vocabulary.
@@ -106,7 +102,7 @@ class LanguageModel:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """End-of-turn token ids."""
+        """Token ids that end an answer: those of the generation config, the tokenizer and the chat template."""
         return self.codec.stop_ids(self.causal.generation_config.eos_token_id)
 
     @property
@@ -241,6 +237,11 @@ def _flawed(weight: Tensor) -> bool:
     return bool((weight.isposinf() if weight.dim() == 1 else weight.isinf()).any() or weight.isnan().any())
 
 
+def canonical_name(name: str) -> str:
+    """One name for one model: a local folder goes by its absolute path, whatever way leads there."""
+    return name if name == EMBEDDED or not Path(name).is_dir() else str(Path(name).resolve())
+
+
 def adapter_of(path: str) -> tuple[str, str | None]:
     """If `path` is an adapter folder, the base model it names and the folder; else the path and nothing."""
     folder = Path(path)
@@ -270,9 +271,13 @@ def load_model(
         trust_remote_code: run code that came with the model. Off unless you trust its author.
 
     Raises:
-        ModelError: nothing loadable under that name, or an adapter that does not fit.
+        ModelError: nothing loadable under that name, an adapter that does not fit, or a chat template without end.
+
+    Warns:
+        ModelWarning: the generation config does not stop where the chat template ends turns.
     """
     name, found = adapter_of(str(name or EMBEDDED))
+    name = canonical_name(name)
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
         fix = "Give the folder that training wrote, such as runs/first/adapter."
         raise ModelError(wrong(f"adapter {adapter}", "a folder with adapter_config.json", "none", fix))
@@ -283,6 +288,7 @@ def load_model(
     fast = place.type == "cuda" and torch.cuda.is_bf16_supported()
     weights_type = _DTYPES[dtype] if dtype else (torch.bfloat16 if fast else torch.float32)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    chat_template.start()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         net = AutoModelForCausalLM.from_pretrained(source, dtype=weights_type, use_safetensors=True, **options)
@@ -294,4 +300,6 @@ def load_model(
         first = str(error).strip().splitlines()[0]
         raise ModelError(wrong(f"model {name!r}", what, first, "Check the name, or give a local folder.")) from error
     home = None if folder is None else str(folder)
-    return LanguageModel(net.to(place).eval(), Codec(tokenizer), name, revision, home)
+    model = LanguageModel(net.to(place).eval(), Codec(tokenizer), name, revision, home)
+    model.codec.warn_of_ends(model.causal.generation_config.eos_token_id)
+    return model

@@ -22,6 +22,8 @@ class Probe(BaseModel):
     its other end. near: another attribute of a corrected subject. retain: an unrelated fact. skill: an ability."""
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
     """The chat to answer."""
+    tools: list[dict[str, Any]] = []
+    """Tool descriptions given to the chat template."""
     expected: Annotated[str, Field(min_length=1)]
     """The text (or pattern) of a right answer."""
     scorer: Literal["exact", "contains", "regex"] = "contains"

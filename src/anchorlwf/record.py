@@ -4,19 +4,25 @@ Ids are the truth; text is for people. Frozen pydantic models, checked whenever 
 always satisfies the invariants below. A completion token that is no anchor is a *keep* token.
 """
 
+import json
 import uuid
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-__all__ = ["Anchor", "ModelStamp", "Prompt", "Record", "new_id"]
+__all__ = ["Anchor", "ModelStamp", "Prompt", "Record", "chat_key", "new_id"]
 
 TokenId = Annotated[int, Field(ge=0)]
 Message = dict[str, Any]
 
 # One namespace for ids derived from content, so that annotating the same prompt twice yields the same id.
 _NAMESPACE = uuid.UUID("6d1c2e5e-6a0f-4f0c-9a3b-0b8f3c1d7a52")
+
+
+def chat_key(messages: list[Message], tools: list[dict[str, Any]]) -> str:
+    """What makes two chats the same: all that is said in them, and nothing of how a template writes it."""
+    return json.dumps([messages, tools], sort_keys=True)
 
 
 def new_id(*parts: object) -> str:
@@ -32,13 +38,15 @@ class ModelStamp(_Frozen):
     """Which model and, exactly, which tokenizer and chat template the ids of a record belong to."""
 
     name: str
-    """Local path, hub name, or `embedded`."""
+    """Absolute path of a local folder, hub name, or `embedded`."""
     revision: str | None = None
     """Hub revision, where there is one."""
     tokenizer_sha: str
     """SHA-256 of the serialised tokenizer."""
     template_sha: str
     """SHA-256 of the chat template."""
+    date: str | None = None
+    """The day (YYYY-MM-DD) that the template printed into the prompt, for templates that print one."""
 
 
 class Anchor(_Frozen):
@@ -150,9 +158,9 @@ class Prompt(_Frozen):
     tools: list[dict[str, Any]] = []
     tags: list[str] = []
 
-    def record_id(self, model_name: str, prompt_ids: list[int]) -> str:
+    def record_id(self, stamp: ModelStamp) -> str:
         """The id of the record this becomes with that model: the same on every run, so that work can be resumed."""
-        return new_id(model_name, prompt_ids, self.answer)
+        return new_id(stamp.name, stamp.template_sha, chat_key(self.messages, self.tools), self.answer)
 
     @model_validator(mode="before")
     @classmethod

@@ -6,10 +6,10 @@ from typing import Any
 import httpx
 from transformers import AutoTokenizer, GenerationConfig
 
+from anchorlwf import chat_template
 from anchorlwf.annotation.remote import KEY_VARIABLE, Patience, RemoteDecoder
 from anchorlwf.errors import ModelError, ServerError, wrong
-from anchorlwf.model import EMBEDDED, embedded_path
-from anchorlwf.record import ModelStamp
+from anchorlwf.model import EMBEDDED, canonical_name, embedded_path
 from anchorlwf.text import Codec
 
 __all__ = ["connect_remote", "load_codec"]
@@ -18,6 +18,7 @@ __all__ = ["connect_remote", "load_codec"]
 def load_codec(name: str, trust_remote_code: bool) -> tuple[Codec, frozenset[int]]:
     """Tokenizer and end-of-turn ids of a model, without its weights. Raises `ModelError`."""
     source = str(embedded_path()) if name == EMBEDDED else name
+    chat_template.start()
     try:
         codec = Codec(AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code))
     except (OSError, ValueError) as error:
@@ -28,6 +29,7 @@ def load_codec(name: str, trust_remote_code: bool) -> tuple[Codec, frozenset[int
         ends = GenerationConfig.from_pretrained(source).eos_token_id
     except OSError:
         ends = None  # a tokenizer without a model beside it names its own end
+    codec.warn_of_ends(ends)
     return codec, codec.stop_ids(ends)
 
 
@@ -76,7 +78,7 @@ def connect_remote(
     codec, stop_ids = load_codec(tokenizer, trust_remote_code)
     key = os.environ.get(KEY_VARIABLE)
     name, context = _served(url, served, {"Authorization": f"Bearer {key}"} if key else {}, patience)
-    stamp = ModelStamp(name=tokenizer, tokenizer_sha=codec.tokenizer_sha, template_sha=codec.template_sha)
+    stamp = codec.stamp(canonical_name(tokenizer))
     decoder = RemoteDecoder(
         url, name, codec, stamp, stop_ids, context=context, alternatives=alternatives, patience=patience
     )

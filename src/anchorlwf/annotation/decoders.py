@@ -53,6 +53,7 @@ class Decoder(Protocol):
 
     table: TokenTable
     stamp: ModelStamp
+    """Of the records made here; its date is the project's."""
     stop_ids: frozenset[int]
     remote: bool
 

@@ -36,9 +36,11 @@ class Exchange:
         decoder = self.desk.decoder
         return isinstance(decoder, LocalDecoder) and decoder.has_adapter
 
-    def fits(self, prompt: Prompt) -> None:
-        """Raise `PromptError` where the model cannot take a prompt: the `check` of `load_prompts`."""
-        self.desk.decoder.room(self.desk.decoder.table.codec.encode_prompt(prompt.messages, prompt.tools), 1)
+    def fits(self, prompt: Prompt) -> list[str]:
+        """Raise `PromptError` where the model cannot take a prompt, and remark on it: the `check` of `load_prompts`."""
+        codec = self.desk.decoder.table.codec
+        self.desk.decoder.room(codec.encode_prompt(prompt.messages, prompt.tools), 1)
+        return codec.remarks(prompt.messages, prompt.tools)
 
     def add(self, prompts: list[Prompt], known: dict[str, Record] | None = None) -> tuple[int, int]:
         """Prompts that `fits` found good into the queue: how many were new, and how many there before."""

@@ -9,8 +9,8 @@ from anchorlwf.record import Prompt
 __all__ = ["fits"]
 
 
-def fits(model: LanguageModel, *, target: bool = False) -> Callable[[Prompt], object]:
-    """A check for `load_prompts`.
+def fits(model: LanguageModel, *, target: bool = False) -> Callable[[Prompt], list[str]]:
+    """A check for `load_prompts`, which warns of the remarks it returns (`Codec.remarks`).
 
     Args:
         model: whose context is the limit.
@@ -19,6 +19,12 @@ def fits(model: LanguageModel, *, target: bool = False) -> Callable[[Prompt], ob
     Returns:
         A function that raises `PromptError` (too long) or `RecordError` (no answer where one is needed).
     """
-    if target:
-        return lambda prompt: target_turn(model, prompt)
-    return lambda prompt: model.room(model.codec.encode_prompt(prompt.messages, prompt.tools), 1)
+
+    def check(prompt: Prompt) -> list[str]:
+        if target:
+            target_turn(model, prompt)
+        else:
+            model.room(model.codec.encode_prompt(prompt.messages, prompt.tools), 1)
+        return model.codec.remarks(prompt.messages, prompt.tools)
+
+    return check

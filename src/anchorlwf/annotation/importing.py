@@ -9,8 +9,7 @@ from anchorlwf.annotation.tokens import TokenTable
 from anchorlwf.errors import RecordError, wrong
 from anchorlwf.files import ensure_writable
 from anchorlwf.jsonl import earlier_records, save_records
-from anchorlwf.model import EMBEDDED
-from anchorlwf.record import ModelStamp
+from anchorlwf.model import EMBEDDED, canonical_name
 
 __all__ = ["Imported", "import_lawftrack"]
 
@@ -59,8 +58,7 @@ def import_lawftrack(
         raise RecordError(wrong(str(path), "a lawftrack data set in UTF-8", error, "Check the path.")) from error
     name = model or EMBEDDED
     codec, stop_ids = load_codec(name, trust_remote_code)
-    stamp = ModelStamp(name=name, tokenizer_sha=codec.tokenizer_sha, template_sha=codec.template_sha)
-    found = read_lawftrack(content, TokenTable(codec), stamp, stop_ids, span=span)
+    found = read_lawftrack(content, TokenTable(codec), codec.stamp(canonical_name(name)), stop_ids, span=span)
     known = earlier_records(out)
     new = {record.id: record for record in found.records if record.id not in known}
     if new:

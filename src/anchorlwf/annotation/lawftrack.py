@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from anchorlwf.annotation.tokens import TokenTable
 from anchorlwf.errors import AnchorLwfError, RecordError, wrong
-from anchorlwf.record import Anchor, ModelStamp, Record, new_id
+from anchorlwf.record import Anchor, ModelStamp, Record, chat_key, new_id
 
 __all__ = ["CHECK", "Flag", "Found", "Span", "read_lawftrack"]
 
@@ -222,14 +222,14 @@ def _sample(
             continue  # an earlier turn that nobody corrected is only context
         made, wrong_ones = _made(turn, table, assigned[turn.index], span, sample)
         flags += wrong_ones
-        prompt_ids = table.codec.encode_prompt(turn.messages, row.get("tools") or [])
+        tools = row.get("tools") or []
         records.append(
             Record(
-                id=new_id("lawftrack", sample, turn.index, prompt_ids, turn.ids),
+                id=new_id("lawftrack", sample, turn.index, chat_key(turn.messages, tools), turn.ids),
                 model=stamp,
                 messages=turn.messages,
-                tools=row.get("tools") or [],
-                prompt_ids=prompt_ids,
+                tools=tools,
+                prompt_ids=table.codec.encode_prompt(turn.messages, tools),
                 completion_ids=turn.ids,
                 completion=table.codec.decode(turn.ids),
                 anchors=[made[place] for place in sorted(made)],

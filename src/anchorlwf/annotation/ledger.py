@@ -33,7 +33,7 @@ class Ledger:
 
     def key(self, prompt: Prompt) -> str:
         """The id of the record a prompt becomes: work done without a store counts here."""
-        return prompt.record_id(self._stamp.name, self._codec.encode_prompt(prompt.messages, prompt.tools))
+        return prompt.record_id(self._stamp)
 
     def record(self, row: SessionRow, prompt_ids: Sequence[int], tree: Tree) -> Record:
         """The record of a session as it stands; a draft while it is undecided."""

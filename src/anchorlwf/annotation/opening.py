@@ -16,6 +16,7 @@ from anchorlwf.annotation.store import Store
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.errors import ConfigError, wrong
 from anchorlwf.files import ensure_writable
+from anchorlwf.generation import warn_of_generation
 from anchorlwf.jsonl import load_prompts
 from anchorlwf.model import load_model
 
@@ -99,6 +100,7 @@ class Work:
                 trust_remote_code=self.trust_remote_code,
             )
         model = load_model(self.model, trust_remote_code=self.trust_remote_code)
+        warn_of_generation(model.causal.generation_config)
         return LocalDecoder(model, alternatives=alternatives, memory=memory)
 
 
@@ -120,8 +122,11 @@ def open_exchange(
         RecordError, PromptError: prompts that cannot be, each named by its line. `skip_bad` warns of them instead.
         StampError: the store holds work on another model.
     """
-    ledger = Ledger(decoder.stamp, decoder.table.codec, out, shared=per_item > 1)
     project = store.project(prompts.stem, decoder.stamp)
+    first = store.stamp(project)
+    decoder.table.codec.pin(first)
+    decoder.stamp = decoder.stamp.model_copy(update={"date": first.date})
+    ledger = Ledger(decoder.stamp, decoder.table.codec, out, shared=per_item > 1)
     with contextlib.ExitStack() as stack:
         desk = Desk(store, decoder, project, config, ledger)
         stack.callback(desk.close)

@@ -168,11 +168,11 @@ class Session:
 
     def record(self, status: str) -> Record:
         """The record of the present state."""
-        state = self.state
+        state, stamp = self.state, self._model.stamp
         return Record.model_validate(
             {
-                "id": self._prompt.record_id(self._model.name, self.prompt_ids),
-                "model": self._model.stamp,
+                "id": self._prompt.record_id(stamp),
+                "model": stamp,
                 "messages": self._prompt.messages,
                 "tools": self._prompt.tools,
                 "prompt_ids": self.prompt_ids,

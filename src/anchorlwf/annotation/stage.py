@@ -12,10 +12,13 @@ from anchorlwf.annotation.target import target_records, target_turn
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.decode import Decoded, GreedyDecoder, decode_batch
 from anchorlwf.files import ensure_writable
+from anchorlwf.generation import warn_of_generation
 from anchorlwf.jsonl import append_records, each_earlier, each_line, each_prompt, load_prompts
+from anchorlwf.lines import Check
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Prompt, Record
 from anchorlwf.replay import windows
+from anchorlwf.text import Codec
 
 __all__ = ["PromptLike", "annotate", "annotate_stream", "as_prompts", "retention_records"]
 
@@ -26,10 +29,7 @@ PromptLike = Prompt | str | dict[str, Any]
 
 
 def as_prompts(
-    prompts: str | Path | Iterable[PromptLike],
-    *,
-    skip_bad: bool = False,
-    check: Callable[[Prompt], object] | None = None,
+    prompts: str | Path | Iterable[PromptLike], *, skip_bad: bool = False, check: Check[Prompt] | None = None
 ) -> list[Prompt]:
     """Prompts from a JSONL file, or from texts, dicts and `Prompt`s. Options and errors: `load_prompts`."""
     if isinstance(prompts, str | Path):
@@ -64,21 +64,22 @@ def _by_annotator(
     annotator: Annotator,
     drafts: dict[str, Record],
 ) -> Iterator[list[Record]]:
-    decoder = GreedyDecoder(model, config.alternatives)
+    decoder, stamp = GreedyDecoder(model, config.alternatives), model.stamp
     for prompt in prompts:
-        key = prompt.record_id(model.name, model.codec.encode_prompt(prompt.messages, prompt.tools))
-        session = Session(model, prompt, config, decoder=decoder, draft=drafts.get(key))
+        draft = drafts.get(prompt.record_id(stamp))
+        session = Session(model, prompt, config, decoder=decoder, draft=draft)
         record = drive(session, annotator)
         yield [record]
         if record.status == "draft":
             return
 
 
-def _earlier(out: str | Path | None) -> tuple[set[str], dict[str, Record]]:
-    """What `out` holds: ids of finished records, and the drafts."""
+def _earlier(codec: Codec, out: str | Path | None) -> tuple[set[str], dict[str, Record]]:
+    """What `out` holds: ids of finished records, and the drafts. The date of its prompts stays theirs."""
     finished: set[str] = set()
     drafts: dict[str, Record] = {}
     for record in () if out is None else each_earlier(out):
+        codec.pin(record.model)
         finished.discard(record.id)
         drafts.pop(record.id, None)
         if record.status == "draft":
@@ -92,10 +93,10 @@ def _plan(
     model: LanguageModel, prompts: Iterator[Prompt], out: str | Path | None
 ) -> tuple[bytearray, dict[str, Record]]:
     """For each prompt whether it is to be done (a byte, so that a long file costs nothing), and drafts by their id."""
-    seen, drafts = _earlier(out)
-    waiting = bytearray()
+    seen, drafts = _earlier(model.codec, out)
+    waiting, stamp = bytearray(), model.stamp
     for prompt in prompts:
-        key = prompt.record_id(model.name, model.codec.encode_prompt(prompt.messages, prompt.tools))
+        key = prompt.record_id(stamp)
         # One that stands twice in the file is asked once.
         waiting.append(key not in seen)
         seen.add(key)
@@ -103,7 +104,7 @@ def _plan(
 
 
 def _passes(
-    prompts: str | Path | Iterable[PromptLike], skip_bad: bool, check: Callable[[Prompt], object]
+    prompts: str | Path | Iterable[PromptLike], skip_bad: bool, check: Check[Prompt]
 ) -> tuple[Iterator[Prompt], Iterator[Prompt]]:
     """The prompts twice: the first time finds every bad line, and what is left to do, before any work begins."""
     if isinstance(prompts, str | Path):
@@ -132,6 +133,7 @@ def annotate_stream(
     """
     config = config or AnnotateConfig()
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
+    warn_of_generation(language_model.causal.generation_config)
     check = fits(language_model, target=annotator == "target")
     if out is not None:
         ensure_writable(out)
@@ -185,6 +187,10 @@ def annotate(
         RecordError, PromptError: prompts without target, or too long; each is named by its line. All are looked at
             before any work begins.
         StorageError: `out` cannot be written; what it held is still there.
+
+    Warns:
+        ModelWarning: the model's own generation config makes greedy answers differ from those annotated.
+        PromptWarning: the model does not read a prompt as it was written; named by its line.
     """
     return list(
         annotate_stream(model, prompts, annotator, out=out, config=config, skip_bad=skip_bad, on_record=on_record)
@@ -209,7 +215,7 @@ def retention_records(
         assert answer is not None
         kept.append(
             Record(
-                id=prompt.record_id(model.name, ids),
+                id=prompt.record_id(stamp),
                 model=stamp,
                 messages=prompt.messages,
                 tools=prompt.tools,

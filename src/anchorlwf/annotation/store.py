@@ -80,7 +80,7 @@ class Store:
         self.engine.dispose()
 
     def project(self, name: str, stamp: ModelStamp) -> int:
-        """The project of this name, made if need be.
+        """The project of this name, made if need be. The date that its template prints stays that of its first day.
 
         Raises:
             StampError: its ids belong to another tokenizer or chat template.
@@ -90,11 +90,20 @@ class Store:
             if found is None:
                 made = insert(projects).values(name=name, stamp=stamp.model_dump()).returning(projects.c.id)
                 return db.execute(made).scalar_one()
-        theirs = ModelStamp.model_validate(found.stamp)
+            theirs = ModelStamp.model_validate(found.stamp)
+            if theirs.date is None and stamp.date is not None:
+                dated = theirs.model_copy(update={"date": stamp.date}).model_dump()
+                db.execute(update(projects).where(projects.c.id == found.id).values(stamp=dated))
         if (theirs.tokenizer_sha, theirs.template_sha) != (stamp.tokenizer_sha, stamp.template_sha):
             fix = "Use that model, or another --store."
             raise StampError(wrong(f"project {name!r}", f"ids of {theirs.name}", f"those of {stamp.name}", fix))
         return found.id
+
+    def stamp(self, project: int) -> ModelStamp:
+        """What a project's ids belong to, as it was when the project was made."""
+        with reading(self.engine) as db:
+            stored = db.execute(select(projects.c.stamp).where(projects.c.id == project)).scalar_one()
+        return ModelStamp.model_validate(stored)
 
     def _find(self, db: Connection, session: int) -> SessionRow:
         # The seat held, if any; a session holds one at the most.

@@ -72,7 +72,7 @@ def target_records(
         anchors, ties = anchors_of(choices, turn.completion_ids, 0, config.confidence, "target")
         records.append(
             Record(
-                id=prompt.record_id(model.name, turn.prompt_ids),
+                id=prompt.record_id(stamp),
                 model=stamp,
                 messages=prompt.messages,
                 tools=prompt.tools,

@@ -119,9 +119,17 @@ class Terminal:
         if live is not None:
             counts = progress(self._desk.store, self._desk.project)
             self._console.print(Text(f"\n[{counts['done']} of {counts['items']} done]", "dim"))
-            draw_prompt(self._console, live.row.prompt)
+            self._ask(live)
             self._annotations(live)
             self._show(live, 0)
+
+    def _ask(self, live: Live) -> None:
+        draw_prompt(self._console, live.row.prompt)
+        shown = views.prompt(self._desk.decoder.table, live)
+        for remark in shown["remarks"]:
+            self._console.print(Text(readable(remark), "yellow"))
+        if shown["date"]:
+            self._console.print(Text(f"the chat template prints a date: {shown['date']}, that of this project", "dim"))
 
     def _again(self) -> None:
         """After a conflict: the item as it stands in the store, or another where it is somebody else's or done."""
@@ -162,7 +170,7 @@ class Terminal:
         elif name == "history":
             draw_history(self._console, views.head(self._desk.decoder.table, live)["nodes"], live.tree.current)
         elif name == "show":
-            draw_prompt(self._console, live.row.prompt)
+            self._ask(live)
             self._show(live, 0)
         elif name == "continue":
             if self._desk.resume(live) is None:

@@ -22,14 +22,29 @@ class Finding:
     """Keep positions where the reference would pick another token: the record does not hold there."""
     idle: list[int]
     """Anchors that the reference picks by itself: harmless, but nothing is learned there."""
+    ending: str | None = None
+    """What is wrong with how the answer ends: the model would run on behind it, or it runs on itself."""
 
     @property
     def holds(self) -> bool:
-        """Every token is the reference's greedy choice, a tie, or an anchor."""
-        return not self.unexplained
+        """Every token is the reference's greedy choice, a tie, or an anchor; and the answer ends as a turn does."""
+        return not self.unexplained and self.ending is None
 
 
-def _finding(record: Record, choices: Choices) -> Finding:
+def _ending(model: LanguageModel, record: Record, anchored: set[int]) -> str | None:
+    ids, stop_ids, end = record.completion_ids, model.stop_ids, model.codec.end_id(model.stop_ids)
+    inner = next((position for position, token in enumerate(ids[:-1]) if token in stop_ids), None)
+    if inner is not None:
+        return f"it goes on behind the end of turn at {inner}"
+    if ids[-1] not in stop_ids:
+        return None if record.truncated else "it has no end of turn"
+    if ids[-1] != end and len(ids) - 1 in anchored:
+        names = [model.codec.decode([token], special=True) for token in (ids[-1], end)]
+        return f"its last anchor is {names[0]}, where turns end with {names[1]}"
+    return None
+
+
+def _finding(model: LanguageModel, record: Record, choices: Choices) -> Finding:
     anchored = {anchor.position for anchor in record.anchors}
     strays = [
         position
@@ -37,7 +52,7 @@ def _finding(record: Record, choices: Choices) -> Finding:
         if best != stands and not choices.tied[position] and position not in anchored
     ]
     idle = [position for position in sorted(anchored) if choices.best_ids[position] == record.completion_ids[position]]
-    return Finding(record, strays, idle)
+    return Finding(record, strays, idle, _ending(model, record, anchored))
 
 
 def _checked(model: LanguageModel, records: Iterable[Record]) -> Iterator[Record]:
@@ -56,4 +71,4 @@ def verify_records(model: LanguageModel, records: Iterable[Record]) -> Iterator[
     for window in windows(_checked(model, records), _WINDOW):
         with model.as_reference() as reference:
             replayed = replay(reference, window)
-        yield from map(_finding, window, replayed)
+        yield from (_finding(model, *pair) for pair in zip(window, replayed, strict=True))

@@ -1,6 +1,7 @@
 """What a screen is told: the JSON of docs/annotator_api.md, from sessions and tokens."""
 
 import difflib
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from anchorlwf.annotation.live import Live
 from anchorlwf.annotation.tokens import TokenTable
 from anchorlwf.annotation.tree import Tree
 
-__all__ = ["diff", "head", "session", "step", "tokens"]
+__all__ = ["diff", "head", "prompt", "session", "step", "tokens"]
 
 
 def tokens(table: TokenTable, ids: Sequence[int], probabilities: Sequence[float | None]) -> list[dict[str, Any]]:
@@ -78,11 +79,22 @@ def head(table: TokenTable, live: Live) -> dict[str, Any]:
 def session(table: TokenTable, live: Live) -> dict[str, Any]:
     """A `Session`: the whole screen."""
     with live.lock:
-        return {
-            **head(table, live),
-            "prompt": live.row.prompt.model_dump(mode="json", exclude={"answer"}),
-            "tokens": tokens(table, *_shown(live)),
-        }
+        return {**head(table, live), "prompt": prompt(table, live), "tokens": tokens(table, *_shown(live))}
+
+
+def prompt(table: TokenTable, live: Live) -> dict[str, Any]:
+    """What is asked, and how the model sees it: ids as text, special tokens apart from what only looks like them."""
+    asked, codec = live.row.prompt, table.codec
+    rendered = [
+        {"text": codec.decode(list(ids), special=True), "special": special}
+        for special, ids in itertools.groupby(live.prompt_ids, lambda token: table.token(token).special)
+    ]
+    return {
+        **asked.model_dump(mode="json", exclude={"answer"}),
+        "rendered": rendered,
+        "date": codec.date if codec.prints_date else None,
+        "remarks": codec.remarks(asked.messages, asked.tools),
+    }
 
 
 def _shown(live: Live) -> tuple[list[int], list[float | None]]:

@@ -1,5 +1,7 @@
 """Measure what a tuned model learned and what it kept, by free-running greedy decoding.
 
+--generation own decodes as the model's generation_config.json has it, repetition penalty and sampling included.
+
 Learned: recall and paraphrases. Kept: facts, near facts and skills that the base had right. Drift: KL(reference ||
 model) per token on held-out continuations. Prints a table; --out writes results.json.
 
@@ -15,7 +17,7 @@ Examples:
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -49,6 +51,9 @@ def evaluate(
     config: Annotated[Path | None, typer.Option(help="YAML of options; those given here win.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Prompts decoded together.")] = None,
+    generation: Annotated[
+        Literal["greedy", "own"] | None, typer.Option(help="greedy (default), or the model's own generation config.")
+    ] = None,
     tasks: Annotated[str | None, typer.Option(help="lm-evaluation-harness tasks: name,name.")] = None,
     tasks_path: Annotated[str | None, typer.Option(help="Folder of task YAML files of your own.")] = None,
     task_limit: Annotated[int | None, typer.Option(help="Most documents per task.")] = None,
@@ -65,7 +70,7 @@ def evaluate(
     quiet_libraries()
     limits = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "task_limit": task_limit, "seed": seed}
     settings = EvaluateConfig.load(config) if config else EvaluateConfig()
-    settings = settings.updated(tasks=_names(tasks), tasks_path=tasks_path, **limits)
+    settings = settings.updated(tasks=_names(tasks), tasks_path=tasks_path, generation=generation, **limits)
     gate, place = _gate(certificate, certificate_out, to)
     tuned = load_model(model, adapter=adapter, trust_remote_code=trust_remote_code)
     before = load_model(base, trust_remote_code=trust_remote_code) if base else None

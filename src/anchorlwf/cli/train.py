@@ -80,6 +80,7 @@ def _inputs(model: str | None, records: Path, retain: Path | None, skip_bad: boo
     chosen: Any = RecordFile(records, skip_bad=skip_bad)
     loaded = load_model(model, trust_remote_code=trust)
     if retain is not None:
+        loaded.codec.pin(chosen[0].model if len(chosen) else None)  # one date in all prompts
         kept: Any = retention_records(loaded, retain, skip_bad=skip_bad)
         chosen = ConcatDataset([chosen, kept])
     return loaded, chosen

@@ -1,4 +1,4 @@
-"""Replay records on their model: is every token its greedy choice, a tie, or an anchor?
+"""Replay records on their model: is every token its greedy choice, a tie, or an anchor, and does each answer end?
 
 One forward pass per batch. Exit code 2 if a record does not hold, or was made with another tokenizer or template.
 
@@ -36,10 +36,13 @@ def verify(
 def _print(findings: list[Any], as_json: bool) -> None:
     broken = [finding for finding in findings if not finding.holds]
     if as_json:
-        listed = [{"id": f.record.id, "positions": f.unexplained} for f in broken]
+        listed = [{"id": f.record.id, "positions": f.unexplained, "ending": f.ending} for f in broken]
         print_json({"records": len(findings), "hold": len(findings) - len(broken), "broken": listed})
         return
     out.print(f"{len(findings) - len(broken)} of {len(findings)} records hold")
     for finding in broken:
         where = ", ".join(map(str, finding.unexplained))
-        err.print(f"record {finding.record.id}: the model would choose another token at {where}; annotate it again")
+        reasons = [f"the model would choose another token at {where}"] if where else []
+        reasons += [finding.ending] if finding.ending else []
+        # Not markup: an ending names tokens such as [/INST].
+        err.print(f"record {finding.record.id}: {'; '.join(reasons)}; annotate it again", markup=False)

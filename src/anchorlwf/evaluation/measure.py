@@ -4,6 +4,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from transformers import set_seed
+
 from anchorlwf.batch import KeepTurn
 from anchorlwf.config import EvaluateConfig
 from anchorlwf.decode import decode_batch
@@ -54,6 +56,7 @@ def recall_probes(records: Sequence[Record]) -> list[Probe]:
             id=f"record:{record.id}",
             kind="recall",
             messages=record.messages,
+            tools=record.tools,
             expected=record.completion.strip(),
             scorer="exact",
             group=record.id,
@@ -67,11 +70,16 @@ def recall_probes(records: Sequence[Record]) -> list[Probe]:
 def answers(
     model: LanguageModel, probes: Sequence[Probe], config: EvaluateConfig, report: Callable[[int], None] | None = None
 ) -> list[str]:
-    """Free-running greedy answers, in the order of the probes."""
-    prompts = [model.codec.encode_prompt(probe.messages) for probe in probes]
+    """Free-running answers, greedy or as the model's own settings have them, in the order of the probes."""
+    prompts = [model.codec.encode_prompt(probe.messages, probe.tools) for probe in probes]
     found = [""] * len(prompts)
     done = 0
-    for batch in decode_batch(model, prompts, config.max_new_tokens, batch_size=config.batch_size):
+    if config.generation == "own":
+        set_seed(config.seed)  # these settings may draw at random
+    batches = decode_batch(
+        model, prompts, config.max_new_tokens, batch_size=config.batch_size, settings=config.generation
+    )
+    for batch in batches:
         for index, answer in batch:
             found[index] = model.codec.decode(answer.ids)
         done += len(batch)
@@ -108,7 +116,7 @@ def drift(tuned: LanguageModel, base: LanguageModel | None, probes: Sequence[Pro
     """KL on the reference's own greedy continuations of held-out prompts (probes of unrelated facts and skills)."""
     held_out = [probe for probe in probes if probe.kind in ("retain", "skill")]
     chosen = random.Random(config.seed).sample(held_out, min(config.kl_prompts, len(held_out)))
-    prompts = [tuned.codec.encode_prompt(probe.messages) for probe in chosen]
+    prompts = [tuned.codec.encode_prompt(probe.messages, probe.tools) for probe in chosen]
     continuations: list[list[int]] = [[]] * len(prompts)
 
     def decode(model: LanguageModel) -> None:

@@ -1,16 +1,18 @@
 """The evaluation stage: what a tuned model learned, what it kept, how far it drifted."""
 
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from anchorlwf.config import EvaluateConfig
-from anchorlwf.errors import RecordError, StampError, wrong
+from anchorlwf.errors import PromptWarning, RecordError, StampError, wrong
 from anchorlwf.evaluation.harness import run_tasks
 from anchorlwf.evaluation.measure import Progress, compare, drift, recall_probes
 from anchorlwf.evaluation.results import Results, summarize
 from anchorlwf.files import ensure_writable
+from anchorlwf.generation import warn_of_generation
 from anchorlwf.jsonl import load_probes, load_records
 from anchorlwf.model import LanguageModel
 from anchorlwf.probe import Probe
@@ -49,6 +51,9 @@ def evaluate(
         ConfigError: a task of lm-evaluation-harness cannot be run.
         StampError: `base` has another tokenizer or chat template than `model`.
         StorageError: `out` cannot be written.
+
+    Warns:
+        ModelWarning, PromptWarning: greedy answers differ by its generation config; a probe is not read as written.
     """
     config = config or EvaluateConfig()
     if out is not None:
@@ -61,6 +66,7 @@ def evaluate(
         asked = [*recall_probes(trained), *asked]
     if not asked:
         raise RecordError(wrong("probes", "at least one probe or corrected record", "none", "Give some."))
+    _prepare(model, base, asked, trained, config)
     began = time.perf_counter()
     tasks = run_tasks(model, base, config, progress)
     results = compare(model, base, asked, config, progress)
@@ -74,6 +80,23 @@ def evaluate(
     if out is not None:
         summary.save(out)
     return summary
+
+
+def _prepare(
+    model: LanguageModel, base: LanguageModel | None, asked: list[Probe], trained: list[Record], config: EvaluateConfig
+) -> None:
+    """Ask as it was trained, with the same date; and warn of what makes the answers others than one would think."""
+    for codec in {model.codec, model.codec if base is None else base.codec}:
+        codec.pin(next((record.model for record in trained if record.model.date is not None), None))
+    if config.generation == "greedy":
+        warn_of_generation(model.causal.generation_config, stacklevel=4)
+    said: dict[str, list[str]] = {}
+    for probe in asked:
+        for remark in model.codec.remarks(probe.messages, probe.tools):
+            said.setdefault(remark, []).append(probe.id)
+    for remark, ids in said.items():
+        more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
+        warnings.warn(f"probe {ids[0]}{more}: {remark}", PromptWarning, stacklevel=3)
 
 
 def _check_base(base: LanguageModel, model: LanguageModel) -> None:

@@ -22,11 +22,13 @@ from anchorlwf.config import TrainConfig
 from anchorlwf.contents import Contents
 from anchorlwf.errors import AnchorLwfWarning, ConfigError, ModelError, wrong
 from anchorlwf.files import staged_folder
+from anchorlwf.generation import warn_of_generation
 from anchorlwf.head import probe_head
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Record
 from anchorlwf.reference import GIB, ReferenceCache, build_reference_cache, reference_bytes, reference_sha
 from anchorlwf.run import RunFolder, environment, held_folder
+from anchorlwf.training.card import card
 from anchorlwf.training.checkpoint import Checkpoints, RunKey
 from anchorlwf.training.control import Certificate
 from anchorlwf.training.intake import Intake, Records, by_number, take_in
@@ -120,6 +122,7 @@ def train(
     listed = by_number(records)
     with run_folder(out) as folder:
         language_model = model if isinstance(model, LanguageModel) else load_model(model)
+        warn_of_generation(language_model.causal.generation_config)
         intake = take_in(language_model, listed, config)
         _prepare(language_model, config)
         reference = reference_sha(language_model)
@@ -340,4 +343,5 @@ def _save(trainer: AnchorTrainer, folder: RunFolder) -> Path:
                 noted = stage / "adapter_config.json"
                 settings = {**json.loads(noted.read_text()), "base_model_name_or_path": model.name}
                 noted.write_text(json.dumps(settings, indent=2) + "\n")
+            (stage / "README.md").write_text(card(model, place.name), encoding="utf-8")
     return place

@@ -1,8 +1,10 @@
 """Talk to the base and the tuned model side by side, each with its own history."""
 
+import warnings
 from typing import Any
 
 from anchorlwf.decode import Decoded, decode_batch
+from anchorlwf.errors import PromptWarning
 from anchorlwf.model import LanguageModel
 
 __all__ = ["SideBySide"]
@@ -33,6 +35,8 @@ class SideBySide:
     def _answer(self, side: str, model: LanguageModel, text: str) -> str:
         messages = [*self._histories[side], {"role": "user", "content": text}]
         ids = model.codec.encode_prompt(messages)
+        for remark in model.codec.remarks(messages):
+            warnings.warn(remark, PromptWarning, stacklevel=3)
         [[(_, answer)]] = decode_batch(model, [ids], self._limit)
         assert isinstance(answer, Decoded)
         reply = model.codec.decode(answer.ids)

@@ -1,5 +1,6 @@
 """The whole loop for one wrong answer: annotate, train, measure, and say what changed and what did not."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from anchorlwf.annotation import PromptLike, annotate, as_prompts, fits, retention_records
 from anchorlwf.config import AnnotateConfig, EvaluateConfig, TrainConfig
-from anchorlwf.errors import NothingToDoError, wrong
+from anchorlwf.errors import NothingToDoError, PromptWarning, wrong
 from anchorlwf.evaluation import Results, answers, evaluate
 from anchorlwf.jsonl import save_records
 from anchorlwf.model import EMBEDDED, LanguageModel, load_model
@@ -135,7 +136,8 @@ def _annotated(model: LanguageModel, prompt: str, answer: str, paraphrases: list
     """The record of the prompt, then those of its other wordings."""
     wanted = [Prompt(messages=[{"role": "user", "content": text}], answer=answer) for text in [prompt, *paraphrases]]
     for one in wanted:
-        fits(model, target=True)(one)  # here, as there is no line to name
+        for remark in fits(model, target=True)(one):  # here, as there is no line to name
+            warnings.warn(f"{one.messages[-1]['content']!r}: {remark}", PromptWarning, stacklevel=2)
     limit = EvaluateConfig().max_new_tokens
     records = annotate(model, wanted, "target", config=AnnotateConfig(max_new_tokens=limit))
     if not records[0].anchors:

@@ -61,8 +61,17 @@ function message(entry) {
     make("h2", { class: "role" }, label), ...body, ...calls);
 }
 
+/** The prompt as the model reads it: what are special tokens, and not text that looks like them, stands in frames. */
+function asTheModelSeesIt(rendered, date) {
+  const shown = rendered.map(({ text, special }) => make("span", { class: special ? "special" : "" }, text));
+  const title = date ? `As the model sees it · dated ${date}` : "As the model sees it";
+  const body = make("pre", { class: "rendered", dir: "auto", tabIndex: 0, ariaLabel: "The prompt as the model sees it" },
+    ...shown);
+  return make("article", { class: "message seen" }, fold(title, body));
+}
+
 /** Show a session's prompt. */
-export function showPrompt(root, { messages, tools = [], tags = [] }) {
+export function showPrompt(root, { messages, tools = [], tags = [], rendered = [], date = null, remarks = [] }) {
   const found = messages.map(message);
   if (tools.length > 0) {
     const described = tools.map((tool) => tool.function ?? tool);
@@ -73,5 +82,6 @@ export function showPrompt(root, { messages, tools = [], tags = [] }) {
     const chips = tags.map((tag) => make("span", { class: "tag" }, tag));
     found.unshift(make("p", { class: "tags" }, make("span", { class: "unseen" }, "Tags: "), ...chips));
   }
+  found.push(...remarks.map((remark) => make("p", { class: "trouble" }, remark)), asTheModelSeesIt(rendered, date));
   root.replaceChildren(...found);
 }

@@ -57,7 +57,8 @@ export class Screen {
   #scrollToQuestion() {
     window.scrollTo(0, 0);
     const hidden = $("answer").getBoundingClientRect().top > window.innerHeight * 0.6;
-    if (hidden) $("prompt").lastElementChild?.scrollIntoView({ block: "start" });
+    const messages = $("prompt").querySelectorAll(".message:not(.seen)");
+    if (hidden) messages[messages.length - 1]?.scrollIntoView({ block: "start" });
   }
 
   #showTokens(from) {
