@@ -18,7 +18,20 @@ import anchorlwf
 
 ROOT = Path(anchorlwf.__file__).parent
 
-VALUES = {"errors", "files", "record", "probe", "lines", "jsonl", "record_file", "export", "edit_data", "config", "run"}
+VALUES = {
+    "redaction",
+    "errors",
+    "files",
+    "record",
+    "probe",
+    "lines",
+    "jsonl",
+    "record_file",
+    "export",
+    "edit_data",
+    "config",
+    "run",
+}
 TENSORS = {
     "text",
     "model_files",

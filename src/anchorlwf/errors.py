@@ -17,6 +17,8 @@ Each message says what was expected, what was got and how to fix it. All of them
 fault; a failure of our own code is an `AssertionError` or whatever it raised.
 """
 
+from anchorlwf.redaction import redacted
+
 __all__ = [
     "AnchorLwfError",
     "ConfigError",
@@ -83,5 +85,5 @@ class StorageError(AnchorLwfError, OSError):
 
 
 def wrong(what: str, expected: object, got: object, fix: str) -> str:
-    """The one form of our error messages."""
-    return f"{what}: expected {expected}, got {got}. {fix}"
+    """The one form of our error messages. Keys and passwords, in addresses for instance, are left out."""
+    return redacted(f"{what}: expected {expected}, got {got}. {fix}")
