@@ -223,6 +223,7 @@ def certified(tiny_path: Path, adapter: Path, probes: list[Probe], tmp_path_fact
     """Folder of a certificate that was not passed."""
     folder = tmp_path_factory.mktemp("certified")
     save_lines(folder / "probes.jsonl", probes)
+    (folder / "gate.yaml").write_text("kept: 1.0\nkl: 100\n")
     model = load_model(str(tiny_path), adapter=adapter, dtype="float32", device="cpu")
     found = evaluate(model, folder / "probes.jsonl", config=CONFIG)
     certify(
@@ -238,10 +239,10 @@ def certified(tiny_path: Path, adapter: Path, probes: list[Probe], tmp_path_fact
 
 def test_a_certificate_says_what_was_run_on_which_weights(certified, tiny_path, adapter, tiny_model, probes):
     data = json.loads((certified / "certificate.json").read_text())
-    assert data["weights"]["base"] == {name: sha(tiny_path / name) for name in ("config.json", "model.safetensors")}
-    assert data["weights"]["adapter"] == {
-        name: sha(adapter / name) for name in ("adapter_config.json", "adapter_model.safetensors")
-    }
+    # All but the card.
+    for part, folder in (("base", tiny_path), ("adapter", adapter)):
+        names = {path.name for path in folder.iterdir()} - {"README.md"}
+        assert data["weights"][part] == {name: sha(folder / name) for name in names}
     assert data["model"] == tiny_model.stamp.model_dump(mode="json")
     assert data["loaded"] == {"dtype": "float32", "device": "cpu"}
     assert data["probes"] == {"path": str(certified / "probes.jsonl"), "sha256": sha(certified / "probes.jsonl")}
@@ -320,7 +321,7 @@ def test_a_verdict_that_does_not_follow_is_noticed_even_under_a_new_hash(certifi
 
 def test_values_in_memory_hash_like_the_file_they_would_make(certified, tiny_path, adapter, probes):
     model = load_model(str(tiny_path), adapter=adapter, dtype="float32", device="cpu")
-    found = evaluate(model, probes, config=CONFIG)
+    found = evaluate(model, probes, records=[], config=CONFIG)
     report = certify(found, GateConfig(kl=100), model, probes=probes, records=[], config=CONFIG)
     assert report.passed
     assert (report.probes.path, report.probes.sha256) == (None, sha(certified / "probes.jsonl"))
@@ -330,7 +331,7 @@ def test_values_in_memory_hash_like_the_file_they_would_make(certified, tiny_pat
 
 def test_weights_that_lie_in_no_file_cannot_be_certified(fresh_model):
     fresh_model.attach_lora(2, 4.0, 0.0, "all-linear", seed=0)
-    with pytest.raises(ModelError, match="expected an adapter loaded from a folder, got one that lives in memory"):
+    with pytest.raises(ModelError, match="expected a model and adapter loaded from files, got what lives in memory"):
         model_hashes(fresh_model)
 
 
@@ -368,7 +369,7 @@ def test_a_gate_that_is_passed_is_exit_code_0_and_one_that_is_not_is_3(certified
     assert "Passed: " in done.out
     checked = run("certificate", tmp_path / "run" / "certificate.json", "--model", tiny_path)
     assert checked.code == 0, checked
-    assert "Good: of these weights, unchanged, and the gate was passed" in checked.out
+    assert "Good: of these weights and probes, unchanged, and the gate was passed" in checked.out
     other = run("certificate", tmp_path / "run" / "certificate.json", "--model", tiny_path, "--adapter", adapter)
     assert other.code == 3, other
     assert "weights, adapter, adapter_model.safetensors: expected none, got " in other.err
@@ -384,6 +385,7 @@ def test_a_gate_that_is_passed_is_exit_code_0_and_one_that_is_not_is_3(certified
     assert json.loads(checked.out) == {
         "passed": False,
         "weights_compared": False,
+        "compared": ["probes"],
         "problems": ["the gate was not passed"],
     }
 

@@ -19,6 +19,7 @@ import anchorlwf
 ROOT = Path(anchorlwf.__file__).parent
 
 VALUES = {
+    "redaction",
     "errors",
     "files",
     "lock",
@@ -37,6 +38,7 @@ TENSORS = {
     "chat_template_worker",
     "generation",
     "text",
+    "model_files",
     "model",
     "draft",
     "replay",

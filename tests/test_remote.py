@@ -4,6 +4,7 @@ import logging
 import time
 
 import pytest
+from test_cli import refused, run
 from vllm_server import VllmServer, vllm_server
 
 from anchorlwf.annotation.connect import connect_remote
@@ -156,8 +157,105 @@ def test_wrong_names_and_addresses_are_refused(server):
         connect_remote(server.url, "/no/such/folder", patience=QUICK)
     with pytest.raises(ServerError, match="list of models"):
         connect_remote("http://127.0.0.1:9/v1", "embedded", patience=QUICK)
-    with pytest.raises(ConfigError, match=KEY_VARIABLE):
-        connect_remote(server.url.replace("http://", "http://me:secret@"), "embedded", patience=QUICK)
+    with pytest.raises(ServerError, match="list of models"):
+        connect_remote("http://127.0.0.1:99999/v1", "embedded", patience=QUICK)
+
+
+SECRET = "s3cr3t-k3y"
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        (f"http://{SECRET}@HOST", "got a password in it"),
+        (f"http://me:{SECRET}@HOST", "got a password in it"),
+        (f"http://{SECRET}:@HOST", "got a password in it"),
+        (f"http://HOST?api_key={SECRET}", "got a query or fragment behind it"),
+        (f"http://HOST/?{SECRET}", "got a query or fragment behind it"),
+        (f"http://HOST#{SECRET}", "got a query or fragment behind it"),
+        ("http://HOST?", "got a query or fragment behind it"),
+        (f"http://me:{SECRET}/x@HOST", "expected one of http or https, got another"),
+        (f"http://{SECRET}%40HOST", "expected one of http or https, got another"),
+        (f"{SECRET}@HOST", "expected one of http or https, got another"),
+        (f"ftp://{SECRET}@HOST", "expected one of http or https, got another"),
+        (f"http:///{SECRET}", "expected one of http or https, got another"),
+        (f"http://HOST\n{SECRET}", "expected one of http or https, got another"),
+        ("", "expected one of http or https, got another"),
+    ],
+)
+def test_a_url_that_may_hold_a_key_is_refused_before_it_is_sent_or_shown(server, tmp_path, caplog, url, problem):
+    url = url.replace("HOST", server.url.removeprefix("http://"))
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Who?"}\n')
+    with caplog.at_level(logging.DEBUG):
+        with pytest.raises(ConfigError, match=problem) as caught:
+            connect_remote(url, "/no/such/folder", patience=QUICK)
+        arguments = ["annotate", tmp_path / "p.jsonl", "--out", tmp_path / "r.jsonl", "--remote", url, "--debug"]
+        ended = [run(*arguments, *how) for how in (["--web"], ["--annotator", "terminal"])]
+    for done in ended:
+        assert done.code == 2, done
+        assert problem in done.err
+        assert KEY_VARIABLE in done.err
+    shown = "".join([caplog.text, str(caught.value), *(done.out + done.err for done in ended)])
+    assert SECRET not in shown
+    # Neither asked, nor made: nothing but the prompts lies there.
+    assert server.asked == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
+
+
+@pytest.mark.parametrize("key", [f"{SECRET}\n", f"{SECRET}\r", f"{SECRET} x", f"{SECRET}é", f"{SECRET}\ud800"])
+def test_a_key_that_no_header_holds_is_refused_without_showing_it(server, monkeypatch, key):
+    monkeypatch.setattr("anchorlwf.annotation.remote.api_key", lambda: key)
+    with pytest.raises(ConfigError, match=f"{KEY_VARIABLE}: expected visible ASCII characters") as caught:
+        connect_remote(server.url, "embedded", patience=QUICK)
+    assert SECRET not in str(caught.value)
+    assert server.asked == 0
+
+
+@pytest.mark.parametrize("fault", [400, 403, 503, "no json"])
+def test_a_server_that_repeats_the_key_does_not_make_us_show_it(server, monkeypatch, fault):
+    monkeypatch.setenv(KEY_VARIABLE, SECRET)
+    remote = remote_of(server)
+    # Cut after so many characters, half of a key would remain.
+    server.says = "x" * (190 if fault != "no json" else 75) + f"{SECRET}"
+    server.faults = [fault] * 3
+    with pytest.raises((ModelError, ServerError)) as caught:
+        remote.judge("k", prompt_of(remote, PROMPT), [], [5])
+    assert SECRET[:4] not in str(caught.value)
+    remote.close()
+
+
+MALFORMED = {
+    "choices": {"choices": {"a": 1}},
+    "choice": {"choices": [3]},
+    "top": {"choices": [{"token_ids": [1], "logprobs": {"token_logprobs": [-1.0], "top_logprobs": [["a"]]}}]},
+    "none": {"choices": [{"token_ids": [1], "logprobs": {"token_logprobs": [None], "top_logprobs": [{}]}}]},
+    "nan": {"choices": [{"token_ids": [1], "logprobs": {"token_logprobs": [float("nan")], "top_logprobs": [{}]}}]},
+    "text": {"choices": [{"token_ids": ["a"], "logprobs": {"token_logprobs": [-1.0], "top_logprobs": [{}]}}]},
+}
+
+
+@pytest.mark.parametrize("how", MALFORMED)
+def test_an_answer_of_another_shape_is_refused_with_the_reason(server, how):
+    remote = remote_of(server)
+    server.faults = [MALFORMED[how]]
+    with pytest.raises(ModelError, match=r"remote model: expected .*Use vLLM"):
+        remote.options("k", prompt_of(remote, PROMPT), [], 1)
+    remote.close()
+
+
+@pytest.mark.parametrize("listed", [[], {}, [3], {"data": 3}, {"data": ["a"]}, {"data": {"a": 1}}, "x", None])
+def test_a_list_of_models_of_another_shape_is_refused(server, listed):
+    server.models = listed
+    with pytest.raises((ServerError, ModelError), match="expected a list of models"):
+        connect_remote(server.url, "embedded", patience=QUICK)
+
+
+def test_the_key_of_a_store_is_not_shown(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Who?"}\n')
+    for url in (f"nosuch://me:{SECRET}@host/name", f"postgresql://me:{SECRET}@host:abc/x", f"mysql://{SECRET}@h/x"):
+        done = run("annotate", tmp_path / "p.jsonl", "--out", tmp_path / "r.jsonl", "--web", "--store", url)
+        refused(done, "--store: expected SQLite or PostgreSQL")
+        assert SECRET not in done.err
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,9 @@ class VllmServer(ThreadingHTTPServer):
         self.lacks: set[str] = set()
         self.key: str | None = None
         self.requests: list[dict[str, Any]] = []
+        self.asked = 0  # requests of any kind
+        self.says = "busy"  # with a fault that is a status or "no json"
+        self.models: Any = {"data": [{"id": "served", "max_model_len": model.context_length}]}
         self.retokenises = False
         self.delay = 0.0
         self.most: int | None = None  # tokens of an answer, as max_new_tokens of a generation config caps them
@@ -60,6 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _let_in(self) -> bool:
+        self.server.asked += 1
         key = self.server.key
         if key is not None and self.headers.get("Authorization") != f"Bearer {key}":
             self._reply(401, {"error": {"message": "invalid key"}})
@@ -68,8 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self._let_in():
-            length = self.server.model.context_length
-            self._reply(200, {"data": [{"id": "served", "max_model_len": length}]})
+            self._reply(200, self.server.models)
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -78,7 +81,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append(body)
         fault = self.server.faults.pop(0) if self.server.faults else None
         if isinstance(fault, int):
-            self._reply(fault, {"error": {"message": "busy"}}, **({"Retry-After": "1"} if fault == 429 else {}))
+            self._reply(
+                fault, {"error": {"message": self.server.says}}, **({"Retry-After": "1"} if fault == 429 else {})
+            )
+            return
+        if fault == "no json" or isinstance(fault, dict):
+            self._reply(200, fault if isinstance(fault, dict) else self.server.says)
             return
         if fault == "hang":
             time.sleep(2)

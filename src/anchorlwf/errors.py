@@ -23,6 +23,8 @@ fault; a failure of our own code is an `AssertionError` or whatever it raised. W
 stops is an `AnchorLwfWarning`.
 """
 
+from anchorlwf.redaction import redacted
+
 __all__ = [
     "AnchorLwfError",
     "AnchorLwfWarning",
@@ -104,5 +106,5 @@ class PromptWarning(AnchorLwfWarning):
 
 
 def wrong(what: str, expected: object, got: object, fix: str) -> str:
-    """The one form of our error messages."""
-    return f"{what}: expected {expected}, got {got}. {fix}"
+    """The one form of our error messages. Keys and passwords, in addresses for instance, are left out."""
+    return redacted(f"{what}: expected {expected}, got {got}. {fix}")

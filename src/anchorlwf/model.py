@@ -7,7 +7,6 @@ import contextlib
 import copy
 import re
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from anchorlwf import chat_template
 from anchorlwf.errors import ModelError, PromptError, StampError, wrong
+from anchorlwf.model_files import EMBEDDED, Marks, embedded_path, marks_of
 from anchorlwf.record import ModelStamp, Record
 from anchorlwf.text import Codec
 
 __all__ = ["EMBEDDED", "LanguageModel", "adapter_of", "canonical_name", "embedded_path", "load_model"]
 
-EMBEDDED = "embedded"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def embedded_path() -> Path:
-    """Folder of the shipped base model (see `anchorlwf.world.pretrain`)."""
-    return Path(str(files("anchorlwf") / "world" / "base"))
 
 
 class LanguageModel:
@@ -42,6 +36,8 @@ class LanguageModel:
         codec: text to ids and back.
         name, revision: as loaded, for the stamp.
         adapter: folder of the adapter, where one was loaded.
+        marks: what the file system said of the model's files before they were read. None: the weights are those of
+            no file, for they were trained or put together in memory.
     """
 
     def __init__(
@@ -51,8 +47,10 @@ class LanguageModel:
         name: str,
         revision: str | None = None,
         adapter: str | None = None,
+        marks: Marks | None = None,
     ) -> None:
         self.net, self.codec, self.name, self.revision, self.adapter = net, codec, name, revision, adapter
+        self.marks = marks
         self._copy: PreTrainedModel | None = None
 
     @property
@@ -99,6 +97,10 @@ class LanguageModel:
         if largest >= self.vocabulary:
             fix = "No token has that id; annotate again."
             raise StampError(wrong(f"record {record.id}: token ids", f"less than {self.vocabulary}", largest, fix))
+
+    def marks_now(self) -> Marks:
+        """What the file system says of the model's files now; compare `marks`."""
+        return {**marks_of(self.name, self.revision), **({} if self.adapter is None else marks_of(self.adapter))}
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -182,6 +184,7 @@ class LanguageModel:
             torch.manual_seed(seed)
             try:
                 self.net = get_peft_model(self.causal, config)
+                self.marks = None
             except ValueError as error:
                 fix = "Name linear layers of this architecture, or use all-linear."
                 raise ModelError(wrong("LoRA targets", "modules of this model", targets, f"{fix} ({error})")) from error
@@ -207,6 +210,7 @@ class LanguageModel:
         """Freeze a copy of the present weights as the reference, for full fine-tuning."""
         assert not isinstance(self.net, PeftModel), "with an adapter the base itself is the reference"
         self._copy = copy.deepcopy(self.causal).eval().requires_grad_(False)
+        self.marks = None
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[PreTrainedModel | PeftModel]:
@@ -288,18 +292,22 @@ def load_model(
     fast = place.type == "cuda" and torch.cuda.is_bf16_supported()
     weights_type = _DTYPES[dtype] if dtype else (torch.bfloat16 if fast else torch.float32)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    folder = adapter or found
+    home = None if folder is None else str(folder)
+    before = marks_of(name, revision)
+    marks = {} if home is None else marks_of(home)
     chat_template.start()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         net = AutoModelForCausalLM.from_pretrained(source, dtype=weights_type, use_safetensors=True, **options)
-        folder = adapter or found
-        if folder is not None:
-            net = PeftModel.from_pretrained(net, str(folder))
+        if home is not None:
+            net = PeftModel.from_pretrained(net, home)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         what = "a folder or hub name of a causal language model in safetensors"
         first = str(error).strip().splitlines()[0]
         raise ModelError(wrong(f"model {name!r}", what, first, "Check the name, or give a local folder.")) from error
-    home = None if folder is None else str(folder)
-    model = LanguageModel(net.to(place).eval(), Codec(tokenizer), name, revision, home)
+    # What was not on disk before has just been downloaded.
+    marks = {**(before or marks_of(name, revision)), **marks}
+    model = LanguageModel(net.to(place).eval(), Codec(tokenizer), name, revision, home, marks)
     model.codec.warn_of_ends(model.causal.generation_config.eos_token_id)
     return model

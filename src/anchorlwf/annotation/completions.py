@@ -3,13 +3,16 @@
 A server that re-tokenises, or leaves ids or log-probabilities out, would spoil records silently: it is refused.
 """
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from anchorlwf.annotation.decoders import Chosen
 from anchorlwf.errors import ModelError, wrong
+from anchorlwf.redaction import redacted
 
 __all__ = ["Later", "Piece", "first_of", "next_logprobs", "piece_of", "prompt_logprobs", "read_choice", "refuse"]
 
@@ -36,15 +39,17 @@ def read_choice(text: str, prompt: list[int]) -> dict[str, Any]:
     """The one choice of a JSON answer to `prompt`. Raises `Later`, or `ModelError` where it is to other ids."""
     try:
         data = json.loads(text)
-    except ValueError:
-        raise Later(f"no JSON: {text[:80]!r}") from None
+    except (ValueError, RecursionError):
+        raise Later(f"no JSON: {redacted(text)[:80]!r}") from None
     if not isinstance(data, dict):
-        raise Later(f"no JSON object: {text[:80]!r}")
+        raise Later(f"no JSON object: {redacted(text)[:80]!r}")
     if "error" in data:
-        raise Later(str(data["error"])[:200])
+        raise Later(redacted(str(data["error"]))[:200])
     choices = data.get("choices")
     if not choices:
         return {"token_ids": []}
+    if not isinstance(choices, list) or not isinstance(choices[0], dict):
+        raise refuse("a list of choices", choices)
     echoed = choices[0].get("prompt_token_ids")
     if echoed is not None and echoed != prompt:
         raise refuse("the prompt's ids taken as they are", "other ids")
@@ -62,13 +67,15 @@ def prompt_logprobs(choice: dict[str, Any], length: int) -> list[dict[int, float
     listed = choice.get("prompt_logprobs")
     if not isinstance(listed, list) or len(listed) != length:
         raise refuse("log-probabilities of the prompt (prompt_logprobs)", "none")
-    return [{int(name): value["logprob"] for name, value in (entry or {}).items()} for entry in listed]
+    with _well_formed():
+        return [{int(name): float(value["logprob"]) for name, value in (entry or {}).items()} for entry in listed]
 
 
 def next_logprobs(choice: dict[str, Any]) -> dict[int, float]:
     """The answer's first token and what is listed with it (id -> nats). Raises `ModelError`."""
     first_of(choice, 1)
-    return {_number(name): value for name, value in choice["logprobs"]["top_logprobs"][0].items()}
+    with _well_formed():
+        return {_number(name): float(value) for name, value in choice["logprobs"]["top_logprobs"][0].items()}
 
 
 def first_of(choice: dict[str, Any], top: int) -> Chosen:
@@ -82,7 +89,18 @@ def first_of(choice: dict[str, Any], top: int) -> Chosen:
 def refuse(missing: str, got: object) -> ModelError:
     """The error that says what the server left out."""
     fix = "Use vLLM, which gives them; `transformers serve`, for one, gives no log-probabilities."
-    return ModelError(wrong("remote model", missing, str(got)[:200], fix))
+    return ModelError(wrong("remote model", missing, redacted(str(got))[:200], fix))
+
+
+@contextlib.contextmanager
+def _well_formed() -> Iterator[None]:
+    """What is put together in another way than it should be, as `ModelError`."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise refuse("log-probabilities by token, numbers of at most 0", error) from error
 
 
 def _number(name: str) -> int:
@@ -105,13 +123,21 @@ def _steps(choice: dict[str, Any], top: int) -> list[Chosen]:
     if not len(own) == len(best) == len(ids):
         raise refuse("log-probabilities for every token", f"{len(own)} for {len(ids)} tokens")
     found = []
-    for token, logprob, others in zip(ids, own, best, strict=True):
-        ranked = sorted(((_number(name), math.exp(value)) for name, value in others.items()), key=lambda pair: -pair[1])
-        probability = min(1.0, math.exp(logprob))
-        rest = [pair for pair in ranked if pair[0] != token]
-        alternatives = tuple([(token, probability), *rest][:top])
-        found.append(Chosen(token, probability, alternatives, _entropy([p for _, p in alternatives])))
+    with _well_formed():
+        for token, logprob, others in zip(ids, own, best, strict=True):
+            named = ((_number(name), _probability(value)) for name, value in others.items())
+            probability = _probability(logprob)
+            rest = [pair for pair in sorted(named, key=lambda pair: -pair[1]) if pair[0] != token]
+            alternatives = tuple([(int(token), probability), *rest][:top])
+            found.append(Chosen(int(token), probability, alternatives, _entropy([p for _, p in alternatives])))
     return found
+
+
+def _probability(logprob: float) -> float:
+    """Of nats; rounding may have carried them above 0. Raises `ValueError` where they are no number."""
+    if math.isnan(logprob):
+        raise ValueError("NaN as a log-probability")
+    return math.exp(min(0.0, logprob))
 
 
 def _entropy(probabilities: list[float]) -> float:

@@ -1,13 +1,12 @@
 """Finding out about a server before any work depends on it."""
 
-import os
 from typing import Any
 
 import httpx
 from transformers import AutoTokenizer, GenerationConfig
 
 from anchorlwf import chat_template
-from anchorlwf.annotation.remote import KEY_VARIABLE, Patience, RemoteDecoder
+from anchorlwf.annotation.remote import KEY_VARIABLE, Patience, RemoteDecoder, check_url, key_header
 from anchorlwf.errors import ModelError, ServerError, wrong
 from anchorlwf.model import EMBEDDED, canonical_name, embedded_path
 from anchorlwf.text import Codec
@@ -38,13 +37,22 @@ def _served(url: str, wanted: str | None, headers: dict[str, str], patience: Pat
     try:
         reply = httpx.get(url.rstrip("/") + "/models", headers=headers, timeout=patience.connect)
         listed: list[dict[str, Any]] = reply.json()["data"] if reply.status_code == 200 else []
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        names = [str(model.get("id")) for model in listed]
+    # OverflowError: a port above 65535. RecursionError: brackets without end.
+    except (
+        httpx.HTTPError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         fix = "Check the URL; it usually ends in /v1."
         raise ServerError(wrong(f"remote model at {url}", "a list of models", error or type(error), fix)) from None
     if not listed:
         fix = f"Check the URL, and {KEY_VARIABLE} where the server wants a key."
         raise ModelError(wrong(f"remote model at {url}", "a list of models", f"status {reply.status_code}", fix))
-    names = [str(model.get("id")) for model in listed]
     name = wanted or names[0]
     if name not in names:
         raise ModelError(wrong("served model", " or ".join(names), name, "Choose one of them."))
@@ -71,13 +79,14 @@ def connect_remote(
         trust_remote_code: run code that came with the tokenizer.
 
     Raises:
+        ConfigError: a URL that holds a password or a query, or a key that no header can hold; before anything is sent.
         ModelError: the server re-tokenises, or leaves out token ids or log-probabilities; the message says which.
         ServerError: it cannot be reached.
     """
-    patience = patience or Patience()
+    check_url(url)
+    headers, patience = key_header(), patience or Patience()
     codec, stop_ids = load_codec(tokenizer, trust_remote_code)
-    key = os.environ.get(KEY_VARIABLE)
-    name, context = _served(url, served, {"Authorization": f"Bearer {key}"} if key else {}, patience)
+    name, context = _served(url, served, headers, patience)
     stamp = codec.stamp(canonical_name(tokenizer))
     decoder = RemoteDecoder(
         url, name, codec, stamp, stop_ids, context=context, alternatives=alternatives, patience=patience

@@ -12,6 +12,7 @@ from anchorlwf.annotation.decoders import Decoder, LocalDecoder
 from anchorlwf.annotation.desk import Desk
 from anchorlwf.annotation.exchange import Exchange
 from anchorlwf.annotation.ledger import Ledger
+from anchorlwf.annotation.remote import check_url
 from anchorlwf.annotation.store import Store
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.errors import ConfigError, wrong
@@ -68,7 +69,10 @@ class Work:
             RecordError, PromptError: prompts that cannot be, each named by its line.
             StampError: the store holds work on another model.
         """
-        memory = self._memory_bytes()  # a mistake there is told before anything is made
+        # Mistakes there are told before anything is made or sent.
+        if self.remote is not None:
+            check_url(self.remote)
+        memory = self._memory_bytes()
         ensure_writable(self.out)
         with contextlib.ExitStack() as stack:
             store = Store(self.url)

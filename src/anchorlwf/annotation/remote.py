@@ -7,7 +7,6 @@ What the answers must hold, and what refuses a server, stands in `completions.py
 """
 
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
@@ -31,14 +30,44 @@ from anchorlwf.annotation.tokens import TokenTable
 from anchorlwf.decode import TIE, Choices
 from anchorlwf.errors import ConfigError, ModelError, PromptError, ServerError, wrong
 from anchorlwf.record import ModelStamp
+from anchorlwf.redaction import KEY_VARIABLE, api_key, redacted
 from anchorlwf.text import Codec
 
-__all__ = ["KEY_VARIABLE", "Patience", "RemoteDecoder"]
+__all__ = ["KEY_VARIABLE", "Patience", "RemoteDecoder", "check_url", "key_header"]
 
-KEY_VARIABLE = "ANCHORLWF_API_KEY"
-"""Environment variable of the key; there is no other way to give it, and it is written nowhere."""
 _MOST_LOGPROBS = 20
 """What vLLM gives at the most, unless it was started otherwise."""
+
+
+def check_url(url: str) -> None:
+    """Raise `ConfigError`, which does not repeat it, for a URL that is none, or that holds what may be a secret.
+
+    To be called before anything is sent there or said of it.
+    """
+    key = f"Put the key into the environment variable {KEY_VARIABLE}."
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError):
+        parsed = httpx.URL("")
+    # An @ that is spelled %40 belongs to no name of a host.
+    if parsed.scheme not in ("http", "https") or not parsed.host or "%40" in parsed.host:
+        fix = f"Write http://HOST:PORT/v1. {key}"
+        raise ConfigError(wrong("remote URL", "one of http or https", "another", fix))
+    if parsed.userinfo:
+        raise ConfigError(wrong("remote URL", "one without a password", "a password in it", key))
+    if "?" in url or "#" in url:
+        raise ConfigError(wrong("remote URL", "one that ends with its path", "a query or fragment behind it", key))
+
+
+def key_header() -> dict[str, str]:
+    """The header that lets us in. Raises `ConfigError` for a key that no header can hold."""
+    key = api_key()
+    if key is None:
+        return {}
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        fix = "Look for a line break or a blank in it."
+        raise ConfigError(wrong(KEY_VARIABLE, "visible ASCII characters", "others among them", fix))
+    return {"Authorization": f"Bearer {key}"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +139,7 @@ class RemoteDecoder:
     """A `Decoder` over a server; `connect_remote` makes one and checks the server first.
 
     Args:
-        url: such as `http://127.0.0.1:8000/v1`.
+        url: such as `http://127.0.0.1:8000/v1`; see `check_url`.
         served: the model's name there.
         codec, stamp, stop_ids: of the same model.
         context: most tokens of prompt and answer.
@@ -134,16 +163,13 @@ class RemoteDecoder:
         patience: Patience | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if httpx.URL(url).userinfo:
-            fix = f"Put the key into the environment variable {KEY_VARIABLE}."
-            raise ConfigError(wrong("remote URL", "one without a password", "a password in it", fix))
+        check_url(url)
         self.table, self.stamp, self.stop_ids = TokenTable(codec), stamp, stop_ids
         self._served, self._context, self._top = served, context, min(alternatives, _MOST_LOGPROBS)
         self._patience, self._sleep = patience or Patience(), sleep
-        key = os.environ.get(KEY_VARIABLE)
         self._client = httpx.Client(
             base_url=url.rstrip("/") + "/",
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers=key_header(),
             timeout=httpx.Timeout(self._patience.read, connect=self._patience.connect),
             limits=httpx.Limits(max_connections=64),
             follow_redirects=False,
@@ -267,7 +293,7 @@ class RemoteDecoder:
 
 
 def _failure(response: httpx.Response) -> Exception:
-    said = f"status {response.status_code}: {response.text[:200]}"
+    said = f"status {response.status_code}: {redacted(response.text)[:200]}"
     if response.status_code in (408, 425, 429) or response.status_code >= 500:
         return Later(said, response.headers.get("retry-after"))
     if response.status_code in (401, 403):

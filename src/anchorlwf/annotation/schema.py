@@ -215,7 +215,7 @@ def connect(url: str) -> Engine:
             Path(parsed.database).resolve().parent.mkdir(parents=True, exist_ok=True)
         ping = parsed.get_backend_name() != "sqlite"
         engine = create_engine(parsed, pool_size=20, max_overflow=20, pool_pre_ping=ping)
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+    except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:  # ValueError: a port that is no number
         fix = "Give a file name or postgresql://user@host/name (needs psycopg)."
         raise ConfigError(wrong("--store", "SQLite or PostgreSQL", error, fix)) from error
     except OSError as error:

@@ -26,6 +26,7 @@ from anchorlwf.cli import (
     verify,
 )
 from anchorlwf.errors import AnchorLwfError
+from anchorlwf.redaction import redacted
 
 __all__ = ["app", "main"]
 
@@ -91,6 +92,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
-        traceback.print_exc()
-    print(message, file=sys.stderr)
+        print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+    print(redacted(message), file=sys.stderr)
     sys.exit(code)

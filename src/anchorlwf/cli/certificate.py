@@ -1,20 +1,23 @@
 """Check a certificate that evaluate --certificate wrote.
 
 Is its content as it was written, does its verdict follow from its figures, was the gate passed, and, given a model,
-does it speak of these weights? Weights are hashed on disk, not loaded. Exit code 3 if any answer is no.
+does it speak of this one: weights, configurations, tokenizer, template, all that decides an answer? Files are hashed
+on disk, nothing is loaded. Probes and records are compared where they lie at the path it names, or where you say.
+Exit code 3 if any answer is no.
 
 Examples:
   anchorlwf certificate certificate.json
   anchorlwf certificate certificate.json --model ./my-model --adapter runs/first/adapter
-  anchorlwf certificate certificate.json --model ./tuned --base ./base --json
+  anchorlwf certificate certificate.json --model ./tuned --base ./base --probes probes.jsonl --gate gate.yaml --json
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from anchorlwf.cli.shared import Adapter, AsJson, Base, Model, err, out, print_json, quiet_libraries
+from anchorlwf.config import GateConfig
 
 
 def certificate(
@@ -22,20 +25,36 @@ def certificate(
     model: Model = None,
     adapter: Adapter = None,
     base: Base = None,
+    probes: Annotated[Path | None, typer.Option(help="The probes it must speak of.")] = None,
+    records: Annotated[Path | None, typer.Option(help="The records it must speak of.")] = None,
+    gate: Annotated[Path | None, typer.Option(help="YAML of the thresholds it must have held.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    from anchorlwf.evaluation import check_certificate, named_hashes
+    from anchorlwf.evaluation import check_certificate, compared_data, named_hashes
 
     quiet_libraries()
+    thresholds = GateConfig.load(gate) if gate else None
     weights = named_hashes(model, adapter, base) if model or adapter or base else None
-    report, problems = check_certificate(path, weights)
-    if as_json:
-        print_json({"passed": report.passed, "weights_compared": weights is not None, "problems": problems})
-    else:
-        for check in report.checks:
-            out.print(str(check), markup=False)
-        for problem in problems:
-            err.print(problem, markup=False)
-        compared = "of these weights, " if weights is not None else ""
-        out.print("NOT good" if problems else f"Good: {compared}unchanged, and the gate was passed")
+    report, problems = check_certificate(path, weights, probes=probes, records=records, gate=thresholds)
+    compared = [*(["weights"] if weights is not None else []), *compared_data(report, probes, records)]
+    _print(report, compared, problems, as_json)
     raise typer.Exit(3 if problems else 0)
+
+
+def _print(report: Any, compared: list[str], problems: list[str], as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "passed": report.passed,
+                "weights_compared": "weights" in compared,
+                "compared": compared,
+                "problems": problems,
+            }
+        )
+        return
+    for check in report.checks:
+        out.print(str(check), markup=False)
+    for problem in problems:
+        err.print(problem, markup=False)
+    of = f"of these {' and '.join(compared)}, " if compared else ""
+    out.print("NOT good" if problems else f"Good: {of}unchanged, and the gate was passed")

@@ -64,7 +64,7 @@ def evaluate(
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
-    from anchorlwf.evaluation import certify, evaluate
+    from anchorlwf.evaluation import certify, evaluate, named_hashes
     from anchorlwf.model import load_model
 
     quiet_libraries()
@@ -72,6 +72,7 @@ def evaluate(
     settings = EvaluateConfig.load(config) if config else EvaluateConfig()
     settings = settings.updated(tasks=_names(tasks), tasks_path=tasks_path, generation=generation, **limits)
     gate, place = _gate(certificate, certificate_out, to)
+    weights = named_hashes(model, adapter, base, fetch=True) if gate else None
     tuned = load_model(model, adapter=adapter, trust_remote_code=trust_remote_code)
     before = load_model(base, trust_remote_code=trust_remote_code) if base else None
     with phase_progress() as progress:
@@ -80,7 +81,7 @@ def evaluate(
         )
     _print(results, as_json)
     if gate is not None:
-        report = certify(results, gate, tuned, probes=probes, records=records, base=before, config=settings, out=place)
+        report = certify(results, gate, tuned, probes=probes, records=records, base=before, weights=weights, out=place)
         _print_verdict(report, place, as_json)
         raise typer.Exit(0 if report.passed else 3)
 

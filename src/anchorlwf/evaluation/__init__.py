@@ -1,19 +1,21 @@
 """Stage three: what was learned, what was kept (paper section 4)."""
 
-from anchorlwf.evaluation.certificate import Check, GateReport, certify, check_certificate
+from anchorlwf.evaluation.certificate import Check, GateReport, certify, check_certificate, compared_data
 from anchorlwf.evaluation.harness import MetricChange, TaskChange, run_tasks
 from anchorlwf.evaluation.measure import Drift, ProbeResult, answers, compare, drift, recall_probes
-from anchorlwf.evaluation.results import Group, Results, summarize
+from anchorlwf.evaluation.results import DataStamp, Group, Origin, Results, summarize
 from anchorlwf.evaluation.stage import evaluate
 from anchorlwf.evaluation.stats import bootstrap_interval, paired_interval
 from anchorlwf.evaluation.weights import model_hashes, named_hashes
 
 __all__ = [
     "Check",
+    "DataStamp",
     "Drift",
     "GateReport",
     "Group",
     "MetricChange",
+    "Origin",
     "ProbeResult",
     "Results",
     "TaskChange",
@@ -22,6 +24,7 @@ __all__ = [
     "certify",
     "check_certificate",
     "compare",
+    "compared_data",
     "drift",
     "evaluate",
     "model_hashes",

@@ -14,17 +14,19 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from anchorlwf.config import EvaluateConfig, GateConfig
-from anchorlwf.errors import RecordError, wrong
+from anchorlwf.errors import AnchorLwfError, ConfigError, ModelError, RecordError, wrong
 from anchorlwf.evaluation.measure import Drift
-from anchorlwf.evaluation.results import Results
-from anchorlwf.evaluation.weights import Hashes, model_hashes
-from anchorlwf.files import file_sha, write_atomic
+from anchorlwf.evaluation.results import DataStamp, Origin, Results
+from anchorlwf.evaluation.stage import models_of
+from anchorlwf.evaluation.weights import Hashes, differences, model_hashes
+from anchorlwf.files import write_atomic
+from anchorlwf.lines import problem_of, row_of
 from anchorlwf.model import LanguageModel
 from anchorlwf.probe import Probe
 from anchorlwf.record import ModelStamp, Record
 from anchorlwf.run import environment
 
-__all__ = ["Check", "DataStamp", "GateReport", "certify", "check_certificate", "hold"]
+__all__ = ["Check", "GateReport", "certify", "check_certificate", "compared_data", "hold"]
 
 _FRACTIONS = ("recall", "paraphrase", "near", "kept", "skills")
 _WORST = 5
@@ -34,7 +36,7 @@ Data = str | Path | Iterable[Probe] | Iterable[Record]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Check(_Frozen):
@@ -67,18 +69,11 @@ class Check(_Frozen):
         return f"{verdict}  {self.name}: {measured}{spread}, wanted {self.bound} {self.threshold:.4g}"
 
 
-class DataStamp(_Frozen):
-    """Which probes or records."""
-
-    path: str | None
-    """None: given in memory; the hash is then that of the file `save_lines` would write."""
-    sha256: str
-
-
 class GateReport(_Frozen):
     """A certificate: what was run, on which weights, and whether it may ship."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
+    """Certificates of version 1 named the weights alone, not all that decides an answer: certify again."""
     passed: bool
     checks: list[Check]
     failing: list[dict[str, str]]
@@ -86,7 +81,7 @@ class GateReport(_Frozen):
     model: ModelStamp
     """Name and revision, SHA-256 of tokenizer and chat template."""
     weights: Hashes
-    """SHA-256 by part (base, tuned, adapter) and file."""
+    """SHA-256 by part (base, tuned, adapter) and file: weights and index, configurations, tokenizer, template, code."""
     loaded: dict[str, str]
     """How the weights were held: dtype and device."""
     probes: DataStamp
@@ -121,6 +116,8 @@ def _check(
     # A figure that is none (a perplexity that overflowed) was not measured, and JSON could not hold it.
     if value is not None and not math.isfinite(value):
         value, interval = None, None
+    if interval is not None and not all(map(math.isfinite, interval)):
+        interval = None
     draft = Check(
         name=name,
         bound=bound,
@@ -191,13 +188,37 @@ def _drifted(drift: Drift) -> list[str]:
     return [text for _, text in sorted(means, key=lambda pair: -pair[0])[:_WORST]]
 
 
-def _data_stamp(data: Data) -> DataStamp:
-    if isinstance(data, str | Path):
-        return DataStamp(path=str(data), sha256=file_sha(data))
-    digest = hashlib.sha256()
-    for row in data:
-        digest.update(f"{row.model_dump_json()}\n".encode())
-    return DataStamp(path=None, sha256=digest.hexdigest())
+def _data_stamp(data: Data | None) -> DataStamp | None:
+    if data is None:
+        return None
+    return DataStamp.of_file(data) if isinstance(data, str | Path) else DataStamp.of_rows(data)
+
+
+def _check_origin(
+    results: Results, models: tuple[str | None, ...], given: dict[str, DataStamp | None], config: EvaluateConfig | None
+) -> Origin:
+    """What the results are of. Raises where that is not what is to be certified."""
+    origin = results.origin
+    if origin is None:
+        raise ConfigError(wrong("results", "what evaluate returned", "results put together by hand", "Evaluate first."))
+    if origin.models != models:
+        fix = "Give the models that were evaluated."
+        raise ModelError(wrong("models", _named(origin.models), _named(models), fix))
+    if config is not None and origin.config != config:
+        raise ConfigError(
+            wrong("config", "the options of the evaluation", "others", "Leave it out, or evaluate again.")
+        )
+    for name, measured in (("probes", origin.probes), ("records", origin.records)):
+        now = given[name]
+        expected, got = ("none" if one is None else one.sha256 for one in (measured, now))
+        if expected != got:
+            fix = "They are not the ones that were evaluated: evaluate again."
+            raise RecordError(wrong(f"{name} to certify", expected[:12], got[:12], fix))
+    return origin
+
+
+def _named(models: tuple[str | None, ...]) -> str:
+    return " ".join(name for name in models if name is not None)
 
 
 def certify(
@@ -209,6 +230,7 @@ def certify(
     records: str | Path | Iterable[Record] | None = None,
     base: LanguageModel | None = None,
     config: EvaluateConfig | None = None,
+    weights: Hashes | None = None,
     out: str | Path | None = None,
 ) -> GateReport:
     """Hold results against a gate and write down what they were measured on.
@@ -216,14 +238,21 @@ def certify(
     Args:
         results: of `evaluate`, with the arguments that are given here again.
         gate: the thresholds.
-        model, probes, records, base, config: as `evaluate` had them. The hashes are those of the files the model was
-            loaded from.
+        model, probes, records, base: as `evaluate` had them. The hashes are those of the files the model was loaded
+            from.
+        config: as `evaluate` had it; None: that one, whatever it was.
+        weights: hashes taken before the models were loaded (`named_hashes`). None: that no file was replaced or
+            written to since is then taken from what the file system says (inode, size, times).
         out: write the certificate there, atomically.
 
     Raises:
-        ModelError: the weights' files cannot be found.
+        ModelError: files of the model cannot be found, were changed since they were loaded, or lie outside its folder.
+        RecordError: probes or records are not the ones that were evaluated.
+        ConfigError: results that are not of `evaluate`, or of other options.
         StorageError: `out` cannot be written.
     """
+    data = {"probes": _data_stamp(probes), "records": _data_stamp(records)}
+    origin = _check_origin(results, models_of(model, base), data, config)
     checks = hold(results, gate)
     counted = {name for check in checks for name in check.examples}
     flips = [line for group in results.groups.values() for line in group.flips]
@@ -233,12 +262,12 @@ def certify(
         checks=checks,
         failing=[line for name, line in lines.items() if name in counted],
         model=model.stamp,
-        weights=model_hashes(model, base),
+        weights=model_hashes(model, base, weights),
         loaded={"dtype": str(model.causal.dtype).removeprefix("torch."), "device": model.device.type},
-        probes=_data_stamp(probes),
-        records=None if records is None else _data_stamp(records),
+        probes=origin.probes,
+        records=origin.records,
         gate=gate.model_dump(mode="json", exclude_defaults=True),
-        evaluate=(config or EvaluateConfig()).model_dump(mode="json"),
+        evaluate=origin.config.model_dump(mode="json"),
         task_versions={name: task.version for name, task in results.tasks.items()},
         environment=environment(),
     )
@@ -248,44 +277,108 @@ def certify(
     return report
 
 
-def check_certificate(path: str | Path, weights: Hashes | None = None) -> tuple[GateReport, list[str]]:
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Readers differ in which of two equal keys they take. Raises `ValueError`."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
+
+
+def _read(path: str | Path) -> tuple[GateReport, str]:
+    """A certificate, and the hash of its content. Raises `RecordError`."""
+    fix = "Give the file that evaluate wrote."
+    try:
+        raw = Path(path).read_bytes()
+        content = row_of(raw)
+        if isinstance(content, str):
+            raise RecordError(wrong(str(path), "a certificate", content, fix))
+        json.loads(raw, object_pairs_hook=_each_once)
+        return GateReport.model_validate(content), _digest(content)
+    except ValidationError as error:
+        raise RecordError(wrong(str(path), "a certificate", problem_of(error), fix)) from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, AnchorLwfError):
+            raise
+        raise RecordError(wrong(str(path), "a certificate", error, fix)) from error
+
+
+def check_certificate(
+    path: str | Path,
+    weights: Hashes | None = None,
+    *,
+    probes: str | Path | None = None,
+    records: str | Path | None = None,
+    gate: GateConfig | None = None,
+) -> tuple[GateReport, list[str]]:
     """Read a certificate and say what is wrong with it.
 
     Args:
         path: certificate.json.
         weights: hashes that it must speak of, from `model_hashes` or `named_hashes`; None: weights are not compared.
+        probes, records: files that it must speak of. None: those at the path it names, where there are any.
+        gate: thresholds that it must have held; None: those that it names.
 
     Returns:
         The certificate, and what does not fit; an empty list where its content is as it was written, its verdict
-        follows from its figures, it speaks of these weights, and the gate was passed.
+        follows from its figures and its thresholds, it speaks of these weights and files, and the gate was passed.
 
     Raises:
         RecordError: no certificate.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        report = GateReport.model_validate(content)
-    except (OSError, ValueError) as error:
-        got = "other fields" if isinstance(error, ValidationError) else str(error)
-        raise RecordError(wrong(str(path), "a certificate", got, "Give the file that evaluate wrote.")) from error
+    report, digest = _read(path)
     problems = []
-    if _digest(content) != report.sha256:
-        problems.append(f"content: expected SHA-256 {report.sha256[:12]}, got {_digest(content)[:12]}: it was changed")
+    if digest != report.sha256:
+        problems.append(f"content: expected SHA-256 {report.sha256[:12]}, got {digest[:12]}: it was changed")
     for check in report.checks:
         if check.passed != check.holds:
             recorded, value = ("passed", "does not hold") if check.passed else ("failed", "holds")
             problems.append(f"{check.name}: recorded as {recorded}, but the value {value}")
+    problems += _other_thresholds(report, gate)
     if weights is not None:
-        problems += _other_weights(report.weights, weights)
+        problems += differences(report.weights, weights)
+    stamps = {"probes": report.probes, "records": report.records}
+    for name, place in compared_data(report, probes, records).items():
+        recorded_sha = stamp.sha256 if (stamp := stamps[name]) else "none"
+        got = DataStamp.of_file(place).sha256
+        if recorded_sha != got:
+            problems.append(f"{name} {place}: expected {recorded_sha[:12]}, got {got[:12]}")
     if not report.passed or not all(check.passed for check in report.checks):
         problems.append("the gate was not passed")
     return report, problems
 
 
-def _other_weights(recorded: Hashes, found: Hashes) -> Iterator[str]:
-    for part in sorted(recorded.keys() | found.keys()):
-        ours, theirs = found.get(part, {}), recorded.get(part, {})
-        for name in sorted(ours.keys() | theirs.keys()):
-            expected, got = theirs.get(name, "none"), ours.get(name, "none")
-            if expected != got:
-                yield f"weights, {part}, {name}: expected {expected[:12]}, got {got[:12]}"
+def compared_data(
+    report: GateReport, probes: str | Path | None = None, records: str | Path | None = None
+) -> dict[str, Path]:
+    """The files of probes and records that `check_certificate` compares: those given, else those at their old place."""
+    places = {}
+    for name, given, stamp in (("probes", probes, report.probes), ("records", records, report.records)):
+        place = given or (stamp.path if stamp is not None else None)
+        if place is not None and (given is not None or Path(place).is_file()):
+            places[name] = Path(place)
+    return places
+
+
+def _other_thresholds(report: GateReport, gate: GateConfig | None) -> Iterator[str]:
+    """Where the checks are not those of the gate that the certificate names, or that gate is not the one given."""
+    try:
+        named = GateConfig.of(**report.gate)
+    except ConfigError as error:
+        yield f"gate: {error}"
+        return
+    if gate is not None and gate != named:
+        yield f"gate: expected {named.model_dump(exclude_defaults=True)}, got {gate.model_dump(exclude_defaults=True)}"
+    wanted = {
+        name: ("at most" if name in ("flips", "kl") else "at least", threshold)
+        for name, threshold in named.model_dump(exclude={"tasks"}, exclude_none=True).items()
+    } | {f"tasks.{name}": ("at most", threshold) for name, threshold in named.tasks.items()}
+    held = set()
+    for check in report.checks:
+        # A task without a metric answers with all of them: tasks.mmlu:acc for tasks.mmlu.
+        source = check.name if check.name in wanted else check.name.partition(":")[0]
+        held.add(source)
+        if wanted.get(source) != (check.bound, check.threshold):
+            yield f"{check.name}: {check.bound} {check.threshold:.4g} is none of the gate's thresholds"
+    yield from (f"{name}: the gate asks for it, and no check holds it" for name in wanted.keys() - held)

@@ -1,21 +1,25 @@
 """From scored answers to results.json and a table that can be read at a glance."""
 
+import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from rich.table import Column, Table
 
 from anchorlwf.config import EvaluateConfig
+from anchorlwf.errors import RecordError, wrong
 from anchorlwf.evaluation.harness import TaskChange
 from anchorlwf.evaluation.measure import Drift, ProbeResult
 from anchorlwf.evaluation.stats import bootstrap_interval
-from anchorlwf.files import write_atomic
+from anchorlwf.files import file_sha, write_atomic
 
-__all__ = ["Group", "Results", "summarize"]
+__all__ = ["DataStamp", "Group", "Origin", "Results", "summarize"]
 
 _NAMES = {
     "recall": "recall",
@@ -26,6 +30,46 @@ _NAMES = {
     "skill": "skills",
 }
 _LEARNED = ("recall", "paraphrase", "reverse")
+
+
+class DataStamp(BaseModel):
+    """Which probes or records."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str | None
+    """None: given in memory; the hash is then that of the file `save_lines` would write."""
+    sha256: str
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[BaseModel]) -> "DataStamp":
+        """The stamp of what is in memory."""
+        digest = hashlib.sha256()
+        for row in rows:
+            digest.update(f"{row.model_dump_json()}\n".encode())
+        return cls(path=None, sha256=digest.hexdigest())
+
+    @classmethod
+    def of_file(cls, path: str | Path) -> "DataStamp":
+        """The stamp of a file. Raises `RecordError` where it cannot be read."""
+        # A name that is no UTF-8 is a string that no file could hold.
+        name = os.fsencode(path).decode(errors="replace")
+        try:
+            return cls(path=name, sha256=file_sha(path))
+        except OSError as error:
+            raise RecordError(wrong(name, "a file", error.strerror or error, "Check the path.")) from error
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an evaluation was of, for whoever certifies it."""
+
+    models: tuple[str | None, ...]
+    """Name, revision and adapter of the tuned model; name and revision of the base, where one was given."""
+    probes: DataStamp
+    """Taken when they were read."""
+    records: DataStamp | None
+    config: EvaluateConfig
 
 
 @dataclass(frozen=True)
@@ -63,6 +107,8 @@ class Results:
     """What `kl` is the mean of; not part of results.json."""
     tasks: dict[str, TaskChange] = field(default_factory=dict)
     """lm-evaluation-harness before and after, by task; in results.json where any was run."""
+    origin: Origin | None = None
+    """None: put together by hand; such results cannot be certified. Not part of results.json."""
 
     def as_dict(self) -> dict[str, Any]:
         """Fractions at the top under their names, then `kl`, costs, and the details."""
@@ -83,7 +129,7 @@ class Results:
 
     def save(self, path: str | Path) -> None:
         """Write results.json, atomically. Raises `StorageError`; the old file then still stands."""
-        write_atomic(path, json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_atomic(path, json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def table(self) -> Table:
         """A rich table: one row per kind, then the drift."""
@@ -121,9 +167,11 @@ class Results:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN: null in its place."""
+    """JSON has no NaN: null in its place. UTF-8 has no half characters (lone surrogates): a question mark."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -161,6 +209,7 @@ def summarize(
     config: EvaluateConfig,
     facts: dict[str, Any],
     tasks: dict[str, TaskChange] | None = None,
+    origin: Origin | None = None,
 ) -> Results:
     """Group results by kind. KL intervals resample whole continuations, for tokens of one turn hang together."""
     by_kind: dict[str, list[ProbeResult]] = {}
@@ -171,4 +220,4 @@ def summarize(
     means = [sum(turn) / len(turn) for turn in drift.per_turn if turn]
     interval = bootstrap_interval(means, level=config.confidence_level, resamples=config.resamples, seed=config.seed)
     missed = [_line(r) for kind in _LEARNED for r in by_kind.get(kind, []) if not r.tuned_right]
-    return Results(groups, drift.mean, interval, len(drift.tokens), missed, listed, facts, drift, tasks or {})
+    return Results(groups, drift.mean, interval, len(drift.tokens), missed, listed, facts, drift, tasks or {}, origin)

@@ -2,15 +2,15 @@
 
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from anchorlwf.config import EvaluateConfig
 from anchorlwf.errors import PromptWarning, RecordError, StampError, wrong
 from anchorlwf.evaluation.harness import run_tasks
 from anchorlwf.evaluation.measure import Progress, compare, drift, recall_probes
-from anchorlwf.evaluation.results import Results, summarize
+from anchorlwf.evaluation.results import DataStamp, Origin, Results, summarize
 from anchorlwf.files import ensure_writable
 from anchorlwf.generation import warn_of_generation
 from anchorlwf.jsonl import load_probes, load_records
@@ -18,7 +18,9 @@ from anchorlwf.model import LanguageModel
 from anchorlwf.probe import Probe
 from anchorlwf.record import Record
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "models_of"]
+
+Row = TypeVar("Row", Probe, Record)
 
 
 def evaluate(
@@ -47,7 +49,7 @@ def evaluate(
         progress: called with (phase, done, all).
 
     Raises:
-        RecordError: nothing to ask.
+        RecordError: nothing to ask, or a file that was written to while it was read.
         ConfigError: a task of lm-evaluation-harness cannot be run.
         StampError: `base` has another tokenizer or chat template than `model`.
         StorageError: `out` cannot be written.
@@ -60,8 +62,9 @@ def evaluate(
         ensure_writable(out)
     if base is not None:
         _check_base(base, model)
-    asked = load_probes(probes, skip_bad=skip_bad) if isinstance(probes, str | Path) else list(probes)
-    trained = load_records(records, skip_bad=skip_bad) if isinstance(records, str | Path) else list(records or [])
+    asked, probe_stamp = _read(probes, load_probes, skip_bad)
+    trained, record_stamp = ([], None) if records is None else _read(records, load_records, skip_bad)
+    origin = Origin(models_of(model, base), probe_stamp, record_stamp, config)
     if not any(probe.kind == "recall" for probe in asked):
         asked = [*recall_probes(trained), *asked]
     if not asked:
@@ -76,7 +79,7 @@ def evaluate(
     }
     measured = drift(model, base, asked, config)
     seconds = {"evaluate_seconds": time.perf_counter() - began}
-    summary = summarize(results, measured, config, {**costs, **seconds, **(facts or {})}, tasks)
+    summary = summarize(results, measured, config, {**costs, **seconds, **(facts or {})}, tasks, origin)
     if out is not None:
         summary.save(out)
     return summary
@@ -97,6 +100,26 @@ def _prepare(
     for remark, ids in said.items():
         more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
         warnings.warn(f"probe {ids[0]}{more}: {remark}", PromptWarning, stacklevel=3)
+
+
+def models_of(model: LanguageModel, base: LanguageModel | None) -> tuple[str | None, ...]:
+    """`Origin.models` of these."""
+    before = (None, None) if base is None else (base.name, base.revision)
+    return (model.name, model.revision, model.adapter, *before)
+
+
+def _read(
+    source: str | Path | Iterable[Row], load: Callable[..., list[Row]], skip: bool
+) -> tuple[list[Row], DataStamp]:
+    """Probes or records, and the stamp of just what was read."""
+    if not isinstance(source, str | Path):
+        rows = list(source)
+        return rows, DataStamp.of_rows(rows)
+    before = DataStamp.of_file(source)
+    rows = load(source, skip_bad=skip)
+    if DataStamp.of_file(source) != before:
+        raise RecordError(wrong(str(source), "a file at rest", "one that was written to meanwhile", "Try again."))
+    return rows, before
 
 
 def _check_base(base: LanguageModel, model: LanguageModel) -> None:

@@ -1,0 +1,124 @@
+"""Which files decide what a model answers, where they lie, and whether they have been touched since they were noted."""
+
+import json
+import os
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from importlib.resources import files
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from anchorlwf.errors import ModelError, wrong
+
+__all__ = ["EMBEDDED", "Marks", "confine", "embedded_path", "files_of", "folder_of", "marks_of"]
+
+EMBEDDED = "embedded"
+Marks = dict[str, tuple[int, ...]]
+"""By path: device, inode, size, and the times of the last writing and of the last change (nanoseconds)."""
+
+# Whatever else lies in a folder counts: loaders read more kinds of files than a list could name, and one that is added
+# (a template, an index, code) can change every answer. Left out is only what none of them opens by itself.
+_UNREAD_FOLDERS = {".git", ".cache", "__pycache__"}
+_UNREAD = [
+    *(".git*", ".DS_Store", "*.md", "LICENSE*", "NOTICE*", "*.png", "*.jpg", "*.jpeg", "*.svg", "*.gif", "*.pdf"),
+    *("*.jsonl", "*.log", "*.csv", "results.json", "certificate.json", "train.json", "training_args.bin"),
+    # Weights for others: ours are always safetensors.
+    *("pytorch_model*.bin", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.pt", "*.pth"),
+]
+
+
+def embedded_path() -> Path:
+    """Folder of the shipped base model (see `anchorlwf.world.pretrain`)."""
+    return Path(str(files("anchorlwf") / "world" / "base"))
+
+
+def folder_of(source: str, revision: str | None = None, *, fetch: bool = False) -> Path:
+    """Where the files of a model or adapter lie.
+
+    Args:
+        source: local folder, hub name, or `embedded`.
+        revision: hub revision.
+        fetch: download what a hub name lacks in the local cache; otherwise nothing reaches for the network.
+
+    Raises:
+        ModelError: neither a folder nor a cached hub name.
+    """
+    folder = embedded_path() if source == EMBEDDED else Path(source)
+    if folder.is_dir():
+        return folder
+    try:
+        found = snapshot_download(source, revision=revision, ignore_patterns=_UNREAD, local_files_only=not fetch)
+    except (OSError, ValueError) as error:
+        fix = "Give the folder, or load the model once."
+        raise ModelError(wrong(f"weights {source}", "a folder or a cached hub name", "neither", fix)) from error
+    return Path(found)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
+    for place, folders, names in os.walk(folder):
+        here = Path(place)
+        # A folder that is a link is not walked, but named: `confine` refuses it.
+        links = [name for name in folders if (here / name).is_symlink()]
+        folders[:] = [name for name in folders if name not in _UNREAD_FOLDERS]
+        for name in [*links, *(name for name in names if not any(fnmatch(name, pattern) for pattern in _UNREAD))]:
+            yield (here / name).relative_to(folder).as_posix(), here / name
+
+
+def _shards(folder: Path, index: Path) -> Iterator[tuple[str, Path]]:
+    """The files that an index of shards names, wherever they are."""
+    try:
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        listed = sorted({str(name) for name in named})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        fix = "Download or save the model again."
+        raise ModelError(wrong(str(index), "an index of shards (weight_map)", error or type(error), fix)) from error
+    for name in listed:
+        yield name, folder / name
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """Every file that can decide an answer, by its name within the folder.
+
+    Raises:
+        ModelError: an index of shards that cannot be read.
+    """
+    found = {name: path for name, path in _walk(folder) if path.is_file() or path.is_dir()}
+    for name, path in list(found.items()):
+        if name.endswith(".safetensors.index.json"):
+            found |= {shard: place for shard, place in _shards(folder, path) if place.is_file()}
+    return dict(sorted(found.items()))
+
+
+def confine(source: str, folder: Path, found: dict[str, Path]) -> None:
+    """Raise `ModelError` for a file that lies outside the folder: nobody who is given the folder has it.
+
+    Args:
+        source: the model's name, for the message.
+        folder: as `folder_of` gives it. In the hub's cache, files are links into the repository's blobs.
+        found: as `files_of` gives them.
+    """
+    root = folder.resolve()
+    within = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    for name, path in found.items():
+        target = path.resolve()
+        if path.is_dir() or not any(target.is_relative_to(place) for place in within):
+            fix = "Copy it into the folder, and mend what points elsewhere."
+            got = f"{name}, which is {target}"
+            raise ModelError(wrong(f"weights {source}", "every file inside the folder itself", got, fix))
+
+
+def marks_of(source: str, revision: str | None = None) -> Marks:
+    """What a file system says of each file of a model or adapter without reading it; empty where there is none yet.
+
+    A file that is replaced, or written to, gets other marks, even if its size and the time of writing are put back.
+    """
+    try:
+        return {str(path): _mark(path) for path in files_of(folder_of(source, revision)).values()}
+    except (ModelError, OSError):
+        return {}
+
+
+def _mark(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
