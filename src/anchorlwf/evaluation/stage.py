@@ -73,16 +73,20 @@ def evaluate(
     began = time.perf_counter()
     tasks = run_tasks(model, base, config, progress)
     results = compare(model, base, asked, config, progress)
-    costs = {
-        "annotated_tokens": sum(len(record.anchors) for record in trained),
-        "completion_tokens": sum(len(record.completion_ids) for record in trained if record.anchors),
-    }
     measured = drift(model, base, asked, config)
     seconds = {"evaluate_seconds": time.perf_counter() - began}
-    summary = summarize(results, measured, config, {**costs, **seconds, **(facts or {})}, tasks, origin)
+    summary = summarize(results, measured, config, {**_costs(trained), **seconds, **(facts or {})}, tasks, origin)
     if out is not None:
         summary.save(out)
     return summary
+
+
+def _costs(trained: list[Record]) -> dict[str, int]:
+    """Tokens that were annotated, and tokens of the answers they stand in."""
+    return {
+        "annotated_tokens": sum(len(record.anchors) for record in trained),
+        "completion_tokens": sum(len(record.completion_ids) for record in trained if record.anchors),
+    }
 
 
 def _prepare(
