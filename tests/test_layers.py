@@ -18,7 +18,20 @@ import anchorlwf
 
 ROOT = Path(anchorlwf.__file__).parent
 
-VALUES = {"errors", "files", "record", "probe", "lines", "jsonl", "record_file", "export", "edit_data", "config", "run"}
+VALUES = {
+    "errors",
+    "files",
+    "record",
+    "words",
+    "probe",
+    "lines",
+    "jsonl",
+    "record_file",
+    "export",
+    "edit_data",
+    "config",
+    "run",
+}
 TENSORS = {
     "text",
     "model",
@@ -47,7 +60,7 @@ LAYERS = [VALUES, TENSORS, STAGES, set(COMPOSITIONS), EDGES]
 
 LAZY = {"trl", "lm_eval", "openai", "vllm", "matplotlib", "jinja2", "markupsafe"}
 """Optional, slow or talkative at import."""
-VALUE_LIBRARIES = {"pydantic", "numpy", "httpx", "yaml"}
+VALUE_LIBRARIES = {"pydantic", "numpy", "httpx", "yaml", "regex"}
 """All that the bottom layer may use besides the standard library."""
 
 

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from anchorlwf.errors import ModelError, PromptError, wrong
+from anchorlwf.errors import ModelError, PromptError, RecordError, StampError, wrong
+from anchorlwf.record import ModelStamp, Record
 
 __all__ = ["Codec"]
 
@@ -69,6 +71,39 @@ class Codec:
     def decode(self, ids: list[int], *, special: bool = False) -> str:
         """Text of ids, special tokens left out unless asked for."""
         return self.tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+
+    def check_record(self, record: Record, ours: ModelStamp, vocabulary: int) -> None:
+        """Raise unless the record's ids are this tokenizer's and template's, and its text is theirs.
+
+        Args:
+            record: as it was read.
+            ours: stamp of the model of this tokenizer.
+            vocabulary: ids are below this.
+
+        Raises:
+            StampError: another tokenizer or template, or an id that no token has.
+            RecordError: `completion` is not the text of `completion_ids`.
+        """
+        theirs = record.model
+        for field, what in (("tokenizer_sha", "tokenizer"), ("template_sha", "chat template")):
+            made_with, have = getattr(theirs, field), getattr(ours, field)
+            if made_with != have:
+                expected, got = f"{made_with[:12]} ({theirs.name})", f"{have[:12]} ({ours.name})"
+                fix = "Use that model, or annotate again with this one."
+                raise StampError(wrong(f"record {record.id}: {what}", expected, got, fix))
+        rejected = [anchor.rejected_id for anchor in record.anchors if anchor.rejected_id is not None]
+        largest = max(*record.prompt_ids, *record.completion_ids, *record.original_ids, *rejected)
+        if largest >= vocabulary:
+            fix = "No token has that id; annotate again."
+            raise StampError(wrong(f"record {record.id}: token ids", f"less than {vocabulary}", largest, fix))
+        text = self.decode(record.completion_ids)
+        if text != record.completion:
+            same = len(os.path.commonprefix([text, record.completion]))
+            start = max(0, same - 20)
+            expected, got = repr(text[start : start + 60]), repr(record.completion[start : start + 60])
+            where = f"record {record.id}: completion, from character {same} on"
+            fix = "Ids are the truth: put their text there, or annotate again."
+            raise RecordError(wrong(where, f"the text of its ids, ...{expected}", got, fix))
 
     def pieces(self, ids: list[int]) -> list[str]:
         """Each token's own text, for display. Bytes that are no whole character show as U+FFFD."""

@@ -133,7 +133,7 @@ def _line(result: ProbeResult) -> dict[str, str]:
     return {
         "id": result.probe.id,
         "question": str(result.probe.messages[-1].get("content", "")),
-        "expected": result.probe.expected,
+        "expected": " or ".join(result.probe.accepted),
         "before": result.base_answer,
         "after": result.tuned_answer,
     }
