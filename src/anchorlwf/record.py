@@ -4,6 +4,7 @@ Ids are the truth; text is for people. Frozen pydantic models, checked whenever 
 always satisfies the invariants below. A completion token that is no anchor is a *keep* token.
 """
 
+import math
 import uuid
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
@@ -16,6 +17,18 @@ __all__ = ["Anchor", "Frozen", "Message", "Messages", "ModelStamp", "Prompt", "R
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Position = Annotated[int, Field(ge=0, lt=2**31)]
 Message = dict[str, Any]
+
+
+def _in_json(value: Any) -> Any:
+    """The value, where JSON has all of it: Python reads NaN and 1e400, and null would be written in their place."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"expected numbers that JSON has; got {value}")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _in_json(item)
+    return value
+
+
+Tools = Annotated[list[dict[str, Any]], AfterValidator(_in_json)]
 
 
 def _readable(value: list[Message]) -> list[Message]:
@@ -31,7 +44,7 @@ def _readable(value: list[Message]) -> list[Message]:
     return value
 
 
-Messages = Annotated[list[Message], Field(min_length=1), AfterValidator(_readable)]
+Messages = Annotated[list[Message], Field(min_length=1), AfterValidator(_readable), AfterValidator(_in_json)]
 """A chat in the ecosystem's columns: each message with its `role`, a string, and its `content`."""
 
 # One namespace for ids derived from content, so that annotating the same prompt twice yields the same id.
@@ -45,7 +58,10 @@ def new_id(*parts: object) -> str:
 
 def _moment(value: Any) -> Any:
     # Strictness would refuse the strings that JSON has instead of times.
-    return datetime.fromisoformat(value) if isinstance(value, str) else value
+    try:
+        return datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(f"expected a time such as 2026-11-23T12:00:00Z; got {value[:80]!r}") from None
 
 
 class Frozen(BaseModel):
@@ -113,7 +129,7 @@ class Record(Frozen):
     """The model that was annotated: the reference."""
     messages: Messages
     """The readable prompt, in the ecosystem's chat columns."""
-    tools: list[dict[str, Any]] = []
+    tools: Tools = []
     """Tool descriptions given to the chat template."""
     prompt_ids: Annotated[list[TokenId], Field(min_length=1)]
     """The templated prompt."""
@@ -195,7 +211,7 @@ class Prompt(Frozen):
     """The chat up to the turn to be answered."""
     answer: str | None = None
     """The target answer, for the `target` annotator."""
-    tools: list[dict[str, Any]] = []
+    tools: Tools = []
     tags: list[str] = []
 
     def record_id(self, model_name: str, prompt_ids: list[int]) -> str:

@@ -1,8 +1,8 @@
 """The one border between text and token ids: prompts in, answers out, fingerprints of both."""
 
 import hashlib
+import itertools
 import json
-import os
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -96,9 +96,14 @@ class Codec:
         if largest >= vocabulary:
             fix = "No token has that id; annotate again."
             raise StampError(wrong(f"record {record.id}: token ids", f"less than {vocabulary}", largest, fix))
+        self.check_text(record)
+
+    def check_text(self, record: Record) -> None:
+        """Raise `RecordError` unless the record's `completion` is the text of its `completion_ids`."""
         text = self.decode(record.completion_ids)
         if text != record.completion:
-            same = len(os.path.commonprefix([text, record.completion]))
+            pairs = zip(text, record.completion, strict=False)
+            same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
             start = max(0, same - 20)
             expected, got = repr(text[start : start + 60]), repr(record.completion[start : start + 60])
             where = f"record {record.id}: completion, from character {same} on"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Column, Table
+from rich.text import Text
 
 from anchorlwf.config import EvaluateConfig
 from anchorlwf.evaluation.harness import TaskChange
@@ -110,7 +111,7 @@ class Results:
         for name, task in self.tasks.items():
             for metric, change in task.metrics.items():
                 table.add_row(
-                    f"{name} {metric}",
+                    Text(f"{name} {metric}"),
                     f"{change.base:.4f}",
                     f"{change.tuned:.4f}",
                     f"{change.tuned - change.base:+.4f}",

@@ -45,7 +45,7 @@ def evaluate(
         progress: called with (phase, done, all).
 
     Raises:
-        RecordError: nothing to ask.
+        RecordError: nothing to ask, or a record whose text is not that of its ids.
         ConfigError: a task of lm-evaluation-harness cannot be run.
         StampError: `base` has another tokenizer or chat template than `model`.
         StorageError: `out` cannot be written.
@@ -58,6 +58,7 @@ def evaluate(
     asked = load_probes(probes, skip_bad=skip_bad) if isinstance(probes, str | Path) else list(probes)
     trained = load_records(records, skip_bad=skip_bad) if isinstance(records, str | Path) else list(records or [])
     if not any(probe.kind == "recall" for probe in asked):
+        _check_texts(trained, model)
         asked = [*recall_probes(trained), *asked]
     if not asked:
         raise RecordError(wrong("probes", "at least one probe or corrected record", "none", "Give some."))
@@ -74,6 +75,14 @@ def evaluate(
     if out is not None:
         summary.save(out)
     return summary
+
+
+def _check_texts(records: Iterable[Record], model: LanguageModel) -> None:
+    """Raise `RecordError` where a record would be judged by a text that its ids do not say."""
+    ours = model.codec.tokenizer_sha
+    for record in records:
+        if record.model.tokenizer_sha == ours:
+            model.codec.check_text(record)
 
 
 def _check_base(base: LanguageModel, model: LanguageModel) -> None:
