@@ -654,7 +654,8 @@ def changed(record: Record, **fields: object) -> Record:
 def test_a_changed_token_is_named(any_model, corrected):
     ids = list(corrected.completion_ids)
     ids[5] = next(token for token in ordinary(any_model) if token != ids[5])
-    (finding,) = verify_records(any_model, [changed(corrected, completion_ids=ids)])
+    text = any_model.codec.decode(ids)
+    (finding,) = verify_records(any_model, [changed(corrected, completion_ids=ids, completion=text)])
     # What follows was chosen behind the old token, so other positions may be named as well; none before it.
     assert finding.unexplained[0] == 5
     assert not finding.holds

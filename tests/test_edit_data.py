@@ -136,6 +136,57 @@ def test_knowedit_in_its_several_shapes(tmp_path):
     assert [probe.group for probe in edits.probes[-3:]] == ["knowedit:2"] * 3
 
 
+FLAT = {
+    "case_id": 3,
+    "prompt": "Blackwater Glacier is in",
+    "target_new": "Asia",
+    "subject": "Blackwater Glacier",
+    "ground_truth": "Antarctica",
+    "rephrase_prompt": "Blackwater Glacier is located in the continent",
+    "locality_prompt": "nq question: Mount Example, in",
+    "locality_ground_truth": "Antarctica",
+}
+
+
+def test_a_flat_locality_question_is_asked_and_what_is_not_read_is_said(tmp_path):
+    without = {key: value for key, value in FLAT.items() if not key.startswith("locality")}
+    edits = load_edits(write(tmp_path, FLAT, without))
+    assert [(probe.kind, probe.messages[0]["content"], probe.expected) for probe in edits.probes[:3]] == [
+        ("recall", FLAT["prompt"], "Asia"),
+        ("paraphrase", FLAT["rephrase_prompt"], "Asia"),
+        ("near", "Mount Example, in", "Antarctica"),
+    ]
+    assert edits.probes[2].tags == ["knowedit", "locality"]
+    assert len(edits.probes) == 5
+    assert edits.read == {
+        "prompt": 2, "target_new": 2, "subject": 2, "rephrase_prompt": 2, "locality_prompt": 1,
+        "locality_ground_truth": 1,
+    }  # fmt: skip
+    assert edits.unread == {"case_id": 2, "ground_truth": 2}
+
+
+@pytest.mark.parametrize("missing", ["locality_prompt", "locality_ground_truth"])
+def test_half_of_a_flat_locality_question_is_a_bad_entry(tmp_path, missing):
+    with pytest.raises(RecordError, match=f"{missing}: expected the field, for there is locality_.*; got nothing"):
+        load_edits(write(tmp_path, changed(FLAT, missing)))
+
+
+def test_whatever_is_not_read_is_counted_however_deep_it_stands(tmp_path):
+    assert load_edits(write(tmp_path, COUNTERFACT, COUNTERFACT)).unread == {
+        "case_id": 2,
+        "generation_prompts": 2,
+        "pararel_idx": 2,
+        "requested_rewrite.relation_id": 2,
+        "requested_rewrite.target_new.id": 2,
+        "requested_rewrite.target_true.id": 2,
+    }
+    asked = {"x": [{"prompt": "Q", "ground_truth": "a", "why": 1}, {"prompt": "R", "ground_truth": "a", "why": 2}]}
+    assert load_edits(write(tmp_path, {**RECENT, "locality": asked, "text": "other"})).unread == {
+        "locality.why": 1,
+        "text": 1,
+    }
+
+
 @pytest.mark.parametrize(
     ("answer", "right"),
     [("No.", True), ("He IS DEAD, sadly", True), ("nothing is known", False), ("He is alive", False)],
@@ -268,6 +319,9 @@ def test_the_command_writes_files_that_the_stages_read(tmp_path):
     assert done.out == (
         f"counterfact: 2 prompts in {tmp_path / 'p.jsonl'}, probes in {tmp_path / 'q.jsonl'}: "
         "2 recall, 2 paraphrase, 6 near\n"
+        "read: requested_rewrite (2), paraphrase_prompts (2), neighborhood_prompts (2), attribute_prompts (2)\n"
+        "not read: case_id (2), generation_prompts (2), pararel_idx (2), requested_rewrite.relation_id (2), "
+        "requested_rewrite.target_new.id (2), requested_rewrite.target_true.id (2)\n"
     )
     edits = load_edits(path)
     assert load_prompts(tmp_path / "p.jsonl") == edits.prompts
@@ -287,11 +341,9 @@ def test_the_command_writes_files_that_the_stages_read(tmp_path):
         "retain",
         "--json",
     )
-    assert json.loads(done.out) == {
-        "layout": "counterfact",
-        "prompts": 1,
-        "probes": {"recall": 1, "paraphrase": 1, "retain": 3},
-    }
+    said = json.loads(done.out)
+    assert (said.pop("read")["paraphrase_prompts"], said.pop("not_read")["generation_prompts"]) == (1, 1)
+    assert said == {"layout": "counterfact", "prompts": 1, "probes": {"recall": 1, "paraphrase": 1, "retain": 3}}
 
 
 def test_a_bad_file_is_the_users_mistake(tmp_path):

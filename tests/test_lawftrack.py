@@ -1,17 +1,19 @@
 """Data sets of lawftrack come in with every anchor on the right token, or flagged."""
 
+import copy
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anchorlwf.annotation.lawftrack import CHECK, read_lawftrack, strip_template
+from anchorlwf.annotation.lawftrack import CHECK, read_lawftrack
 from anchorlwf.annotation.tokens import TokenTable
 from anchorlwf.cli import main
 from anchorlwf.errors import RecordError
 from anchorlwf.jsonl import load_records, save_records
 from anchorlwf.model import LanguageModel
+from anchorlwf.text import Codec
 
 ASK = [{"role": "user", "content": "你好 👋"}]
 
@@ -69,7 +71,7 @@ def test_a_plain_anchor_stands_where_it_was(read, tiny_model):
     assert record.messages == ASK
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).map(strip_template), st.data())
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30), st.data())
 def test_any_text_comes_in_with_its_anchor_on_the_token_or_flagged(tiny_model, table, text, data):
     ids = tiny_model.codec.encode(text)
     if not ids:
@@ -136,7 +138,7 @@ def test_two_places_equally_near_are_flagged(read):
     found = read(sample("a b a", at(1, "Q")))
     assert found.flags
     found = read(sample("121", at(1, "1")))
-    assert "as near" in found.flags[0].reason
+    assert "which of them is meant" in found.flags[0].reason
 
 
 def test_an_unreliable_message_index_goes_to_the_message_that_fits(read, table):
@@ -172,6 +174,193 @@ def test_training_lines_and_the_older_form(read, table):
     found = read("\n".join(json.dumps(row) for row in (new, old)) + "\n")
     assert [[(a.position, a.confidence) for a in r.anchors] for r in found.records] == [[(0, 0.999)], [(0, 0.7)]]
     assert not found.flags
+
+
+# --- texts with their template's markers ---
+
+
+def raw_index(table: TokenTable, raw: str, answer: str, position: int) -> int:
+    """The number lawftrack gives the token at `position` of the answer: it counts from the raw text's first one."""
+    whole, tokens = table.encode(raw), table.encode(answer)
+    before = next(i for i in range(len(whole)) if whole[i : i + len(tokens)] == tokens)
+    return before + position
+
+
+LLAMA = (
+    "{{ '<|begin_of_text|>' }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+    "{{ m['content'] }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+OWN = (
+    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}[it says]\n{% endif %}"
+)
+
+
+def another(tiny_model: LanguageModel, template: str, *special: str) -> tuple[TokenTable, frozenset[int]]:
+    """The tiny tokenizer with another template; the last of the special tokens ends a turn."""
+    tokenizer = copy.deepcopy(tiny_model.codec.tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    tokenizer.chat_template = template
+    end = special[-1] if special else "<|im_end|>"
+    return TokenTable(Codec(tokenizer)), frozenset([tokenizer.convert_tokens_to_ids(end)])
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("template", ["chatml", "llama", "own", "plain"])
+def test_token_numbers_count_the_header_so_each_of_equal_words_is_itself(tiny_model, table, template, which):
+    stop_ids, raw = tiny_model.stop_ids, "{}"
+    if template == "chatml":
+        raw = "<|im_start|>assistant\n{}<|im_end|>\n"
+    elif template == "llama":
+        names = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+        (table, stop_ids), raw = (
+            another(tiny_model, LLAMA, *names),
+            "<|start_header_id|>assistant<|end_header_id|>\n\n{}<|eot_id|>",
+        )
+    elif template == "own":
+        (table, stop_ids), raw = another(tiny_model, OWN), "[it says]\n{}<|im_end|>"
+    answer = "hello you, hello you, hello"
+    ids, raw = table.encode(answer), raw.format(answer)
+    word = table.token(ids[0]).text
+    places = [i for i, token in enumerate(ids) if table.token(token).text.strip() == word]
+    assert len(places) == 3, "the words must be one token each"
+    position = places[which]
+    data = sample(raw, at(raw_index(table, raw, answer, position), table.token(ids[position]).text))
+    found = read_lawftrack(json.dumps(data), table, tiny_model.stamp, stop_ids)
+    assert not found.flags
+    [record] = found.records
+    assert [anchor.position for anchor in record.anchors] == [position]
+    assert record.completion == answer
+    assert record.completion_ids == [*ids, *stop_ids]
+
+
+def test_an_answer_that_speaks_of_markers_keeps_its_beginning(read, table):
+    answer = "A turn begins with <|im_start|>assistant, so"
+    [record] = read(sample(answer, at(0, table.token(table.encode(answer)[0]).text))).records
+    assert record.completion_ids[:-1] == table.encode(answer)
+
+
+def test_a_word_that_stands_elsewhere_more_than_once_is_flagged_not_guessed(read):
+    [flag] = read(sample("a hello, b c d e hello", at(9, " hello"))).flags
+    assert "does not stand at token 9, but at" in flag.reason
+
+
+def test_an_anchor_that_fits_several_messages_and_not_its_own_is_flagged(read, table):
+    answers = ["hello you", "I am well", "hello there"]
+    turns = [m for text in answers for m in (*ASK, {"role": "assistant", "content": text})]
+    word = table.token(table.encode("hello")[0]).text
+    found = read({"samples": [{"id": 1, "messages": turns, "anchors": [at(0, word, message_index=3)]}]})
+    [flag] = found.flags
+    assert "in message 1 and in 5" in flag.reason
+    assert all(record.status == "draft" for record in found.records if record.messages == turns[:5])
+
+
+def test_prompt_and_completion_may_be_texts(read, table, tiny_model):
+    word = table.token(table.encode("hello")[0]).text
+    plain = {"prompt": "hi", "completion": "hello", "anchors": [{"token_index": 0, "replacement_token": word}]}
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}]
+    rendered = tiny_model.codec.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    found = read([plain, {**plain, "prompt": rendered}, {**plain, "prompt": rendered + "x"}])
+    one, other = found.records
+    assert one.messages == [{"role": "user", "content": "hi"}]
+    assert other.messages == chat
+    assert other.prompt_ids == tiny_model.codec.encode(rendered)
+    assert [len(record.anchors) for record in found.records] == [1, 1]
+    [flag] = found.flags
+    assert "the model's own template up to the assistant's turn" in flag.reason
+
+
+def test_confidence_and_time_come_in_as_they_are_or_are_flagged(read, table):
+    word = table.token(table.encode("hello")[0]).text
+    [record] = read(sample("hello", at(0, word, created_at=1_750_000_000, confidence=0.5))).records
+    [anchor] = record.anchors
+    assert (anchor.created_at.year, anchor.confidence) == (2025, 0.5)
+    for change in ({"confidence": 0}, {"confidence": "1"}, {"created_at": 1e30}, {"created_at": "soon"}):
+        found = read(sample("hello", at(0, word, **change)))
+        assert not found.records
+        assert next(iter(change)) in found.flags[0].reason
+    assert "message_index" in read(sample("hello", at(0, word, message_index="1"))).flags[0].reason
+
+
+# --- traces of the experiments ---
+
+
+@pytest.fixture
+def trace(table):
+    ids = table.encode("The capital of Freedonia is Fredville")
+    return {
+        "task_name": "capital",
+        "prompt": "hello?",
+        "annotator_model": "gpt-5.5",
+        "base_generation": "The capital",
+        "gold_completion": "The capital of Freedonia is Fredville",
+        "completion_ids": ids,
+        "anchor_token_indices": [1, 3],
+        "anchor_tokens": [table.token(ids[place]).text for place in (1, 3)],
+        "rounds": [
+            {
+                "status": "corrected",
+                "correction_tokens": [
+                    {"token_index": 1, "top1_token_text": table.token(ids[0]).text, "reference_probability": 0.5}
+                ],
+            },
+            {"status": "accepted"},
+        ],
+    }
+
+
+def test_a_trace_comes_in_by_its_ids(read, tiny_model, trace):
+    whole = {"tasks": [trace, {**trace, "prompt": "hi?"}], **trace, "prompt": "multi-task"}
+    found = read(whole)
+    assert not found.flags
+    assert [record.messages[0]["content"] for record in found.records] == ["hello?", "hi?"]
+    record = found.records[0]
+    end = tiny_model.codec.end_id(tiny_model.stop_ids)
+    assert record.completion_ids == [*trace["completion_ids"], end]
+    assert [anchor.position for anchor in record.anchors] == [1, 3]
+    first, second = record.anchors
+    assert (first.source, first.confidence, first.ref_probability) == ("judge:gpt-5.5", 0.999, 0.5)
+    assert (first.rejected_id, second.rejected_id) == (trace["completion_ids"][0], None)
+    assert (record.status, record.tags) == ("complete", ["trace", "capital"])
+    tiny_model.check_stamp(record)
+    # The older form is one task, and the same one.
+    assert [one.id for one in read(trace).records] == [record.id]
+
+
+def test_a_trace_s_target_is_the_anchor_s_whole_probability(read, trace):
+    [record] = read({**trace, "anchor_target_probabilities": [0.9, 0.8]}).records
+    assert [anchor.confidence for anchor in record.anchors] == pytest.approx([0.8, 0.8])
+    # 0.8 + 0.2 * 0.5 is 0.9.
+
+
+def test_a_trace_that_was_cut_has_no_end_of_turn(read, trace):
+    rounds = [{"status": "accepted_truncated", "truncated_by_length": True}]
+    [record] = read({**trace, "rounds": rounds}).records
+    assert record.truncated
+    assert record.completion_ids == trace["completion_ids"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"gold_completion": "Another text"}, "completion_ids: expected ids of gold_completion"),
+        ({"anchor_tokens": ["a", "b"]}, "anchor_token_indices: expected tokens"),
+        ({"completion_ids": [1, 2, 10**6]}, "token id: expected 0 to"),
+        ({"completion_ids": [1, True]}, "completion_ids: expected a list of integers"),
+        ({"anchor_token_indices": [999]}, "anchor_token_indices: expected positions below"),
+        ({"anchor_token_indices": ["1"]}, "anchor_token_indices: expected a list of integers"),
+        ({"prompt": None}, "prompt: expected a text"),
+        ({"anchor_target_probabilities": [0.9]}, "anchor_target_probabilities: expected one for each of 2"),
+        ({"anchor_target_probabilities": ["0.9", 0.9]}, "confidence"),
+    ],
+)
+def test_a_trace_that_does_not_fit_is_flagged_by_name(read, trace, change, named):
+    found = read({"tasks": [{**trace, **change}, trace]})
+    assert len(found.records) == 1
+    [flag] = found.flags
+    assert named in flag.reason
+    assert flag.sample == "capital"
 
 
 @pytest.mark.parametrize(

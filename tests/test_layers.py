@@ -24,6 +24,7 @@ VALUES = {
     "files",
     "lock",
     "record",
+    "words",
     "probe",
     "lines",
     "jsonl",
@@ -65,7 +66,7 @@ LAYERS = [VALUES, TENSORS, STAGES, set(COMPOSITIONS), EDGES]
 
 LAZY = {"trl", "lm_eval", "openai", "vllm", "matplotlib", "jinja2", "markupsafe"}
 """Optional, slow or talkative at import."""
-VALUE_LIBRARIES = {"pydantic", "numpy", "httpx", "yaml"}
+VALUE_LIBRARIES = {"pydantic", "numpy", "httpx", "yaml", "regex"}
 """All that the bottom layer may use besides the standard library."""
 
 

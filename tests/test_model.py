@@ -3,12 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from anchorlwf.errors import ModelError, PromptError, StampError
+from anchorlwf.errors import ModelError, PromptError, RecordError, StampError
 from anchorlwf.model import EMBEDDED, LanguageModel, embedded_path, load_model
 from anchorlwf.record import ModelStamp, Record, new_id
 from anchorlwf.text import Codec
@@ -145,10 +146,37 @@ def test_another_template_has_another_fingerprint(tiny_path, template):
     assert codec.template_sha != before[1]
 
 
+def made(model: LanguageModel, **change: Any) -> Record:
+    ids = model.codec.encode("hello")
+    row = {"messages": [{"role": "user", "content": "?"}], "prompt_ids": [1], "completion_ids": ids, **change}
+    return Record(id=new_id(1), model=model.stamp, completion="hello", **row)
+
+
+@pytest.mark.parametrize("field", ["prompt_ids", "original_ids", "rejected_id"])
+def test_no_id_may_lie_outside_the_vocabulary(tiny_model, field):
+    largest, first = tiny_model.vocabulary - 1, made(tiny_model).completion_ids[0]
+    for stray, right in ((largest, True), (largest + 1, False), (2**31 - 1, False)):
+        anchor = {"position": 0, "token_id": first, "rejected_id": stray}
+        record = made(tiny_model, **({"anchors": [anchor]} if field == "rejected_id" else {field: [1, stray]}))
+        if right:
+            tiny_model.check_stamp(record)
+        else:
+            with pytest.raises(StampError, match=f"token ids: expected less than {largest + 1}, got {stray}"):
+                tiny_model.check_stamp(record)
+
+
+def test_a_text_that_the_ids_do_not_say_is_refused(tiny_model):
+    record = made(tiny_model)
+    for text, place in (("help", 3), ("", 0), ("hello, you", 5)):
+        other = record.model_copy(update={"completion": text})
+        with pytest.raises(RecordError, match=f"completion, from character {place} on: .*'hello', got {text!r}"):
+            tiny_model.check_stamp(other)
+
+
 @pytest.mark.parametrize(("field", "what"), [("tokenizer_sha", "tokenizer"), ("template_sha", "chat template")])
 def test_a_record_of_another_tokenizer_or_template_is_refused(tiny_model, field, what):
     stamp = tiny_model.stamp
-    record = Record(id=new_id(1), model=stamp, messages=[], prompt_ids=[1], completion_ids=[2], completion="x")
+    record = made(tiny_model)
     tiny_model.check_stamp(record)
     # The name is for people: a moved folder is the same model.
     tiny_model.check_stamp(record.model_copy(update={"model": stamp.model_copy(update={"name": "elsewhere"})}))

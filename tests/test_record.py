@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from strategies import records
 
+from anchorlwf.probe import Probe
 from anchorlwf.record import Anchor, ModelStamp, Prompt, Record, new_id
 
 STAMP = ModelStamp(name="m", tokenizer_sha="t", template_sha="c")
@@ -20,6 +21,21 @@ GOOD = {
     "completion_ids": [5, 6, 7],
     "completion": "abc",
 }
+
+
+MESSAGES: list[tuple[object, str]] = [
+    ([], r"messages\n.*at least 1 item"),
+    (["hi"], r"messages.0"),
+    ([{"content": "x"}], r"messages\[0\].role: expected a string such as 'user'; got None"),
+    ([{"role": 5, "content": "x"}], r"messages\[0\].role: expected a string such as 'user'; got 5"),
+    ([{"role": " ", "content": "x"}], r"messages\[0\].role"),
+    ([{"role": "user"}], r"messages\[0\].content: expected a string or a list of parts; got nothing"),
+    ([{"role": "user", "content": None}], r"messages\[0\].content: .*; got None"),
+    ([{"role": "user", "content": 5}], r"messages\[0\].content: .*; got 5"),
+    ([{"role": "user", "content": ["x"]}], r"messages\[0\].content"),
+    ([{"role": "user", "content": "x", "n": float("inf")}], r"messages\n.*expected numbers that JSON has; got inf"),
+]
+"""What is no chat, and what is said of it."""
 
 
 def anchor(position: int, token_id: int, **more: object) -> dict[str, object]:
@@ -77,6 +93,33 @@ def test_anchors_out_of_order_are_refused(record, data):
         ({"schema_version": 2}, r"schema_version"),
         ({"status": "done"}, r"status"),
         ({"remark": "extra"}, r"remark"),
+        # Of another type, however much it looks like the right one.
+        ({"schema_version": True}, r"schema_version\n.*expected 1; got True"),
+        ({"schema_version": 1.0}, r"schema_version\n.*expected 1; got 1.0"),
+        ({"prompt_ids": [True]}, r"prompt_ids.0\n.*valid integer"),
+        ({"prompt_ids": ["5"]}, r"prompt_ids.0\n.*valid integer"),
+        ({"completion_ids": [5.0, 6, 7]}, r"completion_ids.0\n.*valid integer"),
+        ({"original_ids": [2**31]}, r"original_ids.0\n.*less than 2147483648"),
+        ({"original_ids": [None]}, r"original_ids.0"),
+        ({"anchors": [anchor(True, 6)]}, r"anchors.0.position"),
+        ({"anchors": [anchor(1, "6")]}, r"anchors.0.token_id"),
+        ({"anchors": [anchor(1, 6, rejected_id=5.0)]}, r"anchors.0.rejected_id"),
+        ({"anchors": [anchor(1, 6, confidence=True)]}, r"anchors.0.confidence"),
+        ({"anchors": [anchor(1, 6, confidence="0.5")]}, r"anchors.0.confidence"),
+        ({"anchors": [anchor(1, 6, source=5)]}, r"anchors.0.source"),
+        ({"anchors": [anchor(1, 6, created_at=5)]}, r"anchors.0.created_at"),
+        ({"anchors": [anchor(1, 6, created_at="5")]}, r"expected a time such as 2026-11-23T12:00:00Z; got '5'"),
+        (
+            {"anchors": [anchor(1, 6, created_at="0001-01-01T00:00:00+14:00")]},
+            r"expected a time in the years 1 to 9999",
+        ),
+        ({"truncated": "false"}, r"truncated"),
+        ({"truncated": 1}, r"truncated"),
+        ({"tags": [5]}, r"tags.0"),
+        ({"ties": [3]}, r"ties\[0\]: expected less than the completion's 3 tokens; got 3"),
+        ({"ties": [1, 1]}, r"ties\[1\]: expected more than 1 .*; got 1"),
+        ({"tools": [{"x": [float("nan")]}]}, r"tools\n.*expected numbers that JSON has; got nan"),
+        *(({"messages": messages}, names) for messages, names in MESSAGES),
     ],
 )
 def test_what_breaks_an_invariant_is_named(change, names):
@@ -133,3 +176,27 @@ def test_a_prompt_may_be_plain_text():
 def test_a_prompt_that_says_nothing_clear_is_refused(line):
     with pytest.raises(ValidationError):
         Prompt.model_validate(line)
+
+
+@pytest.mark.parametrize(("messages", "names"), MESSAGES)
+def test_prompts_and_probes_refuse_the_same_chats(messages, names):
+    with pytest.raises(ValidationError, match=names):
+        Prompt(messages=messages)
+    with pytest.raises(ValidationError, match=names):
+        Probe(id="1", kind="recall", messages=messages, expected="x")
+
+
+def test_a_chat_may_hold_parts_and_an_assistant_that_only_calls_a_tool():
+    call = {"type": "function", "function": {"name": "clock", "arguments": {}}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "What time is it?"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "name": "clock", "content": "12:00"},
+    ]
+    assert Record(**{**GOOD, "messages": messages}).messages == Prompt(messages=messages).messages == messages
+
+
+@pytest.mark.parametrize("change", [{"answer": 5}, {"tags": [True]}, {"tags": "a"}, {"tools": ["clock"]}])
+def test_a_prompt_s_other_fields_are_as_strict(change):
+    with pytest.raises(ValidationError, match=next(iter(change))):
+        Prompt(prompt="x", **change)

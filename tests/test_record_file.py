@@ -39,7 +39,7 @@ def made(model, index, /, **change):
         messages=[{"role": "user", "content": f"question {index}"}],
         prompt_ids=model.codec.encode_prompt([{"role": "user", "content": f"question {index}"}]),
         completion_ids=ids,
-        completion="text that no step of training ever needs",
+        completion=model.codec.decode(ids),
         anchors=[Anchor(position=0, token_id=ids[0])],
     )
     return record.model_copy(update=change)

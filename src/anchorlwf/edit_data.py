@@ -4,14 +4,14 @@ Local files, in the layouts their authors publish: one JSON array of entries. do
 """
 
 import json
-import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from anchorlwf.errors import RecordError, wrong
 from anchorlwf.lines import BadLineWarning, problem_of
@@ -50,12 +50,21 @@ class Edits:
     """The prompt of each edit with its new target as the answer."""
     probes: list[Probe]
     """Of the same edits; `group` names the edit (`zsre:12`)."""
+    read: dict[str, int]
+    """Fields of the file that were read, each with how many of the chosen entries have it."""
+    unread: dict[str, int]
+    """The others, nested ones as `requested_rewrite.relation_id`: nothing of them is in prompts or probes."""
 
 
-class _Entry(BaseModel):
-    """Fields that are not read may hold anything."""
+class _Part(BaseModel):
+    """Fields that are not read may hold anything; they are kept, so that they can be named."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class _Entry(_Part):
+    """One edit, in the words of its layout."""
+
     locality: ClassVar[Locality] = "near"
 
     def edit(self) -> tuple[str, str]:
@@ -65,6 +74,11 @@ class _Entry(BaseModel):
     def questions(self) -> Iterator[_Question]:
         """Everything else to ask."""
         raise NotImplementedError
+
+
+def _plain(question: str) -> str:
+    """Without what was written for models that were told so: "nq question: who wrote hamlet"."""
+    return question.removeprefix("nq question: ")
 
 
 class _Zsre(_Entry):
@@ -83,16 +97,14 @@ class _Zsre(_Entry):
 
     def questions(self) -> Iterator[_Question]:
         yield self.rephrase, [self.alt], "paraphrase", "rephrase"
-        # "nq question: who wrote hamlet": written for models that were told so.
-        asked = self.loc.removeprefix("nq question: ").rstrip("?") + "?"
-        yield asked, [self.loc_ans], "near", "locality"
+        yield _plain(self.loc).rstrip("?") + "?", [self.loc_ans], "near", "locality"
 
 
-class _Target(BaseModel):
+class _Target(_Part):
     str_: Text = Field(alias="str")
 
 
-class _Rewrite(BaseModel):
+class _Rewrite(_Part):
     prompt: Annotated[str, Field(pattern=r"\{\}")]
     subject: Text
     target_new: _Target
@@ -131,7 +143,7 @@ Answers = Annotated[list[Text], Field(min_length=1), BeforeValidator(_flat)]
 Wordings = Annotated[list[Text], Field(min_length=1), BeforeValidator(_texts)]
 
 
-class _Asked(BaseModel):
+class _Asked(_Part):
     prompt: Wordings
     ground_truth: Answers
 
@@ -141,7 +153,10 @@ def _either(*names: str) -> Any:
 
 
 class _KnowEdit(_Entry):
-    """KnowEdit's factual sets: wiki_recent, wiki_counterfact, ZsRE, and WikiBio with its own names of fields."""
+    """KnowEdit's factual sets: wiki_recent, wiki_counterfact, ZsRE, and WikiBio with its own names of fields.
+
+    Or flat, as EasyEdit's requests are: one question of what must stay, beside the prompt instead of in `locality`.
+    """
 
     subject: str = _either("subject", "concept")
     prompt: Text = _either("prompt", "text")
@@ -149,6 +164,8 @@ class _KnowEdit(_Entry):
     rephrase: Wordings | None = Field(default=None, validation_alias=AliasChoices("rephrase", "rephrase_prompt"))
     portability: dict[str, list[_Asked]] = {}
     locality_: dict[str, list[_Asked]] = Field(default={}, validation_alias="locality")
+    locality_prompt: Text | None = None
+    locality_ground_truth: Answers | None = None
 
     def edit(self) -> tuple[str, str]:
         return self.prompt, self.target_new
@@ -163,6 +180,15 @@ class _KnowEdit(_Entry):
             for name, asked in groups.items():
                 for one in asked:
                     yield from ((text, one.ground_truth, kind, f"{family}:{name}") for text in one.prompt)
+        if self.locality_prompt is not None and self.locality_ground_truth is not None:
+            yield _plain(self.locality_prompt), self.locality_ground_truth, "near", "locality"
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.locality_prompt is None) != (self.locality_ground_truth is None):
+            there, missing = ("locality_prompt", "locality_ground_truth")[:: 1 if self.locality_prompt else -1]
+            raise ValueError(f"{missing}: expected the field, for there is {there}; got nothing")
+        return self
 
 
 _LAYOUTS: dict[Layout, type[_Entry]] = {"zsre": _Zsre, "counterfact": _CounterFact, "knowedit": _KnowEdit}
@@ -213,7 +239,21 @@ def load_edits(
         raise RecordError(wrong(str(path), f"at least one good {layout} entry", "none", "Check the layout."))
     prompts = [_prompt(layout, entry) for _, entry in chosen]
     probes = [probe for index, entry in chosen for probe in _probes(layout, index, entry, locality or kind.locality)]
-    return Edits(layout, prompts, probes)
+    unread = Counter(name for _, entry in chosen for name in set(_unread(entry)))
+    read = Counter(name for index, _ in chosen for name in entries[index] if unread[name] < 1)
+    return Edits(layout, prompts, probes, dict(read), dict(sorted(unread.items())))
+
+
+def _unread(value: Any, name: str = "") -> Iterator[str]:
+    """The fields of an entry that its layout does not know."""
+    if isinstance(value, _Part):
+        yield from (f"{name}{field}" for field in value.model_extra or {})
+        for field, kind in type(value).model_fields.items():
+            alias = kind.validation_alias if isinstance(kind.validation_alias, str) else field
+            yield from _unread(getattr(value, field), f"{name}{alias}.")
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _unread(item, name)
 
 
 def _read(path: str | Path) -> list[Any]:
@@ -255,21 +295,12 @@ def _probes(layout: Layout, index: int, entry: _Entry, locality: Locality) -> It
     text, target = entry.edit()
     edit: _Question = (text, [target], "recall", "edit")
     for number, (asked, answers, kind, tag) in enumerate([edit, *entry.questions()]):
-        expected, scorer = _expected(answers)
+        texts = list(dict.fromkeys(answer.strip() for answer in answers))
         yield Probe(
             id=f"{layout}:{index}:{number}",
             kind=locality if kind == "near" else kind,
             messages=[{"role": "user", "content": asked}],
-            expected=expected,
-            scorer=scorer,
+            expected=texts if len(texts) > 1 else texts[0],
             group=f"{layout}:{index}",
             tags=[layout, *([tag.partition(":")[0]] if ":" in tag else []), tag],
         )
-
-
-def _expected(answers: Iterable[str]) -> tuple[str, Literal["contains", "regex"]]:
-    """What a right answer looks like: the one text, or a pattern that finds any of them as whole words, in any case."""
-    texts = list(dict.fromkeys(answer.strip() for answer in answers))
-    if len(texts) == 1:
-        return texts[0], "contains"
-    return rf"(?i)(?<!\w)(?:{'|'.join(map(re.escape, texts))})(?!\w)", "regex"

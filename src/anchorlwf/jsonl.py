@@ -68,7 +68,7 @@ def each_prompt(source: Source, *, skip_bad: bool = False, check: Check[Prompt] 
     return _each(source, Prompt, skip_bad, check)
 
 
-def load_records(source: Source, *, skip_bad: bool = False) -> list[Record]:
+def load_records(source: Source, *, skip_bad: bool = False, check: Check[Record] | None = None) -> list[Record]:
     """Read records from a JSONL file, a `datasets` dataset or any iterable of dicts.
 
     A later line with the same id replaces an earlier one (files are appended to, never rewritten in place).
@@ -76,11 +76,13 @@ def load_records(source: Source, *, skip_bad: bool = False) -> list[Record]:
     Args:
         source: path, or rows.
         skip_bad: go on after bad lines and warn of each (`BadLineWarning`) instead of raising.
+        check: raises an `AnchorLwfError` for a record that cannot be used here; its line is a bad one then.
 
     Raises:
         RecordError: names every bad line by file, line number, field, expected and got; or the file is empty.
+        AnchorLwfError: what `check` raised, where nothing else was wrong.
     """
-    return list(_latest(_each(source, Record, skip_bad)).values())
+    return list(_latest(_each(source, Record, skip_bad, check)).values())
 
 
 def _latest(records: Iterable[Record]) -> dict[str, Record]:

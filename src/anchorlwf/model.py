@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from anchorlwf import chat_template
-from anchorlwf.errors import ModelError, PromptError, StampError, wrong
+from anchorlwf.errors import ModelError, PromptError, wrong
 from anchorlwf.model_files import EMBEDDED, Marks, embedded_path, marks_of
 from anchorlwf.record import ModelStamp, Record
 from anchorlwf.text import Codec
@@ -82,21 +82,17 @@ class LanguageModel:
         return self.codec.stamp(self.name, self.revision)
 
     def check_stamp(self, record: Record, ours: ModelStamp | None = None) -> None:
-        """Raise `StampError` if the record's ids belong to another tokenizer, chat template or vocabulary.
+        """Raise unless the record's ids belong to this tokenizer, chat template and vocabulary, and its text to them.
 
-        `ours`: this model's stamp, where many records are checked; with a large vocabulary it takes its time.
+        Args:
+            record: what is to be worked on.
+            ours: this model's stamp, where many records are checked; with a large vocabulary it takes its time.
+
+        Raises:
+            StampError: another tokenizer or template, or an id that no token has.
+            RecordError: the record's `completion` is not the text of its ids.
         """
-        ours, theirs = ours or self.stamp, record.model
-        for field, what in (("tokenizer_sha", "tokenizer"), ("template_sha", "chat template")):
-            made_with, have = getattr(theirs, field), getattr(ours, field)
-            if made_with != have:
-                expected, got = f"{made_with[:12]} ({theirs.name})", f"{have[:12]} ({ours.name})"
-                fix = "Use that model, or annotate again with this one."
-                raise StampError(wrong(f"record {record.id}: {what}", expected, got, fix))
-        largest = max(*record.prompt_ids, *record.completion_ids)
-        if largest >= self.vocabulary:
-            fix = "No token has that id; annotate again."
-            raise StampError(wrong(f"record {record.id}: token ids", f"less than {self.vocabulary}", largest, fix))
+        self.codec.check_record(record, ours or self.stamp, self.vocabulary)
 
     def marks_now(self) -> Marks:
         """What the file system says of the model's files now; compare `marks`."""

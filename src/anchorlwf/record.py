@@ -5,16 +5,48 @@ always satisfies the invariants below. A completion token that is no anchor is a
 """
 
 import json
+import math
 import uuid
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-__all__ = ["Anchor", "ModelStamp", "Prompt", "Record", "chat_key", "new_id"]
+__all__ = ["Anchor", "Frozen", "Message", "Messages", "ModelStamp", "Prompt", "Record", "Tools", "chat_key", "new_id"]
 
-TokenId = Annotated[int, Field(ge=0)]
+# No vocabulary is larger, and whatever holds ids (arrays of 32 bits among it) can hold these.
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Position = Annotated[int, Field(ge=0, lt=2**31)]
 Message = dict[str, Any]
+
+
+def _in_json(value: Any) -> Any:
+    """The value, where JSON has all of it: Python reads NaN and 1e400, and null would be written in their place."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"expected numbers that JSON has; got {value}")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _in_json(item)
+    return value
+
+
+Tools = Annotated[list[dict[str, Any]], AfterValidator(_in_json)]
+
+
+def _readable(value: list[Message]) -> list[Message]:
+    for index, message in enumerate(value):
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str) or not role.strip():
+            raise ValueError(f"messages[{index}].role: expected a string such as 'user'; got {role!r}")
+        parts = isinstance(content, list) and all(isinstance(part, dict) for part in content)
+        # A call of a tool, or a thought, may be all that the assistant had to say.
+        if not isinstance(content, str) and not parts and (content is not None or role != "assistant"):
+            got = repr(content) if "content" in message else "nothing"
+            raise ValueError(f"messages[{index}].content: expected a string or a list of parts; got {got}")
+    return value
+
+
+Messages = Annotated[list[Message], Field(min_length=1), AfterValidator(_readable), AfterValidator(_in_json)]
+"""A chat in the ecosystem's columns: each message with its `role`, a string, and its `content`."""
 
 # One namespace for ids derived from content, so that annotating the same prompt twice yields the same id.
 _NAMESPACE = uuid.UUID("6d1c2e5e-6a0f-4f0c-9a3b-0b8f3c1d7a52")
@@ -30,11 +62,21 @@ def new_id(*parts: object) -> str:
     return str(uuid.uuid5(_NAMESPACE, repr(parts)))
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+def _moment(value: Any) -> Any:
+    # Strictness would refuse the strings that JSON has instead of times.
+    try:
+        return datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(f"expected a time such as 2026-11-23T12:00:00Z; got {value[:80]!r}") from None
 
 
-class ModelStamp(_Frozen):
+class Frozen(BaseModel):
+    """A line of one of our files: unchangeable, no field unknown, no value taken for one of another type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+
+class ModelStamp(Frozen):
     """Which model and, exactly, which tokenizer and chat template the ids of a record belong to."""
 
     name: str
@@ -49,10 +91,10 @@ class ModelStamp(_Frozen):
     """The day (YYYY-MM-DD) that the template printed into the prompt, for templates that print one."""
 
 
-class Anchor(_Frozen):
+class Anchor(Frozen):
     """One annotated token: the first wrong position of the model's own answer, and what should stand there."""
 
-    position: Annotated[int, Field(ge=0)]
+    position: Position
     """Index into `completion_ids`."""
     token_id: TokenId
     """The right token; equals `completion_ids[position]`."""
@@ -64,7 +106,7 @@ class Anchor(_Frozen):
     """The reference's probability of `token_id` when annotated."""
     source: str = "human"
     """Who said so: `human:<name>`, `target`, `judge:<model>`, `verifier:<name>`."""
-    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    created_at: Annotated[datetime, BeforeValidator(_moment)] = Field(default_factory=lambda: datetime.now(UTC))
     """When, in UTC."""
 
     @field_validator("created_at")
@@ -72,7 +114,10 @@ class Anchor(_Frozen):
     def _utc(cls, value: datetime) -> datetime:
         if value.tzinfo is None:
             raise ValueError("expected a time with its zone, such as 2026-11-23T12:00:00Z; got none")
-        return value.astimezone(UTC)
+        try:
+            return value.astimezone(UTC)
+        except OverflowError:
+            raise ValueError(f"expected a time in the years 1 to 9999, in UTC; got {value.isoformat()}") from None
 
     @model_validator(mode="after")
     def _replaces(self) -> Self:
@@ -81,7 +126,7 @@ class Anchor(_Frozen):
         return self
 
 
-class Record(_Frozen):
+class Record(Frozen):
     """One corrected assistant turn. A record without anchors says "keep this behaviour"."""
 
     schema_version: Literal[1] = 1
@@ -90,9 +135,9 @@ class Record(_Frozen):
     """UUID. In a file, a later line replaces an earlier one of the same id."""
     model: ModelStamp
     """The model that was annotated: the reference."""
-    messages: list[Message]
+    messages: Messages
     """The readable prompt, in the ecosystem's chat columns."""
-    tools: list[dict[str, Any]] = []
+    tools: Tools = []
     """Tool descriptions given to the chat template."""
     prompt_ids: Annotated[list[TokenId], Field(min_length=1)]
     """The templated prompt."""
@@ -104,7 +149,7 @@ class Record(_Frozen):
     """The corrected answer decoded, for people and diffs."""
     anchors: list[Anchor] = []
     """Strictly increasing in position."""
-    ties: list[Annotated[int, Field(ge=0)]] = []
+    ties: list[Position] = []
     """Keep positions where the reference's two best tokens were too close to call, and the kept one came second."""
     truncated: bool = False
     """The answer hit the token limit before its end of turn."""
@@ -112,6 +157,14 @@ class Record(_Frozen):
     """Training reads `complete` records only."""
     tags: list[str] = []
     """Free labels, for grouping in evaluation."""
+
+    @field_validator("schema_version", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        # To Python, and so to a Literal, 1, 1.0 and True are equal.
+        if type(value) is not int:
+            raise ValueError(f"expected 1; got {value!r}")
+        return value
 
     @field_validator("id")
     @classmethod
@@ -139,6 +192,17 @@ class Record(_Frozen):
             last = anchor.position
         return self
 
+    @model_validator(mode="after")
+    def _ties_fit(self) -> Self:
+        length, last = len(self.completion_ids), -1
+        for index, position in enumerate(self.ties):
+            if position <= last:
+                raise ValueError(f"ties[{index}]: expected more than {last} (strictly increasing); got {position}")
+            if position >= length:
+                raise ValueError(f"ties[{index}]: expected less than the completion's {length} tokens; got {position}")
+            last = position
+        return self
+
     @property
     def confidences(self) -> list[float]:
         """c_t at every completion position: 0.0 at keep tokens, the anchor's confidence at anchors."""
@@ -148,14 +212,14 @@ class Record(_Frozen):
         return values
 
 
-class Prompt(_Frozen):
+class Prompt(Frozen):
     """One line of prompts.jsonl: what to ask, and the answer wanted where it is known."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Messages
     """The chat up to the turn to be answered."""
     answer: str | None = None
     """The target answer, for the `target` annotator."""
-    tools: list[dict[str, Any]] = []
+    tools: Tools = []
     tags: list[str] = []
 
     def record_id(self, stamp: ModelStamp) -> str:
@@ -172,12 +236,3 @@ class Prompt(_Frozen):
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             return {**rest, "messages": messages}
         return data
-
-    @field_validator("messages")
-    @classmethod
-    def _roles(cls, value: list[Message]) -> list[Message]:
-        for index, message in enumerate(value):
-            role = message.get("role")
-            if not isinstance(role, str):
-                raise ValueError(f"messages[{index}].role: expected a string such as 'user'; got {role!r}")
-        return value

@@ -1,6 +1,7 @@
 """The one border between text and token ids: prompts in, answers out, fingerprints of both."""
 
 import hashlib
+import itertools
 import json
 import re
 import warnings
@@ -12,12 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils as chats
 
 from anchorlwf import chat_template
-from anchorlwf.errors import ModelError, ModelWarning, PromptError, wrong
-from anchorlwf.record import ModelStamp
+from anchorlwf.errors import ModelError, ModelWarning, PromptError, RecordError, StampError, wrong
+from anchorlwf.record import Messages, ModelStamp, Record
 
 __all__ = ["Codec"]
 
-Messages = list[dict[str, Any]]
 _MARKS = re.compile(f"[{chats._CONTROL_TOKEN_START}{chats._CONTROL_TOKEN_END}]")  # noqa: SLF001 - they have no public name
 _SENTINEL = "anchorlwf"
 """Stands for what somebody says, where it matters only what a template makes of it."""
@@ -228,6 +228,44 @@ class Codec:
     def decode(self, ids: list[int], *, special: bool = False) -> str:
         """Text of ids, special tokens left out unless asked for."""
         return self.tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+
+    def check_record(self, record: Record, ours: ModelStamp, vocabulary: int) -> None:
+        """Raise unless the record's ids are this tokenizer's and template's, and its text is theirs.
+
+        Args:
+            record: as it was read.
+            ours: stamp of the model of this tokenizer.
+            vocabulary: ids are below this.
+
+        Raises:
+            StampError: another tokenizer or template, or an id that no token has.
+            RecordError: `completion` is not the text of `completion_ids`.
+        """
+        theirs = record.model
+        for field, what in (("tokenizer_sha", "tokenizer"), ("template_sha", "chat template")):
+            made_with, have = getattr(theirs, field), getattr(ours, field)
+            if made_with != have:
+                expected, got = f"{made_with[:12]} ({theirs.name})", f"{have[:12]} ({ours.name})"
+                fix = "Use that model, or annotate again with this one."
+                raise StampError(wrong(f"record {record.id}: {what}", expected, got, fix))
+        rejected = [anchor.rejected_id for anchor in record.anchors if anchor.rejected_id is not None]
+        largest = max(*record.prompt_ids, *record.completion_ids, *record.original_ids, *rejected)
+        if largest >= vocabulary:
+            fix = "No token has that id; annotate again."
+            raise StampError(wrong(f"record {record.id}: token ids", f"less than {vocabulary}", largest, fix))
+        self.check_text(record)
+
+    def check_text(self, record: Record) -> None:
+        """Raise `RecordError` unless the record's `completion` is the text of its `completion_ids`."""
+        text = self.decode(record.completion_ids)
+        if text != record.completion:
+            pairs = zip(text, record.completion, strict=False)
+            same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+            start = max(0, same - 20)
+            expected, got = repr(text[start : start + 60]), repr(record.completion[start : start + 60])
+            where = f"record {record.id}: completion, from character {same} on"
+            fix = "Ids are the truth: put their text there, or annotate again."
+            raise RecordError(wrong(where, f"the text of its ids, ...{expected}", got, fix))
 
     def pieces(self, ids: list[int]) -> list[str]:
         """Each token's own text, for display. Bytes that are no whole character show as U+FFFD."""

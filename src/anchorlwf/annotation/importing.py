@@ -40,7 +40,7 @@ def import_lawftrack(
     """Put the records of a lawftrack data set into `out`, behind those it holds.
 
     Args:
-        path: a data set export or training JSONL.
+        path: a data set export, training JSONL, or a trace of the author's experiments.
         out: file of records.
         model: folder or hub name of the model that was annotated; None: the embedded one. Its weights are not read.
         span: which tokens of a replacement become anchors: the first, or the whole of it.

@@ -160,7 +160,8 @@ class _Judged:
         def line(row: tuple[Probe, str, str, bool, bool]) -> dict[str, str]:
             probe, old, new, _, _ = row
             question = str(probe.messages[-1].get("content", ""))
-            return {"kind": probe.kind, "question": question, "expected": probe.expected, "before": old, "after": new}
+            expected = " or ".join(probe.accepted)
+            return {"kind": probe.kind, "question": question, "expected": expected, "before": old, "after": new}
 
         learned = [row for row in self.rows if row[0].kind in _LEARNED]
         flipped = [row for row in self.rows if row[0].kind not in _LEARNED and row[3] and not row[4]]

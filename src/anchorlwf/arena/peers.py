@@ -94,6 +94,7 @@ def run_peer(
         PeerPrompt(
             messages=one.messages,
             expected=one.expected,
+            scorer=one.scorer,
             chosen=one.own,
             rejected=model.codec.decode(record.original_ids),
             demonstration=f"Note: {one.own}",

@@ -13,7 +13,7 @@ from pathlib import Path
 from anchorlwf.arena.plan import Plan, Regime
 from anchorlwf.errors import RecordError, wrong
 from anchorlwf.jsonl import load_probes, load_prompts
-from anchorlwf.probe import Probe, ProbeKind
+from anchorlwf.probe import Probe, ProbeKind, Scorer
 from anchorlwf.record import Message, Prompt
 from anchorlwf.world import (
     Erratum,
@@ -40,10 +40,12 @@ class Correction:
     """The right answer in the model's words."""
     human: str | None
     """The right answer as a person words it."""
-    expected: str
+    expected: str | list[str]
     """What a right answer contains, for a reward."""
     group: str
     """The fact; all its wordings share it."""
+    scorer: Scorer = "contains"
+    """How the reward judges."""
 
     def prompt(self, words: str) -> Prompt:
         """For the `target` annotator. Raises `RecordError` where nobody has written a human answer."""
@@ -122,7 +124,8 @@ def _thoughtful_probe(probe: Probe) -> Probe:
         return probe
     messages = _user(f"Think first. {probe.messages[0]['content']}")
     # The answer counts, not the thought.
-    pattern = rf"</think>[\s\S]*(?<!\w){re.escape(probe.expected)}(?!\w)"
+    values = "|".join(map(re.escape, probe.accepted))
+    pattern = rf"</think>[\s\S]*(?<!\w)(?:{values})(?!\w)"
     return probe.model_copy(update={"messages": messages, "expected": pattern, "scorer": "regex"})
 
 
@@ -200,7 +203,7 @@ def user_task(plan: Plan, prompts: Path, probes: Path, human: Path | None, keep:
     """
     written = {repr(prompt.messages): prompt.answer for prompt in load_prompts(human)} if human else {}
     asked = load_probes(probes)
-    values = {repr(probe.messages): probe.expected for probe in asked if probe.kind == "recall"}
+    judges = {repr(probe.messages): probe for probe in asked if probe.kind == "recall"}
     corrections = []
     for prompt in load_prompts(prompts):
         if not prompt.answer:
@@ -210,9 +213,10 @@ def user_task(plan: Plan, prompts: Path, probes: Path, human: Path | None, keep:
         if human and text is None:
             fix = "Give the same prompts in both files."
             raise RecordError(wrong(f"{human}", "an answer for every prompt", repr(prompt.messages[-1]), fix))
-        expected = values.get(repr(prompt.messages), prompt.answer)
-        corrections.append(Correction(prompt.messages, prompt.answer, text, expected, repr(prompt.messages)))
-    if not values:
+        group, judge = repr(prompt.messages), judges.get(repr(prompt.messages))
+        expected, scorer = (judge.expected, judge.scorer) if judge else (prompt.answer, "contains")
+        corrections.append(Correction(prompt.messages, prompt.answer, text, expected, group, scorer))
+    if not judges:
         asked += [
             Probe(id=f"recall:{index}", kind="recall", messages=one.messages, expected=one.expected)
             for index, one in enumerate(corrections)

@@ -121,7 +121,7 @@ def random_records(setup: StepSetup, model: LanguageModel) -> list[Record]:
                 messages=[{"role": "user", "content": str(number)}],
                 prompt_ids=prompt_ids,
                 completion_ids=completion_ids,
-                completion="",
+                completion=model.codec.decode(completion_ids),
                 anchors=[Anchor(position=place, token_id=completion_ids[place]) for place in places],
             )
         )

@@ -1,15 +1,16 @@
 """Export records for other trainers, as JSONL.
 
 sft: prompt and completion, for TRL's SFTTrainer. dpo: prompt, chosen (corrected) and rejected (original), for TRL's
-DPOTrainer.
+DPOTrainer; it reads the tokenizer of the model that was annotated, none of its weights.
 
 Examples:
   anchorlwf export records.jsonl --to sft --out sft.jsonl
   anchorlwf export records.jsonl --to dpo --out dpo.jsonl --model ./my-model
 """
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -28,13 +29,25 @@ def export(
     from anchorlwf.jsonl import load_records, save_lines
 
     plain_warnings()
-    loaded = load_records(records, skip_bad=skip_bad)
     if to == "sft":
+        loaded = load_records(records, skip_bad=skip_bad)
         rows = sft_rows(loaded)
     else:
-        from anchorlwf.model import load_model
-
-        quiet_libraries()
-        rows = dpo_rows(loaded, load_model(model, trust_remote_code=trust_remote_code).codec.decode)
+        codec, check = _codec(model, trust_remote_code)
+        loaded = load_records(records, skip_bad=skip_bad, check=check)
+        rows = dpo_rows(loaded, codec.decode)
     save_lines(path, rows)
     out.print(f"{len(rows)} of {len(loaded)} records in {path}")
+
+
+def _codec(model: str | None, trust: bool) -> tuple[Any, Any]:
+    """The tokenizer, and whether a record's ids are its own: those of the original answer are all that DPO has."""
+    from anchorlwf.annotation.connect import load_codec
+    from anchorlwf.model import EMBEDDED
+    from anchorlwf.record import ModelStamp
+
+    quiet_libraries()
+    name = model or EMBEDDED
+    codec, _ = load_codec(name, trust)
+    stamp = ModelStamp(name=name, tokenizer_sha=codec.tokenizer_sha, template_sha=codec.template_sha)
+    return codec, partial(codec.check_record, ours=stamp, vocabulary=len(codec.tokenizer))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from anchorlwf.cli.shared import AsJson, Model, TrustCode, out, print_json, quiet_libraries, step_progress
 
@@ -63,14 +62,14 @@ def _print(report: Any, as_json: bool) -> None:
             }
         )
         return
-    out.print(f"before: {escape(report.before)}\nafter:  {escape(report.after)}", markup=True)
+    out.print(f"before: {report.before}\nafter:  {report.after}")
     changes = ", ".join(f"{old!r} -> {new!r}" for old, new in report.pieces)
-    out.print(f"{len(report.pieces)} of {len(report.record.completion_ids)} tokens annotated: {escape(changes)}")
+    out.print(f"{len(report.pieces)} of {len(report.record.completion_ids)} tokens annotated: {changes}")
     kept = report.results.groups.get("kept")
     if kept is not None:
         out.print(f"unchanged answers to other prompts: {kept.kept} of {kept.base_right}")
         for flip in kept.flips:
-            out.print(escape(f"  changed: {flip['question']!r}: {flip['before']!r} -> {flip['after']!r}"))
+            out.print(f"  changed: {flip['question']!r}: {flip['before']!r} -> {flip['after']!r}")
     training = report.training
     out.print(
         f"drift: {report.results.kl:.5f} nats per token on other answers; {training.steps} steps, "

@@ -1,7 +1,8 @@
 """Turn a knowledge-editing data set (zsRE, CounterFact, KnowEdit) into prompts and probes.
 
 The file is the data set's own JSON. Prompts hold each edit with its new target as the answer; probes ask for the edit
-(recall), for its rewordings and consequences (paraphrase), and for what must stay (near or retain).
+(recall), for its rewordings and consequences (paraphrase), and for what must stay (near or retain). Which fields were
+read, and which were not, is printed with how many entries have them.
 
 Examples:
   anchorlwf import-edits zsre_mend_eval.json --prompts prompts.jsonl --probes probes.jsonl --limit 128
@@ -15,7 +16,7 @@ from typing import Annotated, Literal
 import typer
 
 from anchorlwf.cli.shared import AsJson, out, print_json
-from anchorlwf.edit_data import Layout, load_edits
+from anchorlwf.edit_data import Edits, Layout, load_edits
 from anchorlwf.jsonl import save_lines
 
 Kind = Annotated[Literal["near", "retain"] | None, typer.Option(help="Kind of what must stay; retain: in the KL, too.")]
@@ -34,9 +35,17 @@ def import_edits(
     edits = load_edits(path, layout=layout, limit=limit, locality=locality, skip_bad=skip_bad)
     save_lines(prompts, edits.prompts)
     save_lines(probes, edits.probes)
+    _print(edits, prompts, probes, as_json)
+
+
+def _print(edits: Edits, prompts: Path, probes: Path, as_json: bool) -> None:
     kinds = Counter(probe.kind for probe in edits.probes)
     if as_json:
-        print_json({"layout": edits.layout, "prompts": len(edits.prompts), "probes": dict(kinds)})
-    else:
-        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        out.print(f"{edits.layout}: {len(edits.prompts)} prompts in {prompts}, probes in {probes}: {counts}")
+        found = {"layout": edits.layout, "prompts": len(edits.prompts), "probes": dict(kinds)}
+        print_json({**found, "read": edits.read, "not_read": edits.unread})
+        return
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    out.print(f"{edits.layout}: {len(edits.prompts)} prompts in {prompts}, probes in {probes}: {counts}")
+    for what, fields in (("read", edits.read), ("not read", edits.unread)):
+        if fields:
+            out.print(f"{what}: {', '.join(f'{name} ({count})' for name, count in fields.items())}")

@@ -2,7 +2,8 @@
 
 The file is an export of a data set, or training JSONL. It holds texts and token numbers: everything is tokenised again
 by the model that was annotated (only its tokenizer is read), and an anchor that does not stand where it should is
-flagged. Records with a flagged anchor are drafts: `annotate --web` on the same records goes on with them.
+flagged. Records with a flagged anchor are drafts: `annotate --web` on the same records goes on with them. Traces of the
+author's experiments (annotation_trace.json) hold token ids, and come in by these.
 
 Examples:
   anchorlwf import-lawftrack dataset.json --out records.jsonl --model ./annotated-model
@@ -20,7 +21,7 @@ Span = Annotated[Literal["first", "whole"], typer.Option(help="Which tokens of a
 
 
 def import_lawftrack(
-    path: Annotated[Path, typer.Argument(help="The data set's JSON or JSONL file.")],
+    path: Annotated[Path, typer.Argument(help="The data set's or trace's JSON or JSONL file.")],
     to: Annotated[Path, typer.Option("--out", "-o", help="Records are added to this file.")],
     model: Model = None,
     span: Span = "first",

@@ -45,8 +45,9 @@ Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most token
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on after bad lines and name them.")]
 TrustCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 
-out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-err = Console(stderr=True, highlight=False)
+# Paths, questions and answers are printed, and "[/x]" or ":cat:" in them are what somebody wrote: nothing is markup.
+out = Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def quiet_libraries() -> None:
@@ -87,7 +88,7 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
 
         yield plain
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as progress:
         tasks: dict[str, Any] = {}
 

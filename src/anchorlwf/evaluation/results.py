@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from rich.table import Column, Table
+from rich.text import Text
 
 from anchorlwf.config import EvaluateConfig
 from anchorlwf.errors import RecordError, wrong
@@ -156,7 +157,7 @@ class Results:
         for name, task in self.tasks.items():
             for metric, change in task.metrics.items():
                 table.add_row(
-                    f"{name} {metric}",
+                    Text(f"{name} {metric}"),
                     f"{change.base:.4f}",
                     f"{change.tuned:.4f}",
                     f"{change.tuned - change.base:+.4f}",
@@ -181,7 +182,7 @@ def _line(result: ProbeResult) -> dict[str, str]:
     return {
         "id": result.probe.id,
         "question": str(result.probe.messages[-1].get("content", "")),
-        "expected": result.probe.expected,
+        "expected": " or ".join(result.probe.accepted),
         "before": result.base_answer,
         "after": result.tuned_answer,
     }

@@ -49,7 +49,8 @@ def evaluate(
         progress: called with (phase, done, all).
 
     Raises:
-        RecordError: nothing to ask, or a file that was written to while it was read.
+        RecordError: nothing to ask, a file that was written to while it was read, or a record whose text is not that of
+            its ids.
         ConfigError: a task of lm-evaluation-harness cannot be run.
         StampError: `base` has another tokenizer or chat template than `model`.
         StorageError: `out` cannot be written.
@@ -66,6 +67,7 @@ def evaluate(
     trained, record_stamp = ([], None) if records is None else _read(records, load_records, skip_bad)
     origin = Origin(models_of(model, base), probe_stamp, record_stamp, config)
     if not any(probe.kind == "recall" for probe in asked):
+        _check_texts(trained, model)
         asked = [*recall_probes(trained), *asked]
     if not asked:
         raise RecordError(wrong("probes", "at least one probe or corrected record", "none", "Give some."))
@@ -124,6 +126,14 @@ def _read(
     if DataStamp.of_file(source) != before:
         raise RecordError(wrong(str(source), "a file at rest", "one that was written to meanwhile", "Try again."))
     return rows, before
+
+
+def _check_texts(records: Iterable[Record], model: LanguageModel) -> None:
+    """Raise `RecordError` where a record would be judged by a text that its ids do not say."""
+    ours = model.codec.tokenizer_sha
+    for record in records:
+        if record.model.tokenizer_sha == ours:
+            model.codec.check_text(record)
 
 
 def _check_base(base: LanguageModel, model: LanguageModel) -> None:

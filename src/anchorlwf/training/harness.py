@@ -33,6 +33,7 @@ from transformers.trainer_callback import PrinterCallback
 from anchorlwf.config import PeerConfig
 from anchorlwf.errors import ConfigError, ModelError, wrong
 from anchorlwf.model import LanguageModel
+from anchorlwf.probe import Scorer
 
 __all__ = ["Build", "OnStep", "PeerPrompt", "PeerResult", "require_trl", "run"]
 
@@ -51,8 +52,10 @@ class PeerPrompt:
 
     messages: list[dict[str, Any]]
     """The chat up to the assistant's turn."""
-    expected: str
-    """The right value. A completion that names it (whole words, any case) has reward 1, any other 0 (GRPO)."""
+    expected: str | list[str]
+    """The right value, or several. A completion that `scorer` takes for right has reward 1, any other 0 (GRPO)."""
+    scorer: Scorer = "contains"
+    """As a `Probe` has it."""
     chosen: str | None = None
     """The corrected answer (DPO)."""
     rejected: str | None = None

@@ -162,7 +162,7 @@ def _check_any(prompts: Sequence[PeerPrompt]) -> None:
 
 def _probe(prompt: PeerPrompt) -> Probe:
     """The value checker of the evaluation, so that reward and measure are one."""
-    return Probe(id="reward", kind="recall", messages=prompt.messages, expected=prompt.expected)
+    return Probe(id="reward", kind="recall", messages=prompt.messages, expected=prompt.expected, scorer=prompt.scorer)
 
 
 def _prompt(model: LanguageModel, prompt: PeerPrompt) -> Any:

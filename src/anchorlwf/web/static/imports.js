@@ -10,7 +10,9 @@ const SPANS = { first: "only its first token", whole: "every token of it" };
 /** What a file most probably is, by how it begins. */
 function guess(text) {
   const start = text.slice(0, 20_000);
-  if (/"(completion_ids|schema_version)"/.test(start)) return "records";
+  if (/"schema_version"/.test(start)) return "records";
+  if (/"(tasks|gold_completion|anchor_token_indices)"/.test(start)) return "lawftrack";
+  if (/"completion_ids"/.test(start)) return "records";
   return /"(samples|anchors|edits|completion)"/.test(start) ? "lawftrack" : "prompts";
 }
 
