@@ -327,8 +327,6 @@ def _save(trainer: AnchorTrainer, folder: RunFolder) -> Path:
     adapter = isinstance(model.net, PeftModel)
     place = folder.path / ("adapter" if adapter else "model")
     if trainer.is_world_process_zero():
-        # It tells of the weights that are now replaced.
-        (folder.path / "train.json").unlink(missing_ok=True)
         with staged_folder(place) as stage:
             model.net.save_pretrained(stage)
             model.codec.tokenizer.save_pretrained(stage)
@@ -337,4 +335,6 @@ def _save(trainer: AnchorTrainer, folder: RunFolder) -> Path:
                 noted = stage / "adapter_config.json"
                 settings = {**json.loads(noted.read_text()), "base_model_name_or_path": model.name}
                 noted.write_text(json.dumps(settings, indent=2) + "\n")
+            # It tells of the weights that are now replaced.
+            (folder.path / "train.json").unlink(missing_ok=True)
     return place
