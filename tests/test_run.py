@@ -113,7 +113,7 @@ def test_a_lock_that_cannot_be_asked_for_is_a_storage_error(tmp_path, monkeypatc
 
 
 def test_parts_that_kills_left_are_removed_and_nothing_else(tmp_path):
-    kept = [".env.template", ".adapter.tar.gz_", ".config.yaml.swp", ".records.jsonl", "adapter.k3_d9xqz"]
+    kept = [".env.template", ".adapter.tar.gz_", ".config.yaml.swp", ".records.jsonl.a1b2c3d4", "adapter.k3_d9xqz"]
     parts = [".config.yaml.a1b2c3d4", ".metrics.jsonl._______9"]
     for name in [*kept, *parts]:
         (tmp_path / name).write_text("x")

@@ -19,18 +19,8 @@ from anchorlwf.lock import process_lock
 
 __all__ = ["RunFolder", "environment", "held_folder", "seed_everything"]
 
-_WRITTEN = (
-    "adapter",
-    "model",
-    "config.yaml",
-    "environment.json",
-    "metrics.jsonl",
-    "train.json",
-    "records.jsonl",
-    "probes.jsonl",
-    "results.json",
-)
-"""All that is written whole into a run folder, by whichever stage."""
+_WRITTEN = ("adapter", "model", "config.yaml", "environment.json", "metrics.jsonl", "train.json")
+"""What only the holder of a run folder writes; records and results may be written by others at any time."""
 _HELD: ContextVar[frozenset[Path]] = ContextVar("_HELD", default=frozenset())
 """Run folders that this thread holds."""
 _PACKAGES = ("anchorlwf", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "trl", "lm_eval")

@@ -66,7 +66,10 @@ def plain_warnings() -> None:
     """Our own warnings as lines on standard error; what a library warns of is for its developers."""
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", AnchorLwfWarning)
-    warnings.showwarning = lambda message, *_rest, **_more: err.print(str(message), style="yellow", markup=False)
+    # Without wrapping, for there are paths in them.
+    warnings.showwarning = lambda message, *_rest, **_more: err.print(
+        str(message), style="yellow", markup=False, soft_wrap=True
+    )
 
 
 def print_json(data: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from anchorlwf.config import TrainConfig
 from anchorlwf.errors import AnchorLwfWarning, ConfigError, wrong
-from anchorlwf.files import clear_leftovers, file_sha
+from anchorlwf.files import clear_leftovers, file_sha, storage_errors
 
 __all__ = ["Checkpoints", "RunKey"]
 
@@ -94,7 +94,7 @@ class Checkpoints:
     def clear(self) -> None:
         """Remove all of them: a fresh run never goes on from an earlier one."""
         for place in self._newest_first():
-            shutil.rmtree(place)
+            _remove(place)
         clear_leftovers(self.folder, "checkpoint-*")
 
     def seal(self, written: Path, stage: Path) -> None:
@@ -108,7 +108,7 @@ class Checkpoints:
     def drop_old(self) -> None:
         """Keep the newest ones."""
         for place in self._newest_first()[_KEPT:]:
-            shutil.rmtree(place)
+            _remove(place)
 
     def newest(self) -> Path:
         """The newest whole checkpoint. Newer ones that are damaged are told of (`AnchorLwfWarning`) and removed.
@@ -129,7 +129,7 @@ class Checkpoints:
                 expected = "the records, model and options it was started with"
                 raise ConfigError(wrong(f"resume {self.folder.parent}", expected, "; ".join(differences), fix))
             for newer in damaged:
-                shutil.rmtree(newer)
+                _remove(newer)
             if damaged:
                 told = "; ".join(f"{newer}: {flaw}" for newer, flaw in damaged.items())
                 warnings.warn(f"{told}. Going on from {place.name} instead.", AnchorLwfWarning, stacklevel=2)
@@ -145,6 +145,11 @@ class Checkpoints:
             if (named := re.fullmatch(r"checkpoint-(\d+)", place.name)) and place.is_dir()
         }
         return [steps[step] for step in sorted(steps, reverse=True)]
+
+
+def _remove(place: Path) -> None:
+    with storage_errors(place):
+        shutil.rmtree(place)
 
 
 def _names(place: Path) -> list[str]:

@@ -333,8 +333,6 @@ def _save(trainer: AnchorTrainer, folder: RunFolder) -> Path:
     adapter = isinstance(model.net, PeftModel)
     place = folder.path / ("adapter" if adapter else "model")
     if trainer.is_world_process_zero():
-        # It tells of the weights that are now replaced.
-        (folder.path / "train.json").unlink(missing_ok=True)
         with staged_folder(place) as stage:
             model.net.save_pretrained(stage)
             model.codec.tokenizer.save_pretrained(stage)
@@ -344,4 +342,6 @@ def _save(trainer: AnchorTrainer, folder: RunFolder) -> Path:
                 settings = {**json.loads(noted.read_text()), "base_model_name_or_path": model.name}
                 noted.write_text(json.dumps(settings, indent=2) + "\n")
             (stage / "README.md").write_text(card(model, place.name), encoding="utf-8")
+            # It tells of the weights that are now replaced.
+            (folder.path / "train.json").unlink(missing_ok=True)
     return place
