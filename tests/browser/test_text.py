@@ -220,7 +220,7 @@ def test_chats_with_tools_and_thought(show):
         "User",
     ]
     assert json.loads(prompt.locator(".call pre").nth(1).text_content()) == {"town": "<i>Gardale</i>"}
-    thought = prompt.locator("details", has_text="Look it up.")
+    thought = prompt.locator(".message:not(.seen) details", has_text="Look it up.")
     assert not thought.locator(".prose").is_visible()
     thought.locator("summary").click()
     assert thought.locator(".prose").is_visible()
