@@ -454,7 +454,7 @@ def test_a_changed_record_does_not_hold(tiny, corrected, tmp_path):
     assert (done.code, done.out) == (2, "1 of 2 records hold\n")
     assert f"record {first.id}: the model would choose another token at {place};" in re.sub(r"\s+", " ", done.err)
     done = run("verify", tmp_path / "r.jsonl", *tiny, "--json")
-    assert json.loads(done.out)["broken"] == [{"id": first.id, "positions": [place]}]
+    assert json.loads(done.out)["broken"] == [{"id": first.id, "positions": [place], "ending": None}]
     assert done.code == 2
 
 

@@ -220,7 +220,7 @@ def test_chats_with_tools_and_thought(show):
         "User",
     ]
     assert json.loads(prompt.locator(".call pre").nth(1).text_content()) == {"town": "<i>Gardale</i>"}
-    thought = prompt.locator("details", has_text="Look it up.")
+    thought = prompt.locator(".message:not(.seen) details", has_text="Look it up.")
     assert not thought.locator(".prose").is_visible()
     thought.locator("summary").click()
     assert thought.locator(".prose").is_visible()
@@ -228,6 +228,13 @@ def test_chats_with_tools_and_thought(show):
     assert last.text_content().endswith("</script>")
     assert last.evaluate("element => getComputedStyle(element).direction") == "rtl"
     assert prompt.locator("b, i, script").count() == 0
+    # The embedded model's template writes neither tools nor calls: that is said, and seen in what it does write.
+    assert "leaves out the tools" in " ".join(prompt.locator(".trouble").all_text_contents())
+    seen = prompt.locator(".seen")
+    assert not seen.locator("pre").is_visible()
+    seen.locator("summary").click()
+    assert seen.locator("pre").text_content().endswith("</script><|im_end|>\n<|im_start|>assistant\n")
+    assert set(seen.locator(".special").all_text_contents()) == {"<|im_start|>", "<|im_end|>"}
 
 
 def test_a_long_line_stays_on_the_page(show):
