@@ -257,3 +257,28 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path):
     assert (target / "sub" / "part").read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
     assert str(target) in told
+
+
+# --- what is no file, and what leads to one ---
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "file")
+    for content in ("new", "newer"):  # there is nothing there yet, then something
+        ensure_writable(tmp_path / "link")
+        write_atomic(tmp_path / "link", content)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "real" / "file").read_text() == content
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["file"]
+
+
+def test_a_device_or_pipe_is_never_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/null")):
+        for attempt in (ensure_writable, lambda place: write_atomic(place, "x")):
+            with pytest.raises(StorageError, match="got a device, pipe or socket, where a file should be"):
+                attempt(path)
+    assert (tmp_path / "pipe").is_fifo()
+    assert Path("/dev/null").is_char_device()
