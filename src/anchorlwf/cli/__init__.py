@@ -84,13 +84,17 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(2)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            fix = "Free some space, or send the output elsewhere."
-            _fail(f"Error: {wrong('output', 'room for it', error.strerror, fix)}", 2, debug)
-        _fail(f"Internal error, please report it: {type(error).__name__}: {error} (--debug shows where)", 1, debug)
+        _unforeseen(error, debug)
     if code == 130:  # what newer Typers make of Ctrl-C
         _fail(_INTERRUPTED, 130, debug=False)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _unforeseen(error: Exception, debug: bool) -> NoReturn:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        fix = "Free some space, or send the output elsewhere."
+        _fail(f"Error: {wrong('output', 'room for it', error.strerror, fix)}", 2, debug)
+    _fail(f"Internal error, please report it: {type(error).__name__}: {error} (--debug shows where)", 1, debug)
 
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:
