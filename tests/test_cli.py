@@ -550,6 +550,10 @@ ANNOTATE = ["annotate", "p.jsonl", "--out", "r.jsonl"]
         ([*ANNOTATE, "--confidence", "nan"], r"confidence: expected a finite number, got nan"),
         (["train", "r.jsonl", "--out", "run", "--lr", "-1"], r"learning_rate: expected greater than 0, got -1"),
         (["train", "r.jsonl", "--out", "run", "--config", "none.yaml"], r"none\.yaml: expected a YAML file, got"),
+        (["evaluate", "--probes", "p.jsonl", "--seed", "-1"], r"seed: expected greater than or equal to 0, got -1"),
+        (["train", "r.jsonl", "--out", "run", "--seed", str(2**32)], r"seed: expected less than 4294967296, got"),
+        (["bench", "decode", "--set", "tokens=16", "--set", "position=16"], r"expected a position below the .* 16"),
+        (["bench", "decode", "--set", "steadiness=-1"], r"steadiness.*: expected greater than 0, got '-1'"),
         (["evaluate", "--probes", "p.jsonl", "--batch-size", "0"], r"batch_size: expected greater than .* 1, got 0"),
         (["chat", "--model", "nobody/nothing", "-p", "hello"], r"model 'nobody/nothing': expected a folder or hub"),
         (["chat", "--model", "no-folder", "-p", "hello"], r"model 'no-folder': expected a folder or hub name"),
@@ -566,6 +570,29 @@ def test_a_wrong_option_is_named(tmp_path, arguments, message):
 def test_a_wrong_option_in_a_file_is_named(corrected, tmp_path):
     done = run("train", corrected, "--out", tmp_path / "run", "--config", save_yaml(tmp_path / "train.yaml", ranks=3))
     refused(done, r"Error: TrainConfig: ranks: .*got 3\. Known options: .*rank")
+
+
+@pytest.mark.parametrize(
+    "content", [bytes(range(256)), b"[" * 5000, b"- " * 3000, b"seed: 2026-99-99", b"1: 2", b"seed: " + b"1" * 5000]
+)
+def test_a_file_of_options_that_no_reader_takes_is_refused(tmp_path, content):
+    (tmp_path / "x.yaml").write_bytes(content)
+    probes = ["evaluate", "--probes", tmp_path / "p.jsonl"]
+    refused(run(*probes, "--config", tmp_path / "x.yaml"), r"Error: ")
+    refused(run(*probes, "--certificate", tmp_path / "x.yaml"), r"Error: ")
+
+
+def test_a_full_output_is_the_surroundings_fault(tiny):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "anchorlwf", "chat", *map(str, tiny), "-p", "hi", "--max-new-tokens", "2", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2, done
+    assert "Error: output: expected room for it, got No space left on device" in done.stderr
 
 
 def test_options_that_do_not_go_with_the_records_are_refused(tiny, corrected, tmp_path):

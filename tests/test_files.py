@@ -344,3 +344,28 @@ def test_what_a_killed_write_leaves_is_cleared_and_nothing_else(tmp_path):
 def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
     (tmp_path / "file").write_bytes(b"x" * 300_000)
     assert file_sha(tmp_path / "file") == hashlib.sha256(b"x" * 300_000).hexdigest()
+
+
+# --- what is no file, and what leads to one ---
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "file")
+    for content in ("new", "newer"):  # there is nothing there yet, then something
+        ensure_writable(tmp_path / "link")
+        write_atomic(tmp_path / "link", content)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "real" / "file").read_text() == content
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["file"]
+
+
+def test_a_device_or_pipe_is_never_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/null")):
+        for attempt in (ensure_writable, lambda place: write_atomic(place, "x")):
+            with pytest.raises(StorageError, match="got a device, pipe or socket, where a file should be"):
+                attempt(path)
+    assert (tmp_path / "pipe").is_fifo()
+    assert Path("/dev/null").is_char_device()

@@ -9,11 +9,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from anchorlwf.errors import ConfigError
 from anchorlwf.files import write_atomic
 
-__all__ = ["AnnotateConfig", "Config", "EvaluateConfig", "GateConfig", "PeerConfig", "TrainConfig"]
+__all__ = ["YAML_ERRORS", "AnnotateConfig", "Config", "EvaluateConfig", "GateConfig", "PeerConfig", "TrainConfig"]
 
+YAML_ERRORS = (OSError, ValueError, RecursionError, yaml.YAMLError)
+"""What reading YAML from a file may raise. ValueError: bytes that are no text, the 99th of a month."""
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every generator takes."""
 Listed = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
 """For tuples: on a command line they are `1,2`."""
 
@@ -56,14 +60,14 @@ class Config(BaseModel):
         """
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except YAML_ERRORS as error:
             raise ConfigError(f"{path}: expected a YAML file, got {error}. Check the path and the syntax.") from error
         if data is not None and not isinstance(data, dict):
             raise ConfigError(f"{path}: expected `option: value` lines, got {type(data).__name__}. Mend the file.")
         options = data or {}
         if isinstance(options.get(cls.section), dict) and cls.section not in cls.model_fields:
             options = options[cls.section]
-        return cls.of(**options)
+        return cls.of(**{str(name): value for name, value in options.items()})
 
     def save(self, path: str | Path) -> None:
         """Write a YAML file that `load` reads back to an equal configuration."""
@@ -131,7 +135,7 @@ class TrainConfig(Config):
     reference_cache_size: Annotated[float, Field(ge=0)] = 8.0
     """Most GiB on disk for the reference's hidden states, kept where there is more than one pass over the records and
     they fit. Steps then need no reference forward. 0: never kept."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class PeerConfig(Config):
@@ -148,7 +152,7 @@ class PeerConfig(Config):
     """Optimizer steps, all of which are taken."""
     batch_size: Count = 16
     """Prompts (DPO: pairs) per step; fewer where there are fewer."""
-    seed: int = 0
+    seed: Seed = 0
     num_generations: Annotated[int, Field(ge=2)] = 8
     """Completions sampled per prompt and step (GRPO, SDFT)."""
     temperature: Positive = 1.0
@@ -195,7 +199,7 @@ class EvaluateConfig(Config):
     """Folder with task YAML files of your own."""
     task_limit: Count | None = None
     """Most documents per task; None: all."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class GateConfig(Config):

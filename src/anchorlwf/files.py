@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import os
 import re
@@ -55,14 +56,27 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _real_file(path: str | Path) -> Path:
+    """Where a file to be replaced lies, behind any link. Raises `OSError` for a device, pipe or socket.
+
+    A rename would put a file in the place of /dev/null, and of a link that leads elsewhere.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise OSError(errno.EINVAL, "a device, pipe or socket, where a file should be")
+    return target
+
+
 def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Replace the file's content in one step (temporary file, fsync, rename); folders are made. Text becomes UTF-8.
 
+    A link stays, and the file it leads to is replaced.
+
     Raises:
-        StorageError: the place cannot be written; the old content is still there.
+        StorageError: the place cannot be written, or is no file; the old content is still there.
     """
-    target = Path(path)
-    with storage_errors(target):
+    with storage_errors(path):
+        target = _real_file(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
@@ -120,8 +134,8 @@ def append_lines(path: str | Path, lines: Sequence[str]) -> None:
 
 def ensure_writable(path: str | Path) -> None:
     """Raise `StorageError` now if `path` could not be written later, before any long work begins."""
-    target = Path(path)
-    with storage_errors(target):
+    with storage_errors(path):
+        target = _real_file(path)
         folder = target.parent
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

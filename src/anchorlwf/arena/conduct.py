@@ -15,6 +15,7 @@ from anchorlwf.arena.methods import METHODS
 from anchorlwf.arena.plan import Plan
 from anchorlwf.arena.report import write_report
 from anchorlwf.arena.study import Job, Sources, run_study
+from anchorlwf.config import YAML_ERRORS
 from anchorlwf.errors import ConfigError, RecordError, wrong
 from anchorlwf.files import ensure_writable, write_atomic
 from anchorlwf.model import load_model
@@ -35,7 +36,7 @@ def load_plan(name: str) -> Plan:
     try:
         text = shipped.read_text(encoding="utf-8") if shipped.is_file() else Path(name).read_text(encoding="utf-8")
         data = yaml.safe_load(text)
-    except (OSError, yaml.YAMLError) as error:
+    except YAML_ERRORS as error:
         raise ConfigError(wrong("plan", "study, quick or a YAML file", f"{name} ({error})", "Check it.")) from error
     if not isinstance(data, dict):
         raise ConfigError(wrong(f"plan {name}", "`option: value` lines", type(data).__name__, "Mend the file."))

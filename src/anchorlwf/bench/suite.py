@@ -5,9 +5,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from anchorlwf.bench.annotate import annotate_many, measure_annotation, wrong_biographies
 from anchorlwf.bench.decode import correction_of, measure_correction, prompt_of, steady_model
@@ -31,11 +31,17 @@ class DecodeSetup(Config):
 
     tokens: Annotated[int, Field(ge=16, le=900)] = 512
     position: Count = 10
-    """Of the corrected token."""
-    steadiness: Annotated[tuple[float, ...], Listed] = (4.0, 3.5)
+    """Of the corrected token, which stands within the answer."""
+    steadiness: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Listed, Field(min_length=1)] = (4.0, 3.5)
     """See `bench.decode.steady_model`: the higher, the more of the old continuation returns."""
     seeds: Count = 3
     """Models for each of them."""
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if self.position >= self.tokens:
+            raise ValueError(f"expected a position below the answer's {self.tokens} tokens")
+        return self
 
 
 class AnnotateSetup(Config):

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 our failure, 2 the user's mistake, 3 a release gate that w
 143 ended by SIGTERM.
 """
 
+import errno
 import sys
 import traceback
 from typing import Any, NoReturn
@@ -25,7 +26,7 @@ from anchorlwf.cli import (
     train,
     verify,
 )
-from anchorlwf.errors import AnchorLwfError
+from anchorlwf.errors import AnchorLwfError, wrong
 from anchorlwf.redaction import redacted
 
 __all__ = ["app", "main"]
@@ -84,10 +85,17 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(2)
     except Exception as error:
-        _fail(f"Internal error, please report it: {type(error).__name__}: {error} (--debug shows where)", 1, debug)
+        _unforeseen(error, debug)
     if code == 130:  # what newer Typers make of Ctrl-C
         _fail(_INTERRUPTED, 130, debug=False)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _unforeseen(error: Exception, debug: bool) -> NoReturn:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        fix = "Free some space, or send the output elsewhere."
+        _fail(f"Error: {wrong('output', 'room for it', error.strerror, fix)}", 2, debug)
+    _fail(f"Internal error, please report it: {type(error).__name__}: {error} (--debug shows where)", 1, debug)
 
 
 def _fail(message: str, code: int, debug: bool) -> NoReturn:

@@ -121,9 +121,10 @@ def _read(
     if not isinstance(source, str | Path):
         rows = list(source)
         return rows, DataStamp.of_rows(rows)
-    before = DataStamp.of_file(source)
+    # Where there is no file, `load` says so.
+    before = DataStamp.of_file(source) if Path(source).is_file() else None
     rows = load(source, skip_bad=skip)
-    if DataStamp.of_file(source) != before:
+    if before is None or DataStamp.of_file(source) != before:
         raise RecordError(wrong(str(source), "a file at rest", "one that was written to meanwhile", "Try again."))
     return rows, before
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from anchorlwf.config import YAML_ERRORS
 from anchorlwf.errors import ConfigError, StorageError, wrong
 
 __all__ = ["WebSettings", "checked_hosts", "is_loopback", "kept_token", "load_annotators"]
@@ -105,7 +106,7 @@ def load_annotators(path: Path) -> dict[str, str]:
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except YAML_ERRORS as error:
         raise ConfigError(wrong(f"annotators {path}", "a YAML file of `name: token`", error, "Check it.")) from error
     if not isinstance(data, dict) or not data:
         raise ConfigError(wrong(f"annotators {path}", "`name: token` lines", type(data).__name__, "Mend the file."))
