@@ -256,6 +256,15 @@ def test_an_anchor_that_fits_several_messages_and_not_its_own_is_flagged(read, t
     assert all(record.status == "draft" for record in found.records if record.messages == turns[:5])
 
 
+def test_equal_anchors_of_two_messages_are_two(read, table):
+    turns = [m for _ in range(2) for m in (*ASK, {"role": "assistant", "content": "hello"})]
+    word = table.token(table.encode("hello")[0]).text
+    anchors = [at(0, word, message_index=index) for index in (1, 3)]
+    found = read({"samples": [{"id": 1, "messages": turns, "anchors": anchors, "edits": anchors}]})
+    assert not found.flags
+    assert [len(record.anchors) for record in found.records] == [1, 1]
+
+
 def test_prompt_and_completion_may_be_texts(read, table, tiny_model):
     word = table.token(table.encode("hello")[0]).text
     plain = {"prompt": "hi", "completion": "hello", "anchors": [{"token_index": 0, "replacement_token": word}]}

@@ -1,6 +1,7 @@
 """Lines of records, prompts and probes with something wrong in them: refused by name, or good in every use."""
 
 import copy
+import functools
 import json
 import random
 import warnings
@@ -25,6 +26,8 @@ VALUES: list[Any] = [
     [{"role": "user", "content": [5]}], [{"role": "assistant"}], "0001-01-01T00:00:00+14:00", "2026-11-26", "(",
 ]  # fmt: skip
 """What stands where something else should."""
+for depth in (90, 120, 260):
+    VALUES.append(functools.reduce(lambda inner, _: [{"a": inner}], range(depth // 2), 0))
 
 
 def places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

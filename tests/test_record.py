@@ -1,5 +1,6 @@
 """The record and its invariants."""
 
+import functools
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -119,6 +120,7 @@ def test_anchors_out_of_order_are_refused(record, data):
         ({"ties": [3]}, r"ties\[0\]: expected less than the completion's 3 tokens; got 3"),
         ({"ties": [1, 1]}, r"ties\[1\]: expected more than 1 .*; got 1"),
         ({"tools": [{"x": [float("nan")]}]}, r"tools\n.*expected numbers that JSON has; got nan"),
+        ({"tools": [functools.reduce(lambda inner, _: {"a": inner}, range(101), 0)]}, r"at most 100 brackets"),
         *(({"messages": messages}, names) for messages, names in MESSAGES),
     ],
 )

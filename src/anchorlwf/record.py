@@ -20,12 +20,21 @@ Position = Annotated[int, Field(ge=0, lt=2**31)]
 Message = dict[str, Any]
 
 
+# A line nested deeper (pydantic: 255) could be read and never written again.
+_DEPTH = 100
+
+
 def _in_json(value: Any) -> Any:
-    """The value, where JSON has all of it: Python reads NaN and 1e400, and null would be written in their place."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"expected numbers that JSON has; got {value}")
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _in_json(item)
+    """The value, where a file can hold all of it: Python reads NaN and 1e400, and null would be written for them."""
+    waiting = [(value, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ValueError(f"expected numbers that JSON has; got {item}")
+        if depth > _DEPTH:
+            raise ValueError(f"expected at most {_DEPTH} brackets within one another; got more")
+        inner = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        waiting.extend((one, depth + 1) for one in inner)
     return value
 
 

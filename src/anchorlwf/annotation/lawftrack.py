@@ -159,7 +159,7 @@ def _anchors(row: dict[str, Any]) -> list[dict[str, Any]]:
         if type(position) is not int or not isinstance(wanted, str) or not wanted:
             what = "token_index and replacement_token"
             raise RecordError(wrong("anchor", what, repr(anchor)[:80], "Export it again."))
-        found.setdefault((position, wanted), {**anchor, "token_index": position, "message_index": message})
+        found.setdefault((message, position, wanted), {**anchor, "token_index": position, "message_index": message})
     return list(found.values())
 
 

@@ -34,10 +34,8 @@ class Markers:
     """
 
     def __init__(self, codec: Codec, stop_ids: Iterable[int]) -> None:
-        own = _own_header(codec)
-        self._own = own.lstrip()
-        headers = [*([re.escape(own)] if own.strip() else []), *_HEADERS]
-        self._header = re.compile(rf".*(?:{'|'.join(headers)})", re.DOTALL)
+        self._own = _own_header(codec).lstrip()
+        self._header = re.compile(rf".*(?:{'|'.join(_HEADERS)})", re.DOTALL)
         ends = [re.escape(text) for text in (codec.decode([token], special=True) for token in stop_ids) if text.strip()]
         self._end = re.compile("|".join([*ends, *_ENDS]))
 
@@ -46,9 +44,11 @@ class Markers:
 
         Only a text that begins with a marker has a header: another one may well speak of markers.
         """
-        begins = _BEGINS.match(text) or (self._own and text.lstrip().startswith(self._own))
-        header = self._header.match(text) if begins else None
-        start = header.end() if header else 0
+        start = 0
+        if self._own and text.lstrip().startswith(self._own):
+            start = text.index(self._own) + len(self._own)
+        elif _BEGINS.match(text) and (header := self._header.match(text)):
+            start = header.end()
         end = self._end.search(text, start)
         return slice(start, end.start() if end else len(text))
 
