@@ -18,7 +18,20 @@ import anchorlwf
 
 ROOT = Path(anchorlwf.__file__).parent
 
-VALUES = {"errors", "files", "record", "probe", "lines", "jsonl", "record_file", "export", "edit_data", "config", "run"}
+VALUES = {
+    "errors",
+    "files",
+    "record",
+    "probe",
+    "lines",
+    "jsonl",
+    "record_file",
+    "export",
+    "edit_data",
+    "config",
+    "run",
+    "cache_folder",
+}
 TENSORS = {
     "text",
     "model",
@@ -33,8 +46,9 @@ TENSORS = {
     "divergence",
     "packing",
     "reference",
+    "keep",
 }
-STAGES = {"annotation", "training", "evaluation", "ship", "world"}
+STAGES = {"annotation", "retention", "training", "evaluation", "ship", "world"}
 # Each puts several stages to work, which is why no stage need know another.
 COMPOSITIONS = {
     "workflow": "fix, chat and demo: annotate, train and evaluate in one go",
@@ -47,7 +61,7 @@ LAYERS = [VALUES, TENSORS, STAGES, set(COMPOSITIONS), EDGES]
 
 LAZY = {"trl", "lm_eval", "openai", "vllm", "matplotlib", "jinja2", "markupsafe"}
 """Optional, slow or talkative at import."""
-VALUE_LIBRARIES = {"pydantic", "numpy", "httpx", "yaml"}
+VALUE_LIBRARIES = {"pydantic", "numpy", "httpx", "yaml", "platformdirs"}
 """All that the bottom layer may use besides the standard library."""
 
 

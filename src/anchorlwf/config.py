@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from anchorlwf.errors import ConfigError
 from anchorlwf.files import write_atomic
 
-__all__ = ["AnnotateConfig", "Config", "EvaluateConfig", "GateConfig", "PeerConfig", "TrainConfig"]
+__all__ = ["AnnotateConfig", "Config", "EvaluateConfig", "GateConfig", "PeerConfig", "RetainConfig", "TrainConfig"]
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -83,6 +83,28 @@ class AnnotateConfig(Config):
     """c_t of new anchors."""
     original: bool = True
     """Decode and store the model's uncorrected answer too (target annotator; a person always sees it)."""
+
+
+class RetainConfig(Config):
+    """What a model writes itself to be kept as it was, when nobody gives it prompts."""
+
+    section: ClassVar[str] = "retain"
+
+    general: Annotated[int, Field(ge=0)] = 64
+    """Prompts about anything."""
+    near: Annotated[int, Field(ge=0)] = 48
+    """Prompts that begin like a corrected one, of all corrected ones together."""
+    prompt_tokens: Annotated[int, Field(ge=2)] = 48
+    """Most tokens of a prompt the model writes; longer ones are left out."""
+    answer_tokens: Count = 32
+    """Most tokens of an answer; longer ones are cut."""
+    temperature: Positive = 1.0
+    """Of the sampling; 1 is the model's own distribution."""
+    batch_size: Count = 32
+    """Prompts written together. Others are written with another batch size."""
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Share of the general and near records that is never to be trained on, for measuring drift."""
+    seed: int = 0
 
 
 class TrainConfig(Config):

@@ -1,4 +1,4 @@
-"""Greedy decoding: token ids in, token ids out, over a cache that rewinds.
+"""Decoding: token ids in, token ids out. Greedy, over a cache that rewinds; or sampled, many at a time.
 
 Shape suffixes: B prompts, T tokens, K alternatives, V vocabulary.
 """
@@ -7,6 +7,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from anchorlwf.draft import Draft
 from anchorlwf.model import LanguageModel
 from anchorlwf.replay import TIE, Choices, choices_of, greedy_choices
 
-__all__ = ["TIE", "Choices", "Decoded", "GreedyDecoder", "Step", "decode_batch", "greedy_choices"]
+__all__ = ["TIE", "Choices", "Decoded", "GreedyDecoder", "Step", "decode_batch", "greedy_choices", "sample_batch"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A whole greedy answer."""
+    """A whole answer."""
 
     ids: list[int]
     """The end-of-turn token included, unless truncated."""
@@ -181,26 +182,28 @@ def _completion_logits(model: LanguageModel, ids: list[int], start: int) -> Tens
 
 
 @contextlib.contextmanager
-def _plain_generation(model: LanguageModel) -> Iterator[GenerationConfig]:
-    """Greedy and nothing else: `generate` would fill gaps of a passed config from the model's own, penalties too."""
-    plain = GenerationConfig(do_sample=False, eos_token_id=sorted(model.stop_ids), pad_token_id=model.codec.pad_id)
+def _plain_generation(model: LanguageModel, stop_ids: frozenset[int], **options: Any) -> Iterator[None]:
+    """These options and no other: `generate` would fill gaps of a passed config from the model's own, penalties too."""
+    plain = GenerationConfig(eos_token_id=sorted(stop_ids), pad_token_id=model.codec.pad_id, **options)
     own, model.causal.generation_config = model.causal.generation_config, plain
     try:
-        yield plain
+        yield
     finally:
         model.causal.generation_config = own
 
 
-def _answers(model: LanguageModel, prompts: list[list[int]], room: int) -> list[Decoded]:
+def _answers(
+    model: LanguageModel, prompts: list[list[int]], room: int, stop_ids: frozenset[int], **options: Any
+) -> list[Decoded]:
     pad, width = model.codec.pad_id, max(map(len, prompts))
     left = [[pad] * (width - len(prompt)) for prompt in prompts]
     ids_BT = torch.tensor([gap + prompt for gap, prompt in zip(left, prompts, strict=True)], device=model.device)
     mask_BT = torch.tensor([[0] * len(gap) + [1] * (width - len(gap)) for gap in left], device=model.device)
-    with _plain_generation(model):
+    with _plain_generation(model, stop_ids, **options):
         output_BT = model.net.generate(input_ids=ids_BT, attention_mask=mask_BT, max_new_tokens=room)
     answers = []
     for row in output_BT[:, width:].tolist():
-        end = next((i + 1 for i, token in enumerate(row) if token in model.stop_ids), None)
+        end = next((i + 1 for i, token in enumerate(row) if token in stop_ids), None)
         answers.append(Decoded(row[:end], truncated=end is None))
     return answers
 
@@ -220,6 +223,7 @@ def decode_batch(
     Yields:
         One list per batch: (index into `prompts`, answer).
     """
+    stop_ids = model.stop_ids
     rooms = [model.room(prompt, limit) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     # Near the end of the context there is less room; such prompts go apart, so that they cut no other answer short.
@@ -227,5 +231,38 @@ def decode_batch(
         alike = list(group)
         for start in range(0, len(alike), batch_size):
             chosen = alike[start : start + batch_size]
-            answers = _answers(model, [prompts[index] for index in chosen], room)
+            answers = _answers(model, [prompts[index] for index in chosen], room, stop_ids, do_sample=False)
             yield list(zip(chosen, answers, strict=True))
+
+
+@torch.inference_mode()
+def sample_batch(
+    model: LanguageModel,
+    prompts: list[list[int]],
+    limit: int,
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    stop_ids: frozenset[int] | None = None,
+) -> list[Decoded]:
+    """One sampled continuation of each prompt, from the whole distribution (no top-k, no top-p), in one batch.
+
+    The same seed and batch give the same ids on the same machine; the global random state is left as it was.
+
+    Args:
+        model: sampled as it is (adapter on unless inside `model.reference()`).
+        prompts: token ids, any lengths.
+        limit: most new tokens each; what fits behind the longest prompt, where that is less.
+        seed: of the draws.
+        temperature: above 0; 1 is the model's own distribution.
+        stop_ids: what ends a continuation. None: the model's end-of-turn ids.
+
+    Raises:
+        PromptError: a prompt alone fills the context.
+    """
+    room = min(model.room(prompt, limit) for prompt in prompts)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        return _answers(model, prompts, room, model.stop_ids if stop_ids is None else stop_ids, **options)

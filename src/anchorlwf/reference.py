@@ -36,7 +36,7 @@ from anchorlwf.head import reference_head
 from anchorlwf.loss.summary import summarize
 from anchorlwf.model import LanguageModel
 
-__all__ = ["GIB", "ReferenceCache", "ReferenceKey", "build_reference_cache", "reference_bytes"]
+__all__ = ["GIB", "ReferenceCache", "ReferenceKey", "build_reference_cache", "reference_bytes", "reference_sha"]
 
 GIB = 2**30
 _FORMAT = 1
@@ -74,14 +74,7 @@ class ReferenceKey:
         if torch.is_autocast_enabled(kind):
             dtype += f", autocast to {torch.get_autocast_dtype(kind)}"
         return cls(
-            _reference_sha(model),
-            stamp.tokenizer_sha,
-            stamp.template_sha,
-            contents.sha,
-            dtype,
-            kind,
-            packed,
-            summarized,
+            reference_sha(model), stamp.tokenizer_sha, stamp.template_sha, contents.sha, dtype, kind, packed, summarized
         )
 
     @property
@@ -211,7 +204,7 @@ def _tensors_sha(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _reference_sha(model: LanguageModel) -> str:
+def reference_sha(model: LanguageModel) -> str:
     """SHA-256 of the reference in memory, the same with an adapter on it and without."""
     with model.reference() as net:
         causal: Any = net if net is not model.net else model.causal

@@ -21,6 +21,7 @@ from anchorlwf.cli import (
     fix,
     import_edits,
     import_lawftrack,
+    retain,
     train,
     verify,
 )
@@ -43,6 +44,7 @@ app = typer.Typer(
 for module in (
     annotate,
     verify,
+    retain,
     train,
     evaluate,
     certificate,
