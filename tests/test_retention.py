@@ -393,7 +393,7 @@ def test_the_command_writes_keep_records_and_candidates(wordy_path, corrections,
     assert all(tag.startswith("paraphrase:") or tag == "certain" for prompt in found for tag in prompt.tags)
 
 
-def test_what_the_command_cannot_do_it_says(wordy_path, base, corrections, tmp_path):
+def test_what_the_command_cannot_do_it_says(wordy_path, corrections, tmp_path):
     keep = tmp_path / "keep.jsonl"
     start = ["retain", "--model", wordy_path, "--out", keep, "--cache-dir", tmp_path / "cache"]
     refused(run(*start, "--records", tmp_path / "none.jsonl"), "none.jsonl")
