@@ -16,7 +16,8 @@ def cache_folder(given: str | Path | None = None) -> Path:
         given: by a person, for this one call. None: the folder that `ANCHORLWF_CACHE` names; without that, the one the
             platform sets aside for it (`~/.cache/anchorlwf` on Linux).
     """
+    if named := given or os.environ.get(CACHE_VARIABLE):
+        return Path(named).expanduser()
     from platformdirs import user_cache_path
 
-    named = given or os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser() if named else user_cache_path("anchorlwf")
+    return user_cache_path("anchorlwf")

@@ -101,7 +101,7 @@ class RetainConfig(Config):
     temperature: Positive = 1.0
     """Of the sampling; 1 is the model's own distribution."""
     batch_size: Count = 32
-    """Prompts written together. Others are written with another batch size."""
+    """Prompts written together; with another size the model writes other ones."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of the general and near records that is never to be trained on, for measuring drift."""
     seed: int = 0
