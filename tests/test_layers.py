@@ -33,6 +33,7 @@ VALUES = {
     "edit_data",
     "config",
     "run",
+    "cache_folder",
 }
 TENSORS = {
     "chat_template",
@@ -52,8 +53,9 @@ TENSORS = {
     "divergence",
     "packing",
     "reference",
+    "keep",
 }
-STAGES = {"annotation", "training", "evaluation", "ship", "world"}
+STAGES = {"annotation", "retention", "training", "evaluation", "ship", "world"}
 # Each puts several stages to work, which is why no stage need know another.
 COMPOSITIONS = {
     "workflow": "fix, chat and demo: annotate, train and evaluate in one go",
@@ -66,7 +68,7 @@ LAYERS = [VALUES, TENSORS, STAGES, set(COMPOSITIONS), EDGES]
 
 LAZY = {"trl", "lm_eval", "openai", "vllm", "matplotlib", "jinja2", "markupsafe"}
 """Optional, slow or talkative at import."""
-VALUE_LIBRARIES = {"pydantic", "numpy", "httpx", "yaml", "regex"}
+VALUE_LIBRARIES = {"pydantic", "numpy", "httpx", "yaml", "regex", "platformdirs"}
 """All that the bottom layer may use besides the standard library."""
 
 

@@ -9,7 +9,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from anchorlwf.errors import ConfigError
 from anchorlwf.files import write_atomic
 
-__all__ = ["YAML_ERRORS", "AnnotateConfig", "Config", "EvaluateConfig", "GateConfig", "PeerConfig", "TrainConfig"]
+__all__ = [
+    "YAML_ERRORS",
+    "AnnotateConfig",
+    "Config",
+    "EvaluateConfig",
+    "GateConfig",
+    "PeerConfig",
+    "RetainConfig",
+    "TrainConfig",
+]
 
 YAML_ERRORS = (OSError, ValueError, RecursionError, yaml.YAMLError)
 """What reading YAML from a file may raise. ValueError: bytes that are no text, the 99th of a month."""
@@ -87,6 +96,28 @@ class AnnotateConfig(Config):
     """c_t of new anchors."""
     original: bool = True
     """Decode and store the model's uncorrected answer too (target annotator; a person always sees it)."""
+
+
+class RetainConfig(Config):
+    """What a model writes itself to be kept as it was, when nobody gives it prompts."""
+
+    section: ClassVar[str] = "retain"
+
+    general: Annotated[int, Field(ge=0)] = 64
+    """Prompts about anything."""
+    near: Annotated[int, Field(ge=0)] = 48
+    """Prompts that begin like a corrected one, of all corrected ones together."""
+    prompt_tokens: Annotated[int, Field(ge=2)] = 48
+    """Most tokens of a prompt the model writes; longer ones are left out."""
+    answer_tokens: Count = 32
+    """Most tokens of an answer; longer ones are cut."""
+    temperature: Positive = 1.0
+    """Of the sampling; 1 is the model's own distribution."""
+    batch_size: Count = 32
+    """Prompts written together; with another size the model writes other ones."""
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Share of the general and near records that is never to be trained on, for measuring drift."""
+    seed: Seed = 0
 
 
 class TrainConfig(Config):

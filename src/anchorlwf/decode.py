@@ -1,4 +1,4 @@
-"""Greedy decoding: token ids in, token ids out, over a cache that rewinds.
+"""Decoding: token ids in, token ids out. Greedy, over a cache that rewinds; or sampled, many at a time.
 
 Shape suffixes: B prompts, T tokens, K alternatives, V vocabulary.
 """
@@ -8,7 +8,7 @@ import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from anchorlwf.draft import Draft
 from anchorlwf.model import LanguageModel
 from anchorlwf.replay import TIE, Choices, choices_of, greedy_choices
 
-__all__ = ["TIE", "Choices", "Decoded", "GreedyDecoder", "Step", "decode_batch", "greedy_choices"]
+__all__ = ["TIE", "Choices", "Decoded", "GreedyDecoder", "Step", "decode_batch", "greedy_choices", "sample_batch"]
 
 
 Settings = Literal["greedy", "own"]
@@ -39,7 +39,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A whole greedy answer."""
+    """A whole answer."""
 
     ids: list[int]
     """The end-of-turn token included, unless truncated."""
@@ -203,9 +203,12 @@ def _completion_logits(model: LanguageModel, ids: list[int], start: int) -> Tens
 
 
 @contextlib.contextmanager
-def _plain_generation(model: LanguageModel) -> Iterator[GenerationConfig]:
-    """Greedy and nothing else: `generate` would fill gaps of a passed config from the model's own, penalties too."""
-    plain = GenerationConfig(do_sample=False, eos_token_id=sorted(model.stop_ids), pad_token_id=model.codec.pad_id)
+def _plain_generation(
+    model: LanguageModel, stop_ids: frozenset[int] | None = None, **options: Any
+) -> Iterator[GenerationConfig]:
+    """These options and no other: `generate` would fill gaps of a passed config from the model's own, penalties too."""
+    ends = sorted(model.stop_ids if stop_ids is None else stop_ids)
+    plain = GenerationConfig(eos_token_id=ends, pad_token_id=model.codec.pad_id, **options)
     own, model.causal.generation_config = model.causal.generation_config, plain
     try:
         yield plain
@@ -232,12 +235,17 @@ def _own_generation(model: LanguageModel) -> Iterator[GenerationConfig]:
         model.causal.generation_config = own
 
 
-def _answers(model: LanguageModel, prompts: list[list[int]], room: int, settings: Settings) -> list[Decoded]:
+def _answers(
+    model: LanguageModel,
+    prompts: list[list[int]],
+    room: int,
+    generation: contextlib.AbstractContextManager[GenerationConfig],
+) -> list[Decoded]:
     pad, width = model.codec.pad_id, max(map(len, prompts))
     left = [[pad] * (width - len(prompt)) for prompt in prompts]
     ids_BT = torch.tensor([gap + prompt for gap, prompt in zip(left, prompts, strict=True)], device=model.device)
     mask_BT = torch.tensor([[0] * len(gap) + [1] * (width - len(gap)) for gap in left], device=model.device)
-    with _own_generation(model) if settings == "own" else _plain_generation(model) as config:
+    with generation as config:
         output_BT = model.net.generate(
             input_ids=ids_BT,
             attention_mask=mask_BT,
@@ -278,5 +286,39 @@ def decode_batch(
         alike = list(group)
         for start in range(0, len(alike), batch_size):
             chosen = alike[start : start + batch_size]
-            answers = _answers(model, [prompts[index] for index in chosen], room, settings)
+            generation = _own_generation(model) if settings == "own" else _plain_generation(model, do_sample=False)
+            answers = _answers(model, [prompts[index] for index in chosen], room, generation)
             yield list(zip(chosen, answers, strict=True))
+
+
+@torch.inference_mode()
+def sample_batch(
+    model: LanguageModel,
+    prompts: list[list[int]],
+    limit: int,
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    stop_ids: frozenset[int] | None = None,
+) -> list[Decoded]:
+    """One sampled continuation of each prompt, from the whole distribution (no top-k, no top-p), in one batch.
+
+    The same seed and batch give the same ids on the same machine; the global random state is left as it was.
+
+    Args:
+        model: sampled as it is (adapter on unless inside `model.reference()`).
+        prompts: token ids, any lengths.
+        limit: most new tokens each; what fits behind the longest prompt, where that is less.
+        seed: of the draws.
+        temperature: above 0; 1 is the model's own distribution.
+        stop_ids: what ends a continuation. None: the model's end-of-turn ids.
+
+    Raises:
+        PromptError: a prompt alone fills the context.
+    """
+    room = min(model.room(prompt, limit) for prompt in prompts)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        return _answers(model, prompts, room, _plain_generation(model, stop_ids, **sampling))

@@ -14,6 +14,7 @@ from anchorlwf.decode import Decoded, GreedyDecoder, decode_batch
 from anchorlwf.files import ensure_writable
 from anchorlwf.generation import warn_of_generation
 from anchorlwf.jsonl import append_records, each_earlier, each_line, each_prompt, load_prompts
+from anchorlwf.keep import keep_records
 from anchorlwf.lines import Check
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Prompt, Record
@@ -208,23 +209,5 @@ def retention_records(
 
     They tell training what must stay as it is where no correction speaks of it. `skip_bad` and errors: as `annotate`.
     """
-    config = (config or AnnotateConfig()).model_copy(update={"original": True})
-    listed, stamp, kept = as_prompts(prompts, skip_bad=skip_bad, check=fits(model)), model.stamp, []
-    encoded = [model.codec.encode_prompt(prompt.messages, prompt.tools) for prompt in listed]
-    for prompt, ids, answer in zip(listed, encoded, _originals(model, encoded, config), strict=True):
-        assert answer is not None
-        kept.append(
-            Record(
-                id=prompt.record_id(stamp),
-                model=stamp,
-                messages=prompt.messages,
-                tools=prompt.tools,
-                prompt_ids=ids,
-                original_ids=answer.ids,
-                completion_ids=answer.ids,
-                completion=model.codec.decode(answer.ids),
-                truncated=answer.truncated,
-                tags=[*prompt.tags, "retain"],
-            )
-        )
-    return kept
+    limit = (config or AnnotateConfig()).max_new_tokens
+    return keep_records(model, as_prompts(prompts, skip_bad=skip_bad, check=fits(model)), limit)

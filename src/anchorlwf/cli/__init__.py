@@ -23,6 +23,7 @@ from anchorlwf.cli import (
     fix,
     import_edits,
     import_lawftrack,
+    retain,
     train,
     verify,
 )
@@ -46,6 +47,7 @@ app = typer.Typer(
 for module in (
     annotate,
     verify,
+    retain,
     train,
     evaluate,
     certificate,

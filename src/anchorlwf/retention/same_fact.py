@@ -1,0 +1,97 @@
+"""Whether a prompt asks for a fact that was corrected: its answer must not be kept, but it may become a paraphrase.
+
+Words that turn up in many of the model's own prompts and answers distinguish nothing; that needs no list of words, and
+so works in any language that writes words apart.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from anchorlwf.model import LanguageModel
+from anchorlwf.record import Prompt, Record
+from anchorlwf.retention.rounds import Answered
+from anchorlwf.retention.screening import words
+
+__all__ = ["Background", "Candidate", "Corrected", "same_fact"]
+
+_COMMON = 0.1
+"""A word in more of the texts than this share distinguishes nothing."""
+
+
+class Background:
+    """How common words are in what the model writes about anything."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        sets = [set(words(text)) for text in texts]
+        self._counts, self._bound = Counter(word for one in sets for word in one), max(1.0, _COMMON * len(sets))
+
+    def rare(self, candidates: Iterable[str]) -> frozenset[str]:
+        """Those of the words that distinguish something."""
+        return frozenset(word for word in candidates if self._counts[word] <= self._bound)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A prompt that seems to ask for a corrected fact in other words."""
+
+    prompt: Prompt
+    answer: str
+    """What the reference says, cut at the token limit."""
+    record_id: str
+    """The correction it belongs to."""
+    holds_rejected: bool
+    """The answer holds what was rejected."""
+    holds_words: bool
+    """The prompt holds all words that distinguish the corrected one."""
+
+    @property
+    def certain(self) -> bool:
+        """Both signs agree."""
+        return self.holds_rejected and self.holds_words
+
+
+class Corrected:
+    """One correction, as far as other prompts may ask for the same.
+
+    Args:
+        model: whose tokens the record holds.
+        record: with anchors.
+        limit: tokens to which the answers that are compared were cut.
+        background: of the model's own prompts and answers.
+    """
+
+    def __init__(self, model: LanguageModel, record: Record, limit: int, background: Background) -> None:
+        asked = words(str(record.messages[-1].get("content", "")))
+        distinguishing = background.rare(asked)
+        # One word alone, such as "who" in "Who are you?", would fit far too much.
+        self._asked = distinguishing if len(distinguishing) > 1 else frozenset(asked)
+        codec = model.codec
+        ids = record.original_ids[:limit] or [a.rejected_id for a in record.anchors if a.rejected_id is not None]
+        self._original = words(codec.decode(ids))
+        corrected = {*words(codec.decode(record.completion_ids)), *asked}
+        self._rejected = background.rare(word for word in self._original if word not in corrected)
+        self.record = record
+
+    def holds_words(self, prompt: str) -> bool:
+        """The prompt holds every word that distinguishes the corrected one."""
+        return bool(self._asked) and self._asked <= set(words(prompt))
+
+    def holds_rejected(self, answer: str) -> bool:
+        """The answer holds half of the words that were rejected; where all are common, it is the rejected answer."""
+        said = words(answer)
+        if not self._rejected:
+            return bool(said) and said == self._original
+        return 2 * len(self._rejected & set(said)) >= len(self._rejected)
+
+
+def same_fact(answered: Answered, corrections: Sequence[Corrected]) -> Candidate | None:
+    """The first correction whose fact the prompt asks for; None: it asks for something else.
+
+    Of a near prompt, the correction that it was begun from is tried first.
+    """
+    for correction in sorted(corrections, key=lambda one: one.record.id != answered.of):
+        rejected, asked = correction.holds_rejected(answered.completion), correction.holds_words(answered.text)
+        if rejected or asked:
+            return Candidate(answered.prompt, answered.completion, correction.record.id, rejected, asked)
+    return None

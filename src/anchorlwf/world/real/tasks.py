@@ -1,0 +1,206 @@
+"""Corrections of a real model, and the probes that judge it: what it really gets wrong, and what it really knows."""
+
+import random
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from anchorlwf.jsonl import load_prompts
+from anchorlwf.model import LanguageModel
+from anchorlwf.probe import Probe, ProbeKind, score
+from anchorlwf.record import Prompt
+from anchorlwf.world.facts import Fact
+from anchorlwf.world.real.asked import Said, ask
+from anchorlwf.world.real.facts import facts_about, real_facts
+from anchorlwf.world.real.long_answers import LONG_ANSWERS, LONG_LIMIT
+from anchorlwf.world.real.skills import real_skills
+from anchorlwf.world.real.wordings import IDENTITY, PERSONAS, TRAINED, real_templates
+from anchorlwf.world.templates import Template
+
+__all__ = ["RealTask", "RealWorld", "Split", "everyday_prompts"]
+
+Split = Literal["validation", "report"]
+_ANSWER_TOKENS = 24
+_EVERYDAY_TOKENS = 64
+_AMBIGUOUS = frozenset("I As At In He Be No Am".split())
+"""Symbols that are English words: an answer may hold them by chance."""
+
+
+@dataclass(frozen=True)
+class RealTask:
+    """What is corrected, and what is asked afterwards."""
+
+    prompts: list[Prompt]
+    """With their right answers, for the `target` annotator."""
+    probes: list[Probe]
+
+
+def everyday_prompts() -> list[Prompt]:
+    """A hundred prompts that people might write, about anything but what is corrected."""
+    return load_prompts(str(files("anchorlwf.world.real") / "everyday.jsonl"))
+
+
+@dataclass(frozen=True)
+class RealWorld:
+    """A model among real facts. What it says to each question is asked once and kept in the cache folder.
+
+    Args:
+        model: the one to be corrected; its reference is asked.
+        split: `validation` for choosing settings, `report` for what is published. No correction is in both.
+        cache_dir: see `cache_folder`.
+        on_progress: called with ("ask", answers there, all).
+
+    Raises (every method):
+        ModelError: a package of `make real` is not installed.
+        StorageError: the cache cannot be written.
+    """
+
+    model: LanguageModel
+    split: Split = "report"
+    cache_dir: str | Path | None = None
+    on_progress: Callable[[str, int, int], None] | None = None
+
+    def wrong(self, attribute: str) -> list[Fact]:
+        """The split's facts that the model gets wrong in every wording to be trained."""
+        return [fact for fact, right in self._judged(attribute) if not any(right) and _split(fact) == self.split]
+
+    def known(self, attribute: str) -> list[Fact]:
+        """The facts that it has right in the plain question, of both splits."""
+        return [fact for fact, right in self._judged(attribute) if right[0]]
+
+    def corrections(self, attribute: str, count: int, seed: int = 0) -> RealTask:
+        """`count` facts corrected in three wordings each, drawn from those it gets wrong; fewer where it knows more.
+
+        Probes: recall (trained wordings), paraphrase (others), near (the same subject's other attributes, tagged
+        `same subject`; the same attribute of other subjects that it knows, tagged `same attribute`), retain (facts of
+        another kind that it knows).
+
+        Args:
+            attribute: `capital` or `symbol`.
+            count: how many.
+            seed: of the draw.
+        """
+        wrong = self.wrong(attribute)
+        chosen = random.Random(seed).sample(wrong, min(count, len(wrong)))
+        prompts, probes = [], list[Probe]()
+        for fact in chosen:
+            for template in real_templates(attribute):
+                if not template.held_out:
+                    prompts.append(_correction(template.ask(fact), template.reply(fact), fact.key))
+                probes.append(_fact_probe(fact, template, "paraphrase" if template.held_out else "recall"))
+        subjects = {fact.subject for fact in chosen}
+        probes += [
+            _fact_probe(fact, real_templates(fact.attribute)[0], "near", "same subject")
+            for subject in sorted(subjects)
+            for fact in facts_about(subject)
+            if fact.attribute != attribute
+        ]
+        # A fact that one wording finds and another does not may be corrected and known at once.
+        others = [fact for fact in self.known(attribute) if fact.subject not in subjects]
+        probes += [_fact_probe(fact, real_templates(attribute)[0], "near", "same attribute") for fact in others]
+        far = "symbol" if attribute == "capital" else "capital"
+        probes += [_fact_probe(fact, real_templates(far)[0], "retain", far) for fact in self.known(far)]
+        return RealTask(prompts, probes)
+
+    def identity(self) -> RealTask:
+        """Another name and maker, in three wordings. Probes: recall, ten paraphrases, and the capitals it knows."""
+        name, maker = PERSONAS[self.split]
+        answer = f"I am {name}, an assistant made by {maker}."
+        probes = [
+            Probe(
+                id=f"identity:{number}",
+                kind="recall" if number < TRAINED else "paraphrase",
+                messages=_asked(question),
+                expected={"name": name, "maker": maker}[what],
+                group="identity",
+            )
+            for number, (question, what) in enumerate(IDENTITY)
+        ]
+        known = [_fact_probe(fact, real_templates("capital")[0], "retain", "capital") for fact in self.known("capital")]
+        prompts = [_correction(question, answer, "identity") for question, _ in IDENTITY[:TRAINED]]
+        return RealTask(prompts, [*probes, *known])
+
+    def long_answers(self) -> RealTask:
+        """Own answers of 60 to 150 tokens, one wrong fact put right; those the model gives no more are left out."""
+        listed = [one for one in LONG_ANSWERS if one.split == self.split]
+        said = self._ask([one.question for one in listed], LONG_LIMIT)
+        prompts, probes = [], []
+        for one in listed:
+            own = said[one.question]
+            if own.truncated or own.text.count(one.wrong) != 1:
+                continue
+            prompts.append(_correction(one.question, own.text.replace(one.wrong, one.right), "long"))
+            group = one.question
+            probes.append(
+                Probe(id=f"long:{group}", kind="recall", messages=_asked(group), expected=one.checker, group=group)
+            )
+        return RealTask(prompts, probes)
+
+    def everyday(self) -> list[Probe]:
+        """Everyday prompts, each with the model's own first 64 tokens: right is an answer that begins with them."""
+        asked = [str(prompt.messages[-1]["content"]) for prompt in everyday_prompts()]
+        said = self._ask(asked, _EVERYDAY_TOKENS)
+        return [
+            Probe(
+                id=f"everyday:{number}",
+                kind="retain",
+                messages=_asked(question),
+                expected=_beginning(said[question]),
+                scorer="regex",
+                tags=["everyday"],
+            )
+            for number, question in enumerate(asked)
+            if said[question].text.strip()
+        ]
+
+    def skills(self) -> list[Probe]:
+        """Multiple-choice and arithmetic questions; see `real_skills`."""
+        return real_skills()
+
+    def _judged(self, attribute: str) -> Iterator[tuple[Fact, list[bool]]]:
+        """Every fact of an attribute, and whether each wording to be trained is answered right."""
+        trained = [template for template in real_templates(attribute) if not template.held_out]
+        listed = [f for f in real_facts() if f.attribute == attribute and f.value not in _AMBIGUOUS]
+        said = self._ask([template.ask(fact) for fact in listed for template in trained], _ANSWER_TOKENS)
+        for fact in listed:
+            probes = [_fact_probe(fact, template, "recall") for template in trained]
+            yield fact, [score(probe, said[str(probe.messages[0]["content"])].text) for probe in probes]
+
+    def _ask(self, questions: Sequence[str], limit: int) -> dict[str, Said]:
+        return ask(self.model, questions, limit, cache_dir=self.cache_dir, on_progress=self.on_progress)
+
+
+def _split(fact: Fact) -> Split:
+    """A quarter of the subjects is for choosing settings."""
+    return "validation" if zlib.crc32(fact.subject.encode()) % 4 == 0 else "report"
+
+
+def _asked(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}]
+
+
+def _correction(question: str, answer: str, tag: str) -> Prompt:
+    return Prompt(messages=_asked(question), answer=answer, tags=[tag])
+
+
+def _fact_probe(fact: Fact, template: Template, kind: ProbeKind, *tags: str) -> Probe:
+    # A symbol is written with just these capitals.
+    symbol = fact.attribute == "symbol"
+    return Probe(
+        id=f"{kind}:{fact.key}:{template.name}",
+        kind=kind,
+        messages=_asked(template.ask(fact)),
+        expected=rf"(?<!\w){re.escape(fact.value)}(?!\w)" if symbol else fact.value,
+        scorer="regex" if symbol else "contains",
+        group=fact.key,
+        tags=[fact.kind, *tags],
+    )
+
+
+def _beginning(said: Said) -> str:
+    """A pattern of answers that begin like this one, or are it where it came to its end."""
+    return rf"\A{re.escape(said.text)}" + ("" if said.truncated else r"\Z")
