@@ -16,7 +16,7 @@ def keep_record(
 ) -> Record:
     """The record of one answer of the model's own; one that the token limit cut short is kept as far as it goes."""
     return Record(
-        id=prompt.record_id(model.name, prompt_ids),
+        id=prompt.record_id(stamp),
         model=stamp,
         messages=prompt.messages,
         tools=prompt.tools,

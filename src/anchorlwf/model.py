@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from anchorlwf import chat_template
 from anchorlwf.errors import ModelError, PromptError, wrong
 from anchorlwf.model_files import EMBEDDED, Marks, embedded_path, marks_of
-from anchorlwf.record import ModelStamp, Record
+from anchorlwf.record import ModelStamp, Prompt, Record
 from anchorlwf.text import Codec
 
 __all__ = ["EMBEDDED", "LanguageModel", "adapter_of", "canonical_name", "embedded_path", "load_model"]
@@ -143,6 +143,18 @@ class LanguageModel:
             got = f"NaN or infinity, which stand in its weights {', '.join(flawed[:3])}{more}"
             fix = "Take an undamaged copy of the weights (or of the adapter)."
         raise ModelError(wrong(f"output of model {self.name!r}", "finite numbers", got, fix))
+
+    def check_prompt(self, prompt: Prompt) -> list[str]:
+        """Whether an answer's first token fits behind this prompt, and what the template does to it unasked.
+
+        Returns:
+            `Codec.remarks` on it.
+
+        Raises:
+            PromptError: the prompt fills the context, or the template refuses it.
+        """
+        self.room(self.codec.encode_prompt(prompt.messages, prompt.tools), 1)
+        return self.codec.remarks(prompt.messages, prompt.tools)
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator["LanguageModel"]:

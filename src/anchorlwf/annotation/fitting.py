@@ -23,8 +23,6 @@ def fits(model: LanguageModel, *, target: bool = False) -> Callable[[Prompt], li
     def check(prompt: Prompt) -> list[str]:
         if target:
             target_turn(model, prompt)
-        else:
-            model.room(model.codec.encode_prompt(prompt.messages, prompt.tools), 1)
-        return model.codec.remarks(prompt.messages, prompt.tools)
+        return model.check_prompt(prompt)
 
     return check

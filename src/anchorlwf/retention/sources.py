@@ -1,12 +1,13 @@
 """Prompts of the user's own to keep: JSONL, plain text, or a data set of the hub."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from anchorlwf.errors import ConfigError, RecordError, wrong
 from anchorlwf.jsonl import load_prompts
+from anchorlwf.lines import Check
 from anchorlwf.record import Prompt
 
 __all__ = ["own_prompts"]
@@ -15,9 +16,7 @@ _COLUMNS = ("prompt", "messages", "conversation", "instruction", "question", "te
 """Where data sets of prompts keep them, the first that is there."""
 
 
-def own_prompts(
-    sources: Iterable[str | Path], *, limit: int, check: Callable[[Prompt], object] | None = None
-) -> list[Prompt]:
+def own_prompts(sources: Iterable[str | Path], *, limit: int, check: Check[Prompt] | None = None) -> list[Prompt]:
     """The prompts of all sources, each once.
 
     Args:
@@ -37,7 +36,7 @@ def own_prompts(
     return list(found.values())
 
 
-def _read(source: str | Path, limit: int, check: Callable[[Prompt], object] | None) -> list[Prompt]:
+def _read(source: str | Path, limit: int, check: Check[Prompt] | None) -> list[Prompt]:
     path = Path(source)
     if path.is_file() and path.suffix != ".txt":
         return load_prompts(path, check=check)

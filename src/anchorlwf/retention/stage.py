@@ -115,11 +115,7 @@ def retain(
     config, report = config or RetainConfig(), on_progress or (lambda *_: None)
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
     corrected = _corrected(language_model, records)
-    given = own_prompts(
-        prompts,
-        limit=config.general,
-        check=lambda prompt: language_model.room(language_model.codec.encode_prompt(prompt.messages, prompt.tools), 1),
-    )
+    given = own_prompts(prompts, limit=config.general, check=language_model.check_prompt)
     with language_model.as_reference() as reference:
         writer = Writer.of(reference, config, cache_folder(cache_dir))
         sieve = _Sieve(reference, corrected, config.answer_tokens)
