@@ -21,6 +21,9 @@ ROOT = Path(anchorlwf.__file__).parent
 VALUES = {"errors", "files", "record", "probe", "lines", "jsonl", "record_file", "export", "edit_data", "config", "run"}
 TENSORS = {
     "text",
+    "loading",
+    "fingerprint",
+    "adapter",
     "model",
     "draft",
     "replay",

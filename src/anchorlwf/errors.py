@@ -14,7 +14,7 @@
     └── StorageError       (OSError)     a file could not be written: permission, disk full
 
 Each message says what was expected, what was got and how to fix it. All of them mean that input or surroundings are at
-fault; a failure of our own code is an `AssertionError` or whatever it raised.
+fault; a failure of our own code is an `AssertionError` or whatever it raised. `ModelWarning` is no error: work goes on.
 """
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "LossError",
     "MissingError",
     "ModelError",
+    "ModelWarning",
     "NothingToDoError",
     "PromptError",
     "RecordError",
@@ -60,6 +61,10 @@ class ConfigError(AnchorLwfError, ValueError):
 
 class ModelError(AnchorLwfError, ValueError):
     """A model that cannot be loaded, or cannot be trained as asked."""
+
+
+class ModelWarning(UserWarning):
+    """A model that can be used as it is, with something about it that its user should know."""
 
 
 class LossError(AnchorLwfError, ValueError):

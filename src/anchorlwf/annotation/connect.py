@@ -4,11 +4,10 @@ import os
 from typing import Any
 
 import httpx
-from transformers import AutoTokenizer, GenerationConfig
 
 from anchorlwf.annotation.remote import KEY_VARIABLE, Patience, RemoteDecoder
 from anchorlwf.errors import ModelError, ServerError, wrong
-from anchorlwf.model import EMBEDDED, embedded_path
+from anchorlwf.model import checkpoint_of
 from anchorlwf.record import ModelStamp
 from anchorlwf.text import Codec
 
@@ -17,17 +16,10 @@ __all__ = ["connect_remote", "load_codec"]
 
 def load_codec(name: str, trust_remote_code: bool) -> tuple[Codec, frozenset[int]]:
     """Tokenizer and end-of-turn ids of a model, without its weights. Raises `ModelError`."""
-    source = str(embedded_path()) if name == EMBEDDED else name
-    try:
-        codec = Codec(AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code))
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        fix = "Name the model's folder or hub name: only its tokenizer is read."
-        raise ModelError(wrong(f"tokenizer {name!r}", "a folder or hub name", first, fix)) from error
-    try:
-        ends = GenerationConfig.from_pretrained(source).eos_token_id
-    except OSError:
-        ends = None  # a tokenizer without a model beside it names its own end
+    checkpoint = checkpoint_of(name, trust_remote_code=trust_remote_code)
+    codec = Codec(checkpoint.tokenizer())
+    # A tokenizer without a model beside it names its own end.
+    ends = (checkpoint.settings("generation_config.json") or {}).get("eos_token_id")
     return codec, codec.stop_ids(ends)
 
 

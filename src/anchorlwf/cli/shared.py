@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from anchorlwf.errors import ModelWarning
 from anchorlwf.jsonl import BadLineWarning
 
 __all__ = [
@@ -64,7 +65,8 @@ def quiet_libraries() -> None:
 def plain_warnings() -> None:
     """Our own warnings as lines on standard error; what a library warns of is for its developers."""
     warnings.simplefilter("ignore")
-    warnings.simplefilter("always", BadLineWarning)
+    for ours in (BadLineWarning, ModelWarning):
+        warnings.simplefilter("always", ours)
     warnings.showwarning = lambda message, *_rest, **_more: err.print(str(message), style="yellow", markup=False)
 
 

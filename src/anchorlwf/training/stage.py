@@ -15,6 +15,7 @@ from peft import PeftModel
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from anchorlwf.adapter import note_adapter
 from anchorlwf.config import TrainConfig
 from anchorlwf.contents import Contents
 from anchorlwf.errors import ConfigError, ModelError, wrong
@@ -249,11 +250,16 @@ def _save(model: LanguageModel, folder: RunFolder, writes: bool) -> Path:
     place = folder.path / ("adapter" if adapter else "model")
     if writes:
         with staged_folder(place) as stage:
-            model.net.save_pretrained(stage)
+            if adapter:
+                # Not the base's head or embedding beside an adapter on it, which loading would write over the base's.
+                model.net.save_pretrained(stage, save_embedding_layers=False)
+            else:
+                model.net.save_pretrained(stage)
             model.codec.tokenizer.save_pretrained(stage)
             if adapter:
                 # PEFT notes where the base lay on this machine; its name is what loads anywhere.
                 noted = stage / "adapter_config.json"
                 settings = {**json.loads(noted.read_text()), "base_model_name_or_path": model.name}
                 noted.write_text(json.dumps(settings, indent=2) + "\n")
+                note_adapter(stage, model.causal, model.stamp)
     return place
