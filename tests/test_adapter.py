@@ -16,7 +16,7 @@ from anchorlwf.cli import main
 from anchorlwf.errors import ModelError, ModelWarning
 from anchorlwf.evaluation.weights import named_hashes
 from anchorlwf.fingerprint import base_sha
-from anchorlwf.model import LanguageModel, load_model
+from anchorlwf.model import LanguageModel, embedded_path, load_model
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 
@@ -146,10 +146,23 @@ def test_without_notes_of_ours_names_are_compared(theirs, tiny_path, other_base,
     load(tiny_path, theirs)
 
 
+def test_the_embedded_model_is_known_by_its_folder_too(tmp_path):
+    adapter = tuned(embedded_path(), tmp_path / "adapter")
+    (adapter / NOTES).unlink()
+    load_model(adapter=adapter, dtype="float32", device="cpu")
+
+
 def test_a_base_that_is_gone_is_named_with_its_adapter(ours):
     edit_json(ours / SETTINGS, base_model_name_or_path="./gone")
-    with pytest.raises(ModelError, match=rf"adapter {ours} names a base .* got no such folder.* Or give --model too"):
+    with pytest.raises(ModelError, match=rf"adapter {ours} names a base .* got no such folder.* the base with --model"):
         load_model(str(ours))
+
+
+def test_a_base_that_is_an_adapter_itself_is_named(ours, tiny_path, tmp_path):
+    second = tuned(tiny_path, tmp_path / "second")
+    edit_json(second / SETTINGS, base_model_name_or_path=str(ours))
+    with pytest.raises(ModelError, match=f"model '{ours}': expected a base model, got an adapter"):
+        load_model(str(second))
 
 
 def test_of_two_adapters_none_is_dropped(ours, tiny_path, tmp_path):

@@ -16,6 +16,8 @@ from transformers import (
     AutoTokenizer,
     BartConfig,
     BertConfig,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
 )
 
 from anchorlwf.annotation.connect import load_codec
@@ -104,6 +106,20 @@ def test_what_is_left_over_is_refused_by_name(copied):
     folder = copied("qwen3")
     edit_json(folder / "config.json", num_hidden_layers=1, layer_types=["full_attention"])
     assert "left over: model.layers.1." in refused(folder)
+
+
+@pytest.mark.parametrize("table", ["attn.attention.bias", "attn.attention.masked_bias", "attn.rotary_emb.inv_freq"])
+def test_masks_and_positions_that_old_checkpoints_store_are_no_weights(copied, table):
+    folder = copied("qwen3")
+    size = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "attention_types": [[["global"], 1]]}
+    net = GPTNeoForCausalLM(GPTNeoConfig(vocab_size=300, max_position_embeddings=96, **size))
+    net.save_pretrained(folder)
+    mask = torch.ones(1, 1, 96, 96, dtype=torch.bool).tril()
+    edit_weights(folder, lambda weights: weights.update({f"transformer.h.0.{table}": mask}))
+    load(folder)
+    # The same in a place of its own is left over.
+    edit_weights(folder, lambda weights: weights.update({"transformer.h.0.attn.extra": mask.clone()}))
+    assert "left over: transformer.h.0.attn.extra." in refused(folder) + "."
 
 
 def test_weights_of_another_shape_are_refused_by_name(copied):
@@ -248,9 +264,9 @@ def test_quantised_checkpoints_are_refused(copied, settings, named, nested):
     assert "Give the checkpoint it was made from" in message
 
 
-def test_a_quantisation_of_null_is_none(copied, tiny_model):
+def test_what_is_null_is_not_said(copied, tiny_model):
     folder = copied("qwen3")
-    edit_json(folder / "config.json", quantization_config=None)
+    edit_json(folder / "config.json", quantization_config=None, dtype=None, torch_dtype=None, architectures=None)
     assert torch.equal(logits(load(folder)), logits(tiny_model))
 
 

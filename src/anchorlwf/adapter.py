@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from anchorlwf.errors import ModelError, ModelWarning, wrong
 from anchorlwf.fingerprint import base_sha, tensors_sha
 from anchorlwf.lines import problem_of
-from anchorlwf.loading import few, read_json, reading, refuse_integers
+from anchorlwf.loading import few, read_json, reading, refuse_integers, stored
 from anchorlwf.record import ModelStamp
 
 __all__ = ["NOTES", "AdapterNotes", "adapter_settings", "note_adapter", "put_adapter"]
@@ -125,7 +125,7 @@ def put_adapter(net: PreTrainedModel, folder: str | Path, stamp: ModelStamp) -> 
     if got:
         raise ModelError(wrong(what, "weights for the layers that it names, and no others", got, fix))
     if notes is None:
-        _warn_by_name(what, settings, stamp)
+        _warn_by_name(what, settings, (stamp.name, net.name_or_path))
     return tuned
 
 
@@ -139,7 +139,7 @@ def _weights(folder: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(wrong(f"adapter {folder}", f"a folder with {_WEIGHTS}", "none", _AGAIN))
     with reading(f"adapter {folder}, {_WEIGHTS}", "weights in safetensors", _AGAIN):
-        refuse_integers(f"adapter {folder}", path)
+        refuse_integers(f"adapter {folder}", {name: kind for name, (kind, _) in stored(path).items()})
         return load_file(path)
 
 
@@ -200,12 +200,12 @@ def _check_base_weights(
             raise ModelError(wrong(what, "no weights of the base, or the same", f"another {plain}", fix))
 
 
-def _warn_by_name(what: str, settings: Mapping[str, Any], stamp: ModelStamp) -> None:
-    """Without notes of ours, names are all there is to compare: the base's, and those of the settings."""
+def _warn_by_name(what: str, settings: Mapping[str, Any], names: tuple[str, str]) -> None:
+    """Without notes of ours, names are all there is to compare: the base's (`names`), and those of the settings."""
     base = settings.get("base_model_name_or_path")
-    if base is not None and not _same_name(base, stamp.name):
+    if base is not None and not any(_same_name(base, name) for name in names):
         fix = "Give the base it was trained on, unless the two are one model."
-        _warn(wrong(what, f"the base that it names, {base}", stamp.name, fix))
+        _warn(wrong(what, f"the base that it names, {base}", names[0], fix))
     config: type[PeftConfig] = PEFT_TYPE_TO_CONFIG_MAPPING[settings["peft_type"]]
     known = {field.name for field in dataclasses.fields(config)}
     unread = {key for key, value in settings.items() if key not in known and value not in (None, False)}

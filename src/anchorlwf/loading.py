@@ -9,7 +9,7 @@ config.json. Only a hash from elsewhere shows that (`adapter`, the certificate).
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from transformers.utils.hub import cached_file
 
 from anchorlwf.errors import AnchorLwfError, ModelError, wrong
 
-__all__ = ["Checkpoint", "few", "read_json", "reading", "refuse_integers"]
+__all__ = ["Checkpoint", "few", "read_json", "reading", "refuse_integers", "stored"]
 
 _MODEL = "a folder or hub name of a causal language model in safetensors"
 _AGAIN = "Copy or download the model again, whole."
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_TABLE = re.compile(r"(^|\.)(masked_bias|causal_mask|inv_freq|position_ids|embed_positions|(cos|sin)_cached)$")
 _CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 # Of code that came with a model, and of a text model that is read out of one for text and images.
 _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -78,22 +79,25 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def refuse_integers(what: str, path: Path, of: Iterable[str] | None = None) -> None:
-    """Raise `ModelError` if the file stores weights as integers, which reading would turn into floats without a word.
+def stored(path: Path) -> dict[str, tuple[str, list[int]]]:
+    """Type (as safetensors names it) and shape of each tensor in the file, by name."""
+    with safe_open(str(path), framework="pt") as file:
+        names: list[str] = file.keys()
+        parts = {name: file.get_slice(name) for name in names}
+        return {name: (part.get_dtype(), part.get_shape()) for name, part in parts.items()}
+
+
+def refuse_integers(what: str, types: Mapping[str, str]) -> None:
+    """Raise `ModelError` if weights are stored as integers, which reading would turn into floats without a word.
 
     Args:
         what: whose weights, for the message.
-        path: of the safetensors file.
-        of: names of the weights that are floats; None: all.
+        types: of those that are floats in the network, as stored.
     """
-    wanted = None if of is None else set(of)
-    with safe_open(str(path), framework="pt") as file:
-        names: list[str] = file.keys()
-        types = {name: file.get_slice(name).get_dtype() for name in names if wanted is None or name in wanted}
     integers = {name: kind for name, kind in types.items() if not kind.startswith(("F", "BF"))}
     if integers:
         got = f"{few(set(integers.values()))} for {few(integers)}"
-        raise ModelError(wrong(f"{what}, {path.name}", "floating-point weights", got, _AGAIN))
+        raise ModelError(wrong(what, "floating-point weights", got, _AGAIN))
 
 
 @dataclass(frozen=True)
@@ -179,9 +183,8 @@ class Checkpoint:
     def _network(self, dtype: torch.dtype) -> PreTrainedModel:
         self.settings("generation_config.json")
         if self._local and not self._weight_files():
-            raise ModelError(
-                wrong(self._what, _MODEL, "no model.safetensors", "Copy it again, or save the model in safetensors.")
-            )
+            fix = "Copy it again, or save the model in safetensors."
+            raise ModelError(wrong(self._what, _MODEL, "no model.safetensors", fix))
         with reading(self._what, "a causal language model in safetensors", _AGAIN):
             net, info = AutoModelForCausalLM.from_pretrained(
                 self.source,
@@ -192,14 +195,21 @@ class Checkpoint:
                 ignore_mismatched_sizes=True,
                 **self._options,
             )
-            _check_keys(self._what, info)
+            self._check_weights(net, info)
             self._check_kind(net)
-            floats = {name for name, weight in net.named_parameters() if weight.is_floating_point()}
-            # A checkpoint may name its weights with or without the network's prefix.
-            floats |= {name.removeprefix(f"{net.base_model_prefix}.") for name in floats}
-            for path in self._weight_files():
-                refuse_integers(self._what, path, floats)
         return net
+
+    def _check_weights(self, net: PreTrainedModel, info: dict[str, Any]) -> None:
+        """Refuse weights that do not fit the network, and those stored as integers."""
+        found = {name: entry for path in self._weight_files() for name, entry in stored(path).items()}
+        info["unexpected_keys"] = [
+            name for name in info["unexpected_keys"] if not _is_table(name, found.get(name, ("", []))[1])
+        ]
+        _check_keys(self._what, info)
+        floats = {name for name, weight in net.named_parameters() if weight.is_floating_point()}
+        # A checkpoint may name its weights with or without the network's prefix.
+        floats |= {name.removeprefix(f"{net.base_model_prefix}.") for name in floats}
+        refuse_integers(self._what, {name: kind for name, (kind, _) in found.items() if name in floats})
 
     def _not_found(self) -> ModelError:
         got = "no folder of that name, and no such model on the hub, or no way to reach it"
@@ -209,6 +219,9 @@ class Checkpoint:
     def _check_config(self) -> None:
         """What config.json says about the kind of model, before anything is built after it."""
         config = self.settings("config.json")
+        if config is None and self.file("adapter_config.json") is not None:
+            fix = "Merge it into its base, or download it and give its folder."
+            raise ModelError(wrong(self._what, "a base model", "an adapter", fix))
         if config is None and not self._local:
             raise self._not_found()
         if config is None:
@@ -219,7 +232,7 @@ class Checkpoint:
         if not isinstance(config.get("model_type"), str):
             raise ModelError(wrong(what, "a model_type", repr(config.get("model_type")), _AGAIN))
         for key in ("dtype", "torch_dtype"):
-            named = config.get(key, "float32")
+            named = config.get(key) or "float32"
             if not isinstance(getattr(torch, str(named).removeprefix("torch."), None), torch.dtype):
                 fix = "Write the type of the weights there, such as bfloat16."
                 raise ModelError(wrong(f"{what}, {key}", "a type of torch", repr(named), fix))
@@ -250,7 +263,7 @@ class Checkpoint:
     def _check_kind(self, net: PreTrainedModel) -> None:
         """Refuse what the configuration alone does not show."""
         if getattr(net, "_hf_peft_config_loaded", False):
-            fix = "Merge it into its base, or download the adapter and give its folder."
+            fix = "Merge it into its base, or give the base and the adapter in folders of their own."
             raise ModelError(wrong(self._what, "a base model", "an adapter on one", fix))
         # These architectures read in both directions unless told not to; but GPT-NeoX has the switch and ignores it.
         switches = [getattr(net.config, switch, True) for switch in ("is_decoder", "causal")]
@@ -287,6 +300,11 @@ def _refuse_other_kinds(what: str, config: dict[str, Any]) -> None:
     if architectures and not any(name in _CAUSAL or name.endswith(_CAUSAL_ENDINGS) for name in architectures):
         fix = "Give one with a language model head, such as those whose architecture ends in ForCausalLM."
         raise ModelError(wrong(what, expected, few(architectures), fix))
+
+
+def _is_table(name: str, shape: list[int]) -> bool:
+    """Whether an old checkpoint stores there what the network computes itself: a mask, positions, their rotations."""
+    return bool(_TABLE.search(name)) or (name.endswith(".bias") and len(shape) == 4)
 
 
 def _check_keys(what: str, info: dict[str, Any]) -> None:

@@ -275,7 +275,8 @@ def load_model(
     except ModelError as error:
         if inside is None:
             raise
-        raise ModelError(f"adapter {inside} names a base that cannot be read. {error} Or give --model too.") from error
+        fix = "Or give both: the base with --model, the adapter with --adapter."
+        raise ModelError(f"adapter {inside} names a base that cannot be read: {error} {fix}") from error
     codec = Codec(tokenizer)
     folder = inside if adapter is None else str(adapter)
     model = LanguageModel(net, codec, name, revision, folder)

@@ -57,7 +57,7 @@ def import_lawftrack(
         content = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(wrong(str(path), "a lawftrack data set in UTF-8", error, "Check the path.")) from error
-    name = model or EMBEDDED
+    name = EMBEDDED if model is None else model
     codec, stop_ids = load_codec(name, trust_remote_code)
     stamp = ModelStamp(name=name, tokenizer_sha=codec.tokenizer_sha, template_sha=codec.template_sha)
     found = read_lawftrack(content, TokenTable(codec), stamp, stop_ids, span=span)

@@ -59,7 +59,7 @@ def named_hashes(
     Raises:
         ModelError: no safetensors there; a hub name must lie in the local cache.
     """
-    name, inside = adapter_of(model or EMBEDDED)
+    name, inside = adapter_of(EMBEDDED if model is None else model)
     own = _folder_hashes(name, revision)
     found = {"base": own} if base is None else {"base": _folder_hashes(base, base_revision), "tuned": own}
     folder = adapter or inside
