@@ -392,6 +392,16 @@ def test_damaged_files_never_end_in_a_traceback(copied, tiny_folder, architectur
     assert counts["refused"] > 50
 
 
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"]
+)
+def test_half_a_file_is_refused(copied, name):
+    folder = copied("qwen3")
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    assert name.split(".")[0].split("_")[0] in refused(folder)
+
+
 @pytest.mark.parametrize("kind", ["Qwen2Tokenizer", "LlamaTokenizer", "GPT2Tokenizer", "GemmaTokenizer"])
 def test_a_tokenizer_without_its_vocabulary_is_not_an_empty_one(copied, kind):
     folder = copied("qwen3")
