@@ -15,6 +15,7 @@ from anchorlwf.config import AnnotateConfig, TrainConfig
 from anchorlwf.decode import GreedyDecoder
 from anchorlwf.divergence import token_kl
 from anchorlwf.errors import ConfigError, ModelError, RecordError, StampError, StorageError
+from anchorlwf.fingerprint import base_sha
 from anchorlwf.head import probe_head
 from anchorlwf.jsonl import save_records
 from anchorlwf.model import LanguageModel, load_model
@@ -81,6 +82,9 @@ def test_the_saved_adapter_is_the_tuned_model(tiny_path, tmp_path):
     train(model, records, out=tmp_path / "run", config=steps(5, learning_rate=5e-3))
     again = load_model(str(tiny_path), adapter=tmp_path / "run" / "adapter")
     assert load_model(str(tmp_path / "run" / "adapter")).name == str(tiny_path)
+    notes = json.loads((tmp_path / "run" / "adapter" / "anchorlwf.json").read_text())
+    assert notes["base_sha"] == base_sha(load_model(str(tiny_path)).causal)
+    assert notes["base"] == model.stamp.model_dump(mode="json")
     [kl] = token_kl(again, model, records[:1])
     assert max(map(abs, kl)) < 1e-6
     [moved] = token_kl(again, None, records[:1])

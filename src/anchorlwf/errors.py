@@ -98,7 +98,7 @@ class StorageError(AnchorLwfError, OSError):
 
 
 class ModelWarning(AnchorLwfWarning):
-    """The model's files disagree, or make it answer otherwise elsewhere than here."""
+    """The model can be used as it is, but its files disagree, or make it answer otherwise elsewhere than here."""
 
 
 class PromptWarning(AnchorLwfWarning):

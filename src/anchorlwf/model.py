@@ -8,22 +8,22 @@ import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from anchorlwf import chat_template
+from anchorlwf.adapter import adapter_settings, put_adapter
 from anchorlwf.errors import ModelError, PromptError, wrong
+from anchorlwf.loading import Checkpoint, reading
 from anchorlwf.model_files import EMBEDDED, Marks, embedded_path, marks_of
 from anchorlwf.record import ModelStamp, Prompt, Record
 from anchorlwf.text import Codec
 
-__all__ = ["EMBEDDED", "LanguageModel", "adapter_of", "canonical_name", "embedded_path", "load_model"]
+__all__ = ["EMBEDDED", "LanguageModel", "adapter_of", "canonical_name", "checkpoint_of", "embedded_path", "load_model"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -255,12 +255,20 @@ def canonical_name(name: str) -> str:
 
 
 def adapter_of(path: str) -> tuple[str, str | None]:
-    """If `path` is an adapter folder, the base model it names and the folder; else the path and nothing."""
-    folder = Path(path)
-    if not (folder / "adapter_config.json").is_file():
+    """If `path` is an adapter folder, the base model it names and the folder; else the path and nothing.
+
+    Raises:
+        ModelError: an adapter whose settings are torn, or of a kind that cannot be used.
+    """
+    if not (Path(path) / "adapter_config.json").is_file():
         return path, None
-    base = LoraConfig.from_pretrained(path).base_model_name_or_path
-    return (base or EMBEDDED), path
+    return (adapter_settings(path)["base_model_name_or_path"] or EMBEDDED), path
+
+
+def checkpoint_of(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
+    """Where the files of a model lie. Raises `ModelError` for what can be no model's name."""
+    source = str(embedded_path()) if name == EMBEDDED else name
+    return Checkpoint(name, source, revision, trust_remote_code)
 
 
 def load_model(
@@ -283,39 +291,46 @@ def load_model(
         trust_remote_code: run code that came with the model. Off unless you trust its author.
 
     Raises:
-        ModelError: nothing loadable under that name, an adapter that does not fit, or a chat template without end.
+        ModelError: nothing loadable under that name, weights that are missing or left over, an adapter that does not
+            fit or was made for another base, or a chat template without end.
 
     Warns:
         ModelWarning: the generation config does not stop where the chat template ends turns.
     """
-    name, found = adapter_of(str(name or EMBEDDED))
-    name = canonical_name(name)
-    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
-        fix = "Give the folder that training wrote, such as runs/first/adapter."
-        raise ModelError(wrong(f"adapter {adapter}", "a folder with adapter_config.json", "none", fix))
-    source: str = str(embedded_path()) if name == EMBEDDED else name
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name, inside = adapter_of(EMBEDDED if name is None else str(name))
+    if adapter is not None and inside is not None and Path(adapter).resolve() != Path(inside).resolve():
+        fix = f"Merge {inside} into its base first, or give the base as the model."
+        raise ModelError(wrong("model", "a base model, where an adapter is given", f"the adapter {inside}", fix))
+    if adapter is not None:
+        adapter_settings(adapter)
+    name, folder = canonical_name(name), inside if adapter is None else str(adapter)
+    place = _device(device)
     if dtype is not None and dtype not in _DTYPES:
         raise ModelError(wrong("dtype", " or ".join(_DTYPES), dtype, "Choose one of them."))
     fast = place.type == "cuda" and torch.cuda.is_bf16_supported()
     weights_type = _DTYPES[dtype] if dtype else (torch.bfloat16 if fast else torch.float32)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    folder = adapter or found
-    home = None if folder is None else str(folder)
     before = marks_of(name, revision)
-    marks = {} if home is None else marks_of(home)
+    marks = {} if folder is None else marks_of(folder)
     chat_template.start()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        net = AutoModelForCausalLM.from_pretrained(source, dtype=weights_type, use_safetensors=True, **options)
-        if home is not None:
-            net = PeftModel.from_pretrained(net, home)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        what = "a folder or hub name of a causal language model in safetensors"
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(wrong(f"model {name!r}", what, first, "Check the name, or give a local folder.")) from error
+        tokenizer, net = checkpoint_of(name, revision=revision, trust_remote_code=trust_remote_code).read(weights_type)
+    except ModelError as error:
+        if inside is None:
+            raise
+        fix = "Or give both: the base with --model, the adapter with --adapter."
+        raise ModelError(f"adapter {inside} names a base that cannot be read: {error} {fix}") from error
     # What was not on disk before has just been downloaded.
     marks = {**(before or marks_of(name, revision)), **marks}
-    model = LanguageModel(net.to(place).eval(), Codec(tokenizer), name, revision, home, marks)
+    model = LanguageModel(net, Codec(tokenizer), name, revision, folder, marks)
     model.codec.warn_of_ends(model.causal.generation_config.eos_token_id)
+    if folder is not None:
+        model.net = put_adapter(net, folder, model.stamp)
+    with reading(f"model {name!r}", f"a model that fits on {place}", "Choose another device or a smaller model."):
+        model.net.to(place).eval()
     return model
+
+
+def _device(name: str | None) -> torch.device:
+    expected = "a device of torch, such as cpu or cuda:0"
+    with reading(f"device {name!r}", expected, "Choose one that this machine has."):
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -33,6 +33,7 @@ from anchorlwf.contents import Contents, Turns, length_sorted
 from anchorlwf.divergence import completion_hidden
 from anchorlwf.errors import ConfigError, RecordError, wrong
 from anchorlwf.files import clear_leftovers, write_atomic
+from anchorlwf.fingerprint import base_tensors, tensors_sha
 from anchorlwf.head import reference_head
 from anchorlwf.loss.summary import summarize
 from anchorlwf.model import LanguageModel
@@ -215,27 +216,15 @@ def _file_name(number: int) -> str:
     return f"{number:06d}.safetensors"
 
 
-def _tensors_sha(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def reference_sha(model: LanguageModel) -> str:
     """SHA-256 of the reference in memory, the same with an adapter on it and without."""
     with model.reference() as net:
         causal: Any = net if net is not model.net else model.causal
-    named = [*causal.named_parameters(), *causal.named_buffers()]
-    weights = {name.replace(".base_layer.", "."): tensor for name, tensor in named if ".lora_" not in name}
     attention = getattr(causal.config, "_attn_implementation", None)
     # Where the files lay says nothing of what is computed; how attention is computed does.
     config = {**causal.config.to_dict(), "_name_or_path": None, "attention": attention}
     settings = json.dumps(config, sort_keys=True, default=str)
-    return hashlib.sha256(f"{_tensors_sha(weights)} {settings}".encode()).hexdigest()
+    return hashlib.sha256(f"{tensors_sha(base_tensors(causal))} {settings}".encode()).hexdigest()
 
 
 def _sweep(folder: Path) -> None:
@@ -289,7 +278,7 @@ def _flaw(place: Path, names: Sequence[str], key: ReferenceKey, checksum: bool) 
             return "belongs to another cache"
         if not checksum:
             return None
-        whole = _tensors_sha({content: file.get_tensor(content) for content in contents}) == noted.get("sha256")
+        whole = tensors_sha({content: file.get_tensor(content) for content in contents}) == noted.get("sha256")
     except (OSError, SafetensorError):
         whole = False
     return None if whole else "is damaged"
@@ -305,4 +294,4 @@ def _computed(model: LanguageModel, batch: Mapping[str, Turn], key: ReferenceKey
         states_NX = summarize(states_NX, reference_head(model), inputs.token_ids_N).stacked()
     parts = states_NX.cpu().split([len(turn.completion_ids) for turn in turns])
     tensors = {content: part.contiguous() for content, part in zip(batch, parts, strict=True)}
-    return save(tensors, {"key": key.sha, "sha256": _tensors_sha(tensors)})
+    return save(tensors, {"key": key.sha, "sha256": tensors_sha(tensors)})

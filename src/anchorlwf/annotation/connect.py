@@ -3,12 +3,11 @@
 from typing import Any
 
 import httpx
-from transformers import AutoTokenizer, GenerationConfig
 
 from anchorlwf import chat_template
 from anchorlwf.annotation.remote import KEY_VARIABLE, Patience, RemoteDecoder, check_url, key_header
 from anchorlwf.errors import ModelError, ServerError, wrong
-from anchorlwf.model import EMBEDDED, canonical_name, embedded_path
+from anchorlwf.model import canonical_name, checkpoint_of
 from anchorlwf.text import Codec
 
 __all__ = ["connect_remote", "load_codec"]
@@ -16,18 +15,11 @@ __all__ = ["connect_remote", "load_codec"]
 
 def load_codec(name: str, trust_remote_code: bool) -> tuple[Codec, frozenset[int]]:
     """Tokenizer and end-of-turn ids of a model, without its weights. Raises `ModelError`."""
-    source = str(embedded_path()) if name == EMBEDDED else name
     chat_template.start()
-    try:
-        codec = Codec(AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code))
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        fix = "Name the model's folder or hub name: only its tokenizer is read."
-        raise ModelError(wrong(f"tokenizer {name!r}", "a folder or hub name", first, fix)) from error
-    try:
-        ends = GenerationConfig.from_pretrained(source).eos_token_id
-    except OSError:
-        ends = None  # a tokenizer without a model beside it names its own end
+    checkpoint = checkpoint_of(name, trust_remote_code=trust_remote_code)
+    codec = Codec(checkpoint.tokenizer())
+    # A tokenizer without a model beside it names its own end.
+    ends = (checkpoint.settings("generation_config.json") or {}).get("eos_token_id")
     codec.warn_of_ends(ends)
     return codec, codec.stop_ids(ends)
 

@@ -56,7 +56,7 @@ def import_lawftrack(
         content = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(wrong(str(path), "a lawftrack data set in UTF-8", error, "Check the path.")) from error
-    name = model or EMBEDDED
+    name = EMBEDDED if model is None else model
     codec, stop_ids = load_codec(name, trust_remote_code)
     found = read_lawftrack(content, TokenTable(codec), codec.stamp(canonical_name(name)), stop_ids, span=span)
     known = earlier_records(out)

@@ -51,7 +51,7 @@ def named_hashes(
     Raises:
         ModelError: no safetensors there, or a file that lies outside its folder.
     """
-    name, inside = adapter_of(model or EMBEDDED)
+    name, inside = adapter_of(EMBEDDED if model is None else model)
     own = _folder_hashes(name, revision, fetch)
     found = {"base": own} if base is None else {"base": _folder_hashes(base, base_revision, fetch), "tuned": own}
     folder = adapter or inside

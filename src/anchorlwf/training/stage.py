@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from transformers import TrainingArguments, set_seed
 
+from anchorlwf.adapter import note_adapter
 from anchorlwf.config import TrainConfig
 from anchorlwf.contents import Contents
 from anchorlwf.errors import AnchorLwfWarning, ConfigError, ModelError, wrong
@@ -334,13 +335,18 @@ def _save(trainer: AnchorTrainer, folder: RunFolder) -> Path:
     place = folder.path / ("adapter" if adapter else "model")
     if trainer.is_world_process_zero():
         with staged_folder(place) as stage:
-            model.net.save_pretrained(stage)
+            if adapter:
+                # Not the base's head or embedding beside an adapter on it, which loading would write over the base's.
+                model.net.save_pretrained(stage, save_embedding_layers=False)
+            else:
+                model.net.save_pretrained(stage)
             model.codec.tokenizer.save_pretrained(stage)
             if adapter:
                 # PEFT notes where the base lay on this machine; its name is what loads anywhere.
                 noted = stage / "adapter_config.json"
                 settings = {**json.loads(noted.read_text()), "base_model_name_or_path": model.name}
                 noted.write_text(json.dumps(settings, indent=2) + "\n")
+                note_adapter(stage, model.causal, model.stamp)
             (stage / "README.md").write_text(card(model, place.name), encoding="utf-8")
             # It tells of the weights that are now replaced.
             (folder.path / "train.json").unlink(missing_ok=True)
