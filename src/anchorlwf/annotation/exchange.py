@@ -1,13 +1,16 @@
 """A project with all that goes in and out of it: prompts, records, lawftrack's data sets, comparisons."""
 
 import json
+from collections import defaultdict
+from collections.abc import Collection
 from typing import Any, Literal
 
 from anchorlwf.annotation.ahead import Ahead
 from anchorlwf.annotation.decoders import LocalDecoder
 from anchorlwf.annotation.desk import Desk
 from anchorlwf.annotation.lawftrack import Span, read_lawftrack
-from anchorlwf.annotation.queue import add_items, export_records, reopened
+from anchorlwf.annotation.queue import add_items, finished, reopened
+from anchorlwf.annotation.store import SessionRow
 from anchorlwf.annotation.tree import replay
 from anchorlwf.annotation.views import tokens
 from anchorlwf.errors import ModelError, RecordError, wrong
@@ -50,15 +53,23 @@ class Exchange:
 
     def publish(self) -> None:
         """Bring the file of records up to the store, which is ahead of it where a process died between the two."""
-        desk = self.desk
-        drafts = [self._draft(session) for session in reopened(desk.store, desk.project)]
-        desk.ledger.reconcile(export_records(desk.store, desk.project), drafts)
+        self.desk.ledger.reconcile(self._stored)
 
-    def _draft(self, session: int) -> Record:
+    def _stored(self, among: Collection[int] | None = None) -> dict[int, list[Record]]:
+        """What the store holds of these items, or of all: the `stored` of `Ledger.reconcile`."""
+        desk, by_item = self.desk, defaultdict[int, list[Record]](list)
+        for item, record in finished(desk.store, desk.project, among):
+            by_item[item].append(record)
+        for session in reopened(desk.store, desk.project, among):
+            row = desk.store.session(session)
+            by_item[row.item].append(self._draft(row))
+        return by_item
+
+    def _draft(self, row: SessionRow) -> Record:
         """The record of an undecided session as it is stored, whoever's it is."""
-        desk, row = self.desk, self.desk.store.session(session)
+        desk = self.desk
         prompt_ids = desk.decoder.table.codec.encode_prompt(row.prompt.messages, row.prompt.tools)
-        return desk.ledger.record(row, prompt_ids, replay(desk.store.events(session)))
+        return desk.ledger.record(row, prompt_ids, replay(desk.store.events(row.id)))
 
     def take(
         self, form: Literal["records", "lawftrack", "prompts"], content: str, span: Span = "first"

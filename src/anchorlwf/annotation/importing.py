@@ -1,5 +1,6 @@
 """lawftrack's data sets into a file of records; the model's tokenizer is all that is needed."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,9 +9,9 @@ from anchorlwf.annotation.lawftrack import Flag, Span, read_lawftrack
 from anchorlwf.annotation.tokens import TokenTable
 from anchorlwf.errors import RecordError, wrong
 from anchorlwf.files import ensure_writable
-from anchorlwf.jsonl import earlier_records, save_records
 from anchorlwf.model import EMBEDDED
-from anchorlwf.record import ModelStamp
+from anchorlwf.record import ModelStamp, Record
+from anchorlwf.record_file import RecordJournal
 
 __all__ = ["Imported", "import_lawftrack"]
 
@@ -38,7 +39,7 @@ def import_lawftrack(
     span: Span = "first",
     trust_remote_code: bool = False,
 ) -> Imported:
-    """Put the records of a lawftrack data set into `out`, behind those it holds.
+    """Append the records of a lawftrack data set to `out`, those that it does not hold yet.
 
     Args:
         path: a data set export or training JSONL.
@@ -61,14 +62,24 @@ def import_lawftrack(
     codec, stop_ids = load_codec(name, trust_remote_code)
     stamp = ModelStamp(name=name, tokenizer_sha=codec.tokenizer_sha, template_sha=codec.template_sha)
     found = read_lawftrack(content, TokenTable(codec), stamp, stop_ids, span=span)
-    known = earlier_records(out)
-    new = {record.id: record for record in found.records if record.id not in known}
-    if new:
-        save_records(out, [*known.values(), *new.values()])
+    records = {record.id: record for record in found.records}
+    new = _added(out, records) if records else []
     return Imported(
         len(new),
-        sum(len(record.anchors) for record in new.values()),
-        sum(record.status == "draft" for record in new.values()),
-        len({record.id for record in found.records} & known.keys()),
+        sum(len(record.anchors) for record in new),
+        sum(record.status == "draft" for record in new),
+        len(records) - len(new),
         found.flags,
     )
+
+
+def _added(out: str | Path, records: dict[str, Record]) -> list[Record]:
+    """Those of the records that `out` did not hold, appended to it."""
+    journal = RecordJournal(out)
+    known = {record.id for record in journal.news()}
+
+    def missing(news: Iterable[Record]) -> list[Record]:
+        known.update(record.id for record in news)
+        return [record for key, record in records.items() if key not in known]
+
+    return journal.add(missing)

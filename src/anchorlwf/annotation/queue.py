@@ -2,11 +2,11 @@
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, func, insert, select, update
+from sqlalchemy import ColumnElement, and_, func, insert, select, update
 
 from anchorlwf.annotation.events import Started
 from anchorlwf.annotation.schema import events, items, reading, records, seats, sessions, writing
@@ -19,6 +19,7 @@ __all__ = [
     "add_items",
     "agreement",
     "export_records",
+    "finished",
     "progress",
     "propose",
     "reopened",
@@ -245,12 +246,12 @@ def progress(store: Store, project: int) -> dict[str, Any]:
     }
 
 
-def _finished(store: Store, project: int) -> list[tuple[int, str, Record]]:
+def _finished(store: Store, project: int, among: Collection[int] | None = None) -> list[tuple[int, str, Record]]:
     query = (
         select(items.c.id, sessions.c.annotator, records.c.record)
         .join(sessions, sessions.c.id == records.c.session_id)
         .join(items, items.c.id == sessions.c.item_id)
-        .where(items.c.project_id == project)
+        .where(items.c.project_id == project, *_in(among))
         .order_by(items.c.position, items.c.id, sessions.c.id)
     )
     with reading(store.engine) as db:
@@ -258,20 +259,29 @@ def _finished(store: Store, project: int) -> list[tuple[int, str, Record]]:
     return [(row.id, row.annotator, Record.model_validate(row.record)) for row in rows]
 
 
+def _in(among: Collection[int] | None) -> list[ColumnElement[bool]]:
+    return [] if among is None else [items.c.id.in_(among)]
+
+
+def finished(store: Store, project: int, among: Collection[int] | None = None) -> list[tuple[int, Record]]:
+    """The finished records of these items, or of all, each with its item, in the order of the items."""
+    return [(item, record) for item, _annotator, record in _finished(store, project, among)]
+
+
 def export_records(store: Store, project: int) -> list[Record]:
     """All finished records, in the order of the items."""
     return [record for _item, _annotator, record in _finished(store, project)]
 
 
-def reopened(store: Store, project: int) -> list[int]:
-    """Numbers of the sessions whose decision was taken back and that have no record now."""
+def reopened(store: Store, project: int, among: Collection[int] | None = None) -> list[int]:
+    """Numbers of the sessions on these items, or on any, whose decision was taken back and that have no record now."""
     query = (
         select(sessions.c.id)
         .distinct()
         .join(items, items.c.id == sessions.c.item_id)
         .join(events, events.c.session_id == sessions.c.id)
         .outerjoin(records, records.c.session_id == sessions.c.id)
-        .where(items.c.project_id == project, events.c.kind == "reopened", records.c.session_id.is_(None))
+        .where(items.c.project_id == project, events.c.kind == "reopened", records.c.session_id.is_(None), *_in(among))
     )
     with reading(store.engine) as db:
         return list(db.execute(query).scalars())
