@@ -12,12 +12,17 @@ from anchorlwf.model import EMBEDDED, embedded_path
 from anchorlwf.record import ModelStamp
 from anchorlwf.text import Codec
 
-__all__ = ["connect_remote", "load_codec"]
+__all__ = ["connect_remote", "load_codec", "source_of"]
+
+
+def source_of(name: str) -> str:
+    """Where the files of a model of that name are: its folder or hub name."""
+    return str(embedded_path()) if name == EMBEDDED else name
 
 
 def load_codec(name: str, trust_remote_code: bool) -> tuple[Codec, frozenset[int]]:
     """Tokenizer and end-of-turn ids of a model, without its weights. Raises `ModelError`."""
-    source = str(embedded_path()) if name == EMBEDDED else name
+    source = source_of(name)
     try:
         codec = Codec(AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code))
     except (OSError, ValueError) as error:

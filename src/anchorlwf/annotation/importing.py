@@ -1,10 +1,14 @@
 """lawftrack's data sets into a file of records; the model's tokenizer is all that is needed."""
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from anchorlwf.annotation.connect import load_codec
+from transformers import AutoConfig
+
+from anchorlwf.annotation.connect import load_codec, source_of
+from anchorlwf.annotation.fitting import Room, check_record
 from anchorlwf.annotation.lawftrack import Flag, Span, read_lawftrack
 from anchorlwf.annotation.tokens import TokenTable
 from anchorlwf.errors import RecordError, wrong
@@ -50,7 +54,8 @@ def import_lawftrack(
 
     Raises:
         ModelError: no such tokenizer.
-        RecordError: a file that cannot be read at all; what does not fit in one that can is flagged.
+        RecordError: a file that cannot be read at all; what does not fit in one that can is flagged, and a sample that
+            is too long for the model's context is left out.
         StorageError: `out` cannot be written; what it held is still there.
     """
     ensure_writable(out)
@@ -61,7 +66,10 @@ def import_lawftrack(
     name = model or EMBEDDED
     codec, stop_ids = load_codec(name, trust_remote_code)
     stamp = ModelStamp(name=name, tokenizer_sha=codec.tokenizer_sha, template_sha=codec.template_sha)
-    found = read_lawftrack(content, TokenTable(codec), stamp, stop_ids, span=span)
+    table, room = TokenTable(codec), _room(name, trust_remote_code)
+    found = read_lawftrack(
+        content, table, stamp, stop_ids, span=span, check=lambda record: check_record(record, table, room)
+    )
     records = {record.id: record for record in found.records}
     new = _added(out, records) if records else []
     return Imported(
@@ -71,6 +79,15 @@ def import_lawftrack(
         len(records) - len(new),
         found.flags,
     )
+
+
+def _room(name: str, trust_remote_code: bool) -> Room:
+    """`Decoder.room` of a model of which only the configuration is read; without one there is no limit."""
+    context = None
+    with contextlib.suppress(OSError, ValueError):
+        config = AutoConfig.from_pretrained(source_of(name), trust_remote_code=trust_remote_code)
+        context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return lambda prompt_ids, wanted: wanted if context is None else min(wanted, context - len(prompt_ids))
 
 
 def _added(out: str | Path, records: dict[str, Record]) -> list[Record]:

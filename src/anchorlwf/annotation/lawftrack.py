@@ -6,7 +6,7 @@ stands there now, looked for nearby, and flagged where it does not fit. Nothing 
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -241,7 +241,13 @@ def _sample(
 
 
 def read_lawftrack(
-    content: str, table: TokenTable, stamp: ModelStamp, stop_ids: frozenset[int], *, span: Span = "first"
+    content: str,
+    table: TokenTable,
+    stamp: ModelStamp,
+    stop_ids: frozenset[int],
+    *,
+    span: Span = "first",
+    check: Callable[[Record], object] = lambda _record: None,
 ) -> Found:
     """Read a data set export, training JSONL, or the older form of either.
 
@@ -249,6 +255,7 @@ def read_lawftrack(
         content: the file.
         table, stamp, stop_ids: of the base model that was annotated.
         span: which tokens of a replacement become anchors.
+        check: raises an `AnchorLwfError` for a record that cannot be taken; its sample is flagged then.
 
     Raises:
         RecordError: no such file at all; a sample that cannot be read is flagged instead.
@@ -259,6 +266,8 @@ def read_lawftrack(
     for sample, row in _samples(content):
         try:
             made, wrong_ones = _sample(sample, row, table, stamp, end_id, span)
+            for record in made:
+                check(record)
         except (AnchorLwfError, ValueError, TypeError) as error:
             flags.append(Flag(sample, None, str(error)))
             continue
