@@ -94,7 +94,7 @@ BAD: dict[str, tuple[dict, str]] = {
         {"completion_ids": [5], "anchors": [{"position": 0, "token_id": 5, "rejected_id": 2**32}]},
         "token id: expected 0 to 319",
     ),
-    "messages of no kind": ({"messages": [{"text": "hi"}]}, "prompt: expected messages that the template takes|role"),
+    "messages of no kind": ({"messages": [{"text": "hi"}]}, r"messages\[0\].role: expected a string such as 'user'"),
     "of another model": ({"model": STAMP.model_dump()}, "expected ids of"),
 }
 

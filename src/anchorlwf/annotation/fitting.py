@@ -35,11 +35,13 @@ def check_record(record: Record, table: TokenTable, room: Room) -> None:
     Raises:
         RecordError: a token id that the vocabulary does not have.
         PromptError: messages that the chat template refuses, or more tokens than the context has.
+        ValidationError: messages that no prompt may have, such as those without roles.
     """
+    prompt = Prompt(messages=record.messages, tools=record.tools)
     replaced = [anchor.rejected_id for anchor in record.anchors if anchor.rejected_id is not None]
     table.check([*record.prompt_ids, *record.original_ids, *record.completion_ids, *replaced])
     wanted = len(record.completion_ids)
-    for prompt_ids in (record.prompt_ids, table.codec.encode_prompt(record.messages, record.tools)):
+    for prompt_ids in (record.prompt_ids, table.codec.encode_prompt(prompt.messages, prompt.tools)):
         fitting = room(prompt_ids, wanted)
         if fitting < wanted:
             expected, got = f"at most {len(prompt_ids) + fitting} tokens (context)", f"{len(prompt_ids)} + {wanted}"

@@ -31,8 +31,10 @@ __all__ = [
 
 _IMPORTED = "import"
 """The annotator's name on records that came finished."""
-_HELD, _PAUSE = 0.03, 0.015
-"""Seconds for which an import keeps other writers waiting at a time, and for which it lets them in behind that."""
+_HELD = {"sqlite": 0.03, "postgresql": 1.0}
+"""Seconds that a transaction of an import should take: on SQLite every other writer waits, on PostgreSQL imports do."""
+_PAUSE = 0.015
+"""Seconds for which it lets others in behind each."""
 _FIRST, _LARGEST = 20, 500
 """Items of an import's first transaction, from which the size of the next ones follows, and of the largest one."""
 
@@ -78,11 +80,11 @@ def add_items(
         last = db.execute(select(func.max(items.c.position)).where(items.c.project_id == project)).scalar()
     batch = _Batch(store, project, seats_each, known or {})
     position, seen, size, rest = 0 if last is None else last + 1, 0, _FIRST, iter(given)
-    added = 0
+    added, held = 0, _HELD[store.engine.dialect.name]
     while some := list(itertools.islice(rest, size)):
         took, new = batch.add(dict(some), position + added)
         seen, added = seen + len(some), added + new
-        size = max(1, min(_LARGEST, int(size * _HELD / took)))
+        size = max(1, min(_LARGEST, int(size * held / took)))
         settle(store.engine)
         time.sleep(_PAUSE)
     return added, seen - added
