@@ -1,29 +1,38 @@
-"""Files that are never half-written: atomic replacement, durable append."""
+"""Files that are never half-written: atomic replacement, durable append, one writer at a time."""
 
 import contextlib
 import ctypes
 import errno
+import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
+from io import FileIO
 from pathlib import Path
 
 from anchorlwf.errors import StorageError, wrong
 
 __all__ = [
+    "append_held",
     "append_line",
     "append_lines",
     "clear_leftovers",
     "ensure_writable",
     "file_sha",
+    "held_file",
     "staged_folder",
     "storage_errors",
     "write_atomic",
 ]
+
+_log = logging.getLogger(__name__)
+# File systems without locks: Lustre as it is often mounted, some that are reached over a network.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
 # What safetensors and tokenizers say of a full disk, and torch, which does not say why.
 _BROKEN_OFF = re.compile(r"No space left on device|File too large|Disk quota exceeded|inline_container|PytorchStream")
@@ -92,6 +101,45 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
         _sync_folder(target.parent)
 
 
+def _lock(stream: FileIO, target: Path) -> None:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _log.warning("%s: this file system has no locks. Let one process at a time write there.", target)
+
+
+def _stands_at(stream: FileIO, target: Path) -> bool:
+    """Nobody put another file in its place, or took it away, while we waited for the lock."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), os.stat(target))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def held_file(path: str | Path) -> Iterator[FileIO]:
+    """The file at `path` (made if need be), open for reading and appending, while every other writer of ours waits.
+
+    The lock is on the file itself: whoever may write the file may take it, no second file is left behind, and a process
+    that dies lets go of it. Threads wait for one another as processes do; do not hold a file twice.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    target = Path(path)
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            # Unbuffered: a buffer keeps what could not be written and writes it on closing, behind the line taken back.
+            with open(target, "ab+", buffering=0) as stream:
+                _lock(stream, target)
+                if _stands_at(stream, target):
+                    yield stream
+                    return
+
+
 def append_line(path: str | Path, line: str) -> None:
     """Append one line and fsync it. See `append_lines`."""
     append_lines(path, [line])
@@ -100,36 +148,38 @@ def append_line(path: str | Path, line: str) -> None:
 def append_lines(path: str | Path, lines: Sequence[str]) -> None:
     """Append lines and fsync them once. A line that cannot be written whole is taken back; those before it stay.
 
-    A torn last line (the process died while writing) is closed first, so that it spoils no other line.
+    A torn last line (the process died while writing) is closed first, so that it spoils no other line. Processes and
+    threads that append to one file take turns.
 
     Raises:
         StorageError: not all lines could be stored; the file ends with the last whole one, or is as it was.
     """
+    with held_file(path) as stream:
+        append_held(stream, lines)
+
+
+def append_held(stream: FileIO, lines: Sequence[str]) -> None:
+    """`append_lines` to a file that is held already. Raises `OSError`, which `held_file` makes a `StorageError`."""
     assert not any("\n" in line for line in lines), "one line at a time"
-    target = Path(path)
-    with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Unbuffered: a buffer keeps what could not be written and writes it on closing, behind the line taken back.
-        with open(target, "ab+", buffering=0) as stream:
-            size = stream.seek(0, os.SEEK_END)
-            torn = False
-            if size:
-                stream.seek(size - 1)
-                torn = stream.read(1) != b"\n"
-            content = (b"\n" if torn else b"") + b"".join(line.encode() + b"\n" for line in lines)
-            written = 0
-            try:
-                while written < len(content):
-                    written += stream.write(memoryview(content)[written:])
-                os.fsync(stream.fileno())
-            except BaseException:
-                # A broken fsync leaves nothing certain, a broken write the whole lines before it.
-                end = content.rfind(b"\n", 0, written) + 1 if written < len(content) else 0
-                with contextlib.suppress(OSError):
-                    # The line break that closes a torn line ends none of ours.
-                    os.ftruncate(stream.fileno(), size + (end if end > torn else 0))
-                    os.fsync(stream.fileno())
-                raise
+    size = stream.seek(0, os.SEEK_END)
+    torn = False
+    if size:
+        stream.seek(size - 1)
+        torn = stream.read(1) != b"\n"
+    content = (b"\n" if torn else b"") + b"".join(line.encode() + b"\n" for line in lines)
+    written = 0
+    try:
+        while written < len(content):
+            written += stream.write(memoryview(content)[written:])
+        os.fsync(stream.fileno())
+    except BaseException:
+        # A broken fsync leaves nothing certain, a broken write the whole lines before it.
+        end = content.rfind(b"\n", 0, written) + 1 if written < len(content) else 0
+        with contextlib.suppress(OSError):
+            # The line break that closes a torn line ends none of ours.
+            os.ftruncate(stream.fileno(), size + (end if end > torn else 0))
+            os.fsync(stream.fileno())
+        raise
 
 
 def ensure_writable(path: str | Path) -> None:

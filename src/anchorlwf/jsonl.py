@@ -1,6 +1,8 @@
 """JSON lines in and out: every bad line named, no good line lost, views for other trainers."""
 
+import contextlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from anchorlwf.errors import RecordError, wrong
-from anchorlwf.files import append_lines, write_atomic
+from anchorlwf.files import append_lines, held_file, write_atomic
 from anchorlwf.lines import BadLine, BadLineWarning, Check, Row, Source, checked_lines, good_lines
 from anchorlwf.probe import Probe
 from anchorlwf.record import Prompt, Record
@@ -18,11 +20,9 @@ __all__ = [
     "BadLineWarning",
     "append_record",
     "append_records",
-    "each_earlier",
     "each_line",
     "each_prompt",
     "each_record",
-    "earlier_records",
     "load_probes",
     "load_prompts",
     "load_records",
@@ -118,29 +118,19 @@ def load_prompts(source: Source, *, skip_bad: bool = False, check: Check[Prompt]
     return _load(source, Prompt, skip_bad, check)
 
 
-def each_earlier(path: str | Path) -> Iterator[Record]:
-    """What an interrupted run has left in `path`, as `each_record`; nothing where the file is missing or empty.
-
-    A line torn by a crash is warned of and must not keep the work from going on. A file without any record is
-    something else: `RecordError`.
-    """
-    if not Path(path).is_file() or not Path(path).stat().st_size:
-        return iter(())
-    some_good = any(isinstance(line, Record) for line in each_line(path, Record))
-    return _each(path, Record, skip_bad=some_good)
-
-
-def earlier_records(path: str | Path) -> dict[str, Record]:
-    """`each_earlier` by id, of each id the latest."""
-    return _latest(each_earlier(path))
-
-
 def save_lines(path: str | Path, rows: Iterable[BaseModel | dict[str, Any]]) -> None:
-    """Write rows as JSONL in one atomic step. Raises `StorageError`; the old file then still stands."""
+    """Write rows as JSONL in one atomic step, in turn with whoever appends to the file.
+
+    Raises:
+        StorageError: the old file still stands.
+    """
     lines = [
         row.model_dump_json() if isinstance(row, BaseModel) else json.dumps(row, ensure_ascii=False) for row in rows
     ]
-    write_atomic(path, "".join(f"{line}\n" for line in lines))
+    # Whoever waits to append meanwhile must find the new file; one that is not there, or not ours to write, has nobody.
+    shared = Path(path).is_file() and os.access(path, os.W_OK)
+    with held_file(path) if shared else contextlib.nullcontext():
+        write_atomic(path, "".join(f"{line}\n" for line in lines))
 
 
 def save_records(path: str | Path, records: Iterable[Record]) -> None:
@@ -154,5 +144,5 @@ def append_record(path: str | Path, record: Record) -> None:
 
 
 def append_records(path: str | Path, records: Sequence[Record]) -> None:
-    """Append records durably, with one fsync. Raises `StorageError`; the file is then as it was."""
+    """Append records durably, with one fsync, in turn with other writers. Raises `StorageError`, as `append_lines`."""
     append_lines(path, [record.model_dump_json() for record in records])

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,9 +18,11 @@ __all__ = [
     "Line",
     "Row",
     "Source",
+    "checked_line",
     "checked_lines",
     "good_lines",
     "problem_of",
+    "refusal",
     "row_of",
 ]
 
@@ -128,6 +130,23 @@ def _lines(source: Source) -> Iterator[Line]:
             start += len(content)
 
 
+def checked_line(
+    line: Line, source: str, kind: type[Row], check: Callable[[Row], object] | None = None
+) -> Row | BadLine:
+    """One line as `kind`, or what is wrong with it. Arguments: `checked_lines`."""
+    if isinstance(line.row, str):
+        return BadLine(source, line.number, line.row)
+    try:
+        row = kind.model_validate(line.row)
+        if check is not None:
+            check(row)
+    except ValidationError as error:
+        return BadLine(source, line.number, problem_of(error))
+    except AnchorLwfError as error:
+        return BadLine(source, line.number, str(error), type(error))
+    return row
+
+
 def checked_lines(
     source: Source, kind: type[Row], check: Check[Row] | None = None
 ) -> Iterator[tuple[Line, Row | BadLine]]:
@@ -148,19 +167,7 @@ def checked_lines(
     empty = True
     for line in _lines(source):
         empty = False
-        if isinstance(line.row, str):
-            yield line, BadLine(name, line.number, line.row)
-            continue
-        try:
-            found = kind.model_validate(line.row)
-            if check is not None:
-                check(found)
-        except ValidationError as error:
-            yield line, BadLine(name, line.number, problem_of(error))
-        except AnchorLwfError as error:
-            yield line, BadLine(name, line.number, str(error), type(error))
-        else:
-            yield line, found
+        yield line, checked_line(line, name, kind, check)
     if empty:
         what = f"at least one {kind.__name__.lower()}"
         raise RecordError(wrong(name, what, "an empty file", "Write one JSON object per line."))
@@ -169,6 +176,15 @@ def checked_lines(
 def _listed(numbers: list[int]) -> str:
     few = ", ".join(map(str, numbers[:_FEW])) + (f" and {len(numbers) - _FEW} more" if len(numbers) > _FEW else "")
     return f"line {few}" if len(numbers) == 1 else f"lines {few}"
+
+
+def refusal(bad: Sequence[BadLine], good: int) -> AnchorLwfError:
+    """The error that names every bad line of a source in which `good` other lines are good."""
+    listing = "\n".join(map(str, bad))
+    kinds = {one.kind for one in bad}
+    error = kinds.pop() if len(kinds) == 1 else RecordError
+    fix = "Mend the bad ones, or skip them (--skip-bad, where the command has it; in Python skip_bad=True)."
+    return error(f"{listing}\n{good} other lines are good. {fix}")
 
 
 def good_lines(
@@ -199,10 +215,6 @@ def good_lines(
     for remark, numbers in remarks.items():
         warnings.warn(f"{name}, {_listed(numbers)}: {remark}", PromptWarning, stacklevel=asked_by)
     if bad and not skip_bad:
-        listing = "\n".join(map(str, bad))
-        kinds = {one.kind for one in bad}
-        error = kinds.pop() if len(kinds) == 1 else RecordError
-        fix = "Mend the bad ones, or skip them (--skip-bad, where the command has it; in Python skip_bad=True)."
-        raise error(f"{listing}\n{good} other lines are good. {fix}")
+        raise refusal(bad, good)
     for one in bad:
         warnings.warn(str(one), BadLineWarning, stacklevel=asked_by)

@@ -3,6 +3,9 @@
 import logging
 import threading
 from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
 
 from anchorlwf.annotation.decoders import Chosen, Decoder
 from anchorlwf.annotation.events import Started
@@ -85,11 +88,11 @@ class Ahead:
         while not self._closed.is_set():
             try:
                 waiting = unproposed(self._store, self._project, 8 + len(self._failed))
-                todo = [(item, prompt) for item, prompt in waiting if item not in self._failed]
-                for item, prompt in todo:
+                todo = [(item, body) for item, body in waiting if item not in self._failed]
+                for item, body in todo:
                     if self._closed.is_set():
                         return
-                    self._one(item, prompt)
+                    self._one(item, body)
             except AnchorLwfError as error:
                 _log.warning("Decoding ahead pauses: %s", error)
                 todo = []
@@ -97,10 +100,11 @@ class Ahead:
                 self._wake.wait(30)
                 self._wake.clear()
 
-    def _one(self, item: int, prompt: Prompt) -> None:
+    def _one(self, item: int, body: dict[str, Any]) -> None:
         try:
+            prompt = Prompt.model_validate(body)
             found = proposal_of(self._decoder, prompt, self._config.max_new_tokens, self._closed)
-        except PromptError as error:
+        except (PromptError, ValidationError) as error:
             # Whoever opens it is told; the rest of the queue must not wait for it.
             self._failed.add(item)
             _log.info("Item %d is not decoded ahead: %s", item, error)

@@ -3,10 +3,13 @@
 The rules of the protocol are those of `session.py`; the state is that of `tree.py`.
 """
 
+import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+
+from pydantic import ValidationError
 
 from anchorlwf.annotation.decoders import Decoder
 from anchorlwf.annotation.events import (
@@ -28,10 +31,24 @@ from anchorlwf.annotation.session import anchors_of
 from anchorlwf.annotation.store import Order, SessionRow, Store
 from anchorlwf.annotation.tree import apply, replay
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.errors import ConflictError, MissingError, NothingToDoError, StorageError, wrong
+from anchorlwf.errors import (
+    ConflictError,
+    MissingError,
+    NothingToDoError,
+    PromptError,
+    RecordError,
+    StorageError,
+    wrong,
+)
+from anchorlwf.lines import problem_of
 
 __all__ = ["Desk"]
 
+_log = logging.getLogger(__name__)
+_TRIES = 100
+"""Items that cannot be begun which one request passes over."""
+_LARGEST = 2**31
+"""No tokenizer has such an id, and few libraries take one."""
 _LIVE = 128
 """Sessions kept in memory; the others are replayed from the store when somebody comes back to them."""
 
@@ -50,13 +67,31 @@ class Desk:
     def __init__(self, store: Store, decoder: Decoder, project: int, config: AnnotateConfig, ledger: Ledger) -> None:
         self.store, self.decoder, self.project, self.config, self.ledger = store, decoder, project, config, ledger
         self.prepared = Prepared()
+        self.aside: dict[int, str] = {}
+        """Items that cannot be begun, and why."""
         self._live: OrderedDict[int, Live] = OrderedDict()
         self._lock = threading.Lock()
 
     def next(self, annotator: str, order: Order = "queue") -> Live | None:
-        """The session on what this person should do next, begun if need be; None where nothing is left."""
-        row = self.store.next(self.project, annotator, order)
-        return None if row is None else self._begun(row)
+        """The session on what this person should do next, begun if need be; None where nothing is left.
+
+        An item that cannot be begun, however it came into the queue, is set aside until the next start.
+
+        Raises:
+            RecordError: very many in a row cannot be begun; asked again, it goes on behind them.
+        """
+        for _ in range(_TRIES):
+            row = self.store.next(self.project, annotator, order, without=list(self.aside))
+            if row is None:
+                return None
+            try:
+                return self._begun(row)
+            except (PromptError, RecordError) as error:
+                self.aside[row.item] = str(error)
+                self.store.leave(row.id)
+                _log.warning("Item %d is set aside: %s", row.item, error)
+        fix = "Ask again, or mend them: the queue shows what is wrong with each."
+        raise RecordError(wrong("queue", "an item that can be begun", f"{_TRIES} in a row that cannot", fix))
 
     def open(self, item: int, annotator: str) -> Live:
         """This person's session on one item. Raises `MissingError`, or `ConflictError` where others hold it."""
@@ -80,7 +115,10 @@ class Desk:
     def _loaded(self, row: SessionRow) -> Live:
         prompt_ids = self.decoder.table.codec.encode_prompt(row.prompt.messages, row.prompt.tools)
         limit = self.decoder.room(prompt_ids, self.config.max_new_tokens)
-        live = Live(row, prompt_ids, limit, replay(self.store.events(row.id)))
+        tree = replay(self.store.events(row.id))
+        for node in tree.nodes:
+            _check_ids(node.completion_ids)
+        live = Live(row, prompt_ids, limit, tree)
         with self._lock:
             live = self._live.setdefault(row.id, live)
             self._live.move_to_end(row.id)
@@ -100,7 +138,7 @@ class Desk:
         with live.lock:
             live.row = row
             if not live.tree.nodes:
-                started = Started.model_validate({**(row.proposal or {}), "at": _now()})
+                started = _started(row)
                 self._commit(live, [started])
                 live.memories.update(self.prepared.take(row.item, started.completion_ids))
             if live.tree.verdict is None:
@@ -314,6 +352,23 @@ class Desk:
         for live in sessions:
             with live.lock:
                 self._settle(live)
+
+
+def _check_ids(ids: Sequence[int]) -> None:
+    stray = next((token for token in ids if token >= _LARGEST), None)
+    if stray is not None:
+        raise RecordError(wrong("token id", "one that a tokenizer may have", stray, "Import the record again, mended."))
+
+
+def _started(row: SessionRow) -> Started:
+    """The first event of a session. Raises `RecordError` where what was stored for it is no answer."""
+    try:
+        started = Started.model_validate({**(row.proposal or {}), "at": _now()})
+    except ValidationError as error:
+        fix = "Import the record again, mended."
+        raise RecordError(wrong(f"item {row.item}", "an answer to begin with", problem_of(error), fix)) from error
+    _check_ids(started.completion_ids)
+    return started
 
 
 def _now() -> datetime:

@@ -1,20 +1,26 @@
 """A project with all that goes in and out of it: prompts, records, lawftrack's data sets, comparisons."""
 
-import json
+from collections import defaultdict
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 from anchorlwf.annotation.ahead import Ahead
 from anchorlwf.annotation.decoders import LocalDecoder
 from anchorlwf.annotation.desk import Desk
+from anchorlwf.annotation.fitting import check_record
 from anchorlwf.annotation.lawftrack import Span, read_lawftrack
-from anchorlwf.annotation.queue import add_items, export_records, reopened
+from anchorlwf.annotation.queue import add_items, finished, reopened
+from anchorlwf.annotation.store import SessionRow
 from anchorlwf.annotation.tree import replay
 from anchorlwf.annotation.views import tokens
-from anchorlwf.errors import ModelError, RecordError, wrong
-from anchorlwf.jsonl import load_prompts, load_records
+from anchorlwf.errors import ModelError, RecordError, StampError, wrong
+from anchorlwf.lines import BadLine, Line, Row, checked_line, refusal, row_of
 from anchorlwf.record import Prompt, Record
 
 __all__ = ["Exchange"]
+
+_NAMED = 20
+"""Bad lines named where there is no good one."""
 
 
 class Exchange:
@@ -52,58 +58,62 @@ class Exchange:
 
     def publish(self) -> None:
         """Bring the file of records up to the store, which is ahead of it where a process died between the two."""
-        desk = self.desk
-        drafts = [self._draft(session) for session in reopened(desk.store, desk.project)]
-        desk.ledger.reconcile(export_records(desk.store, desk.project), drafts)
+        self.desk.ledger.reconcile(self._stored)
 
-    def _draft(self, session: int) -> Record:
+    def _stored(self, among: Collection[int] | None = None) -> dict[int, list[Record]]:
+        """What the store holds of these items, or of all: the `stored` of `Ledger.reconcile`."""
+        desk, by_item = self.desk, defaultdict[int, list[Record]](list)
+        for item, record in finished(desk.store, desk.project, among):
+            by_item[item].append(record)
+        for session in reopened(desk.store, desk.project, among):
+            row = desk.store.session(session)
+            by_item[row.item].append(self._draft(row))
+        return by_item
+
+    def _draft(self, row: SessionRow) -> Record:
         """The record of an undecided session as it is stored, whoever's it is."""
-        desk, row = self.desk, self.desk.store.session(session)
+        desk = self.desk
         prompt_ids = desk.decoder.table.codec.encode_prompt(row.prompt.messages, row.prompt.tools)
-        return desk.ledger.record(row, prompt_ids, replay(desk.store.events(session)))
+        return desk.ledger.record(row, prompt_ids, replay(desk.store.events(row.id)))
 
     def take(
         self, form: Literal["records", "lawftrack", "prompts"], content: str, span: Span = "first"
     ) -> dict[str, Any]:
         """A file's content into the project: the reply to `POST /api/import`.
 
+        What is no good is set aside and flagged, by its line or sample; the rest comes in.
+
         Raises:
-            RecordError: a line that is not what it should be; nothing is added then.
-            StampError: records of another model.
+            AnchorLwfError: nothing in it is any good; what is wrong with it.
         """
-        flagged: list[dict[str, Any]] = []
-        if form == "prompts":
-            added, known = self.add(load_prompts(_lines(content), check=self.fits))
+        if form == "lawftrack":
+            decoder = self.desk.decoder
+            found = read_lawftrack(
+                content, decoder.table, decoder.stamp, decoder.stop_ids, span=span, check=self._takes
+            )
+            records, flagged = found.records, [flag.json() for flag in found.flags]
+        elif form == "records":
+            records, flagged = _checked(content, Record, self._takes)
         else:
-            if form == "records":
-                records = load_records(_lines(content))
-            else:
-                found = read_lawftrack(
-                    content, self.desk.decoder.table, self.desk.decoder.stamp, self.desk.decoder.stop_ids, span=span
-                )
-                records, flagged = found.records, [flag.json() for flag in found.flags]
-            added, known = self._add_records(records)
+            prompts, flagged = _checked(content, Prompt, self.fits)
+        added, known = self.add(prompts) if form == "prompts" else self._add_records(records)
         return {"added": added, "known": known, "flagged": flagged}
 
     def _add_records(self, records: list[Record]) -> tuple[int, int]:
-        for record in records:
-            self._check(record)
+        latest = {record.id: record for record in records}
         keyed = [
-            (record.id, Prompt(messages=record.messages, tools=record.tools, tags=record.tags)) for record in records
+            (record.id, Prompt(messages=record.messages, tools=record.tools, tags=record.tags))
+            for record in latest.values()
         ]
-        return add_items(
-            self.desk.store,
-            self.desk.project,
-            keyed,
-            seats_each=self._per_item,
-            known={record.id: record for record in records},
-        )
+        return add_items(self.desk.store, self.desk.project, keyed, seats_each=self._per_item, known=latest)
 
-    def _check(self, record: Record) -> None:
+    def _takes(self, record: Record) -> None:
+        """Raise what is wrong with a record from outside: other ids, or what no prompt may have either."""
         stamp = self.desk.decoder.stamp
         if (record.model.tokenizer_sha, record.model.template_sha) != (stamp.tokenizer_sha, stamp.template_sha):
             fix = "Start the annotator with that model."
-            raise RecordError(wrong(f"record {record.id}", f"ids of {stamp.name}", f"of {record.model.name}", fix))
+            raise StampError(wrong(f"record {record.id}", f"ids of {stamp.name}", f"of {record.model.name}", fix))
+        check_record(record, self.desk.decoder.table, self.desk.decoder.room)
 
     def compare(self, prompt_ids: list[int]) -> dict[str, Any]:
         """Answers of base and tuned model with KL per token: the reply to `POST /api/compare`. Raises `ModelError`."""
@@ -121,20 +131,24 @@ class Exchange:
         }
 
 
-def _lines(content: str) -> list[dict[str, Any]]:
-    """JSONL as rows. Raises `RecordError`, with the line's number."""
-    rows = []
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
+def _checked(content: str, kind: type[Row], check: Callable[[Row], object]) -> tuple[list[Row], list[dict[str, Any]]]:
+    """The good lines of a JSONL file's content, and the bad ones as the flags of a reply.
+
+    Raises:
+        AnchorLwfError: there is no good one.
+    """
+    good: list[Row] = []
+    bad: list[BadLine] = []
+    for number, text in enumerate(content.split("\n"), 1):
+        if not text.strip():
             continue
-        try:
-            row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:
-            raise RecordError(wrong(f"line {number}", "one JSON object", error, "Mend the line.")) from error
-        if not isinstance(row, dict):
-            raise RecordError(wrong(f"line {number}", "one JSON object", type(row).__name__, "Mend the line."))
-        rows.append(row)
-    if not rows:
+        row = checked_line(Line(number, row_of(text.encode(errors="surrogatepass"))), "import", kind, check)
+        if isinstance(row, BadLine):
+            bad.append(row)
+        else:
+            good.append(row)
+    if not good:
+        if bad:
+            raise refusal(bad[:_NAMED], 0)
         raise RecordError(wrong("content", "at least one line", "none", "Choose another file."))
-    return rows
+    return good, [{"sample": f"line {one.line}", "anchor": None, "reason": one.problem} for one in bad]

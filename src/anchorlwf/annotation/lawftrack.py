@@ -8,7 +8,7 @@ lawftrack counts the tokens of a message in its raw text, the template's header 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -300,7 +300,13 @@ def _sample(
 
 
 def read_lawftrack(
-    content: str, table: TokenTable, stamp: ModelStamp, stop_ids: frozenset[int], *, span: Span = "first"
+    content: str,
+    table: TokenTable,
+    stamp: ModelStamp,
+    stop_ids: frozenset[int],
+    *,
+    span: Span = "first",
+    check: Callable[[Record], object] = lambda _record: None,
 ) -> Found:
     """Read a data set export, training JSONL, the older form of either, or a trace of the paper's experiments.
 
@@ -308,6 +314,7 @@ def read_lawftrack(
         content: the file.
         table, stamp, stop_ids: of the base model that was annotated.
         span: which tokens of a replacement become anchors.
+        check: raises an `AnchorLwfError` for a record that cannot be taken; its sample is flagged then.
 
     Raises:
         RecordError: no such file at all; a sample that cannot be read is flagged instead.
@@ -318,6 +325,8 @@ def read_lawftrack(
     for sample, row in _samples(content):
         try:
             made, wrong_ones = _sample(sample, row, table, stamp, markers, end_id, span)
+            for record in made:
+                check(record)
         except ValidationError as error:
             flags.append(Flag(sample, None, problem_of(error)))
             continue

@@ -1,20 +1,22 @@
 """Decisions become records, and records a file beside the store."""
 
 import logging
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from anchorlwf.annotation.store import SessionRow
 from anchorlwf.annotation.tree import Tree
 from anchorlwf.errors import StorageError
-from anchorlwf.jsonl import append_record, earlier_records, save_records
+from anchorlwf.jsonl import append_record
 from anchorlwf.record import ModelStamp, Prompt, Record, new_id
+from anchorlwf.record_file import RecordJournal
 from anchorlwf.text import Codec
 
 __all__ = ["Ledger"]
 
 _log = logging.getLogger(__name__)
+_HELD = 256
+"""Items looked up again at a time while others wait for the file."""
 _STATUS = {"accept": "complete", "keep": "complete", "reject": "rejected"}
 
 
@@ -29,7 +31,6 @@ class Ledger:
 
     def __init__(self, stamp: ModelStamp, codec: Codec, out: Path | None = None, *, shared: bool = False) -> None:
         self._stamp, self._codec, self._out, self._shared = stamp, codec, out, shared
-        self._lock = threading.Lock()
 
     def key(self, prompt: Prompt) -> str:
         """The id of the record a prompt becomes: work done without a store counts here."""
@@ -62,29 +63,55 @@ class Ledger:
         if self._out is None:
             return
         try:
-            with self._lock:
-                append_record(self._out, record)
+            append_record(self._out, record)
         except StorageError as error:
             _log.warning("%s The store has the record; the next start writes it to the file.", error)
 
     def known(self) -> dict[str, Record]:
         """What `out` holds, by id. A line torn by a crash is warned of: the store has what it held."""
-        return {} if self._out is None else earlier_records(self._out)
+        return {} if self._out is None else {record.id: record for record in RecordJournal(self._out).news()}
 
-    def reconcile(self, stored: Sequence[Record], taken_back: Sequence[Record] = ()) -> None:
+    def reconcile(self, stored: Callable[[Collection[int] | None], dict[int, list[Record]]]) -> None:
         """Bring `out` up to the store, which may have gone further when a process died between the two.
 
+        Others may be at work on both: what is behind is looked up in the store once more while nobody else writes the
+        file, so that no older state comes after a newer one.
+
         Args:
-            stored: every finished record.
-            taken_back: drafts of the sessions whose decision was taken back. Where `out` still holds one as finished
-                and `stored` has none, the draft takes its place.
+            stored: gives the records of these items of the store (None: of all), by item: finished ones, and drafts
+                of sessions whose decision was taken back.
         """
-        known, finished = self.known(), {record.id for record in stored}
-        behind = [record for record in stored if known.get(record.id) != record]
-        behind += [
-            draft
-            for draft in taken_back
-            if draft.id not in finished and draft.id in known and known[draft.id].status != "draft"
-        ]
-        if self._out is not None and behind:
-            save_records(self._out, {**known, **{record.id: record for record in behind}}.values())
+        if self._out is None:
+            return
+        journal, known = RecordJournal(self._out), dict[str, Record]()
+
+        def learn(news: Iterable[Record]) -> None:
+            known.update((record.id, record) for record in news)
+
+        learn(journal.news())
+        behind = [item for item, records in stored(None).items() if _behind(records, known)]
+        for first in range(0, len(behind), _HELD):
+            some = behind[first : first + _HELD]
+
+            def choose(news: Iterable[Record], some: list[int] = some) -> list[Record]:
+                learn(news)
+                return [record for records in stored(some).values() for record in _behind(records, known)]
+
+            journal.add(choose, over_torn=True)
+
+
+def _behind(records: Sequence[Record], known: dict[str, Record]) -> list[Record]:
+    """Those of one item's records that the file does not hold as they are.
+
+    A draft takes the place of a finished record, not of nothing, and not of one that somebody else has finished.
+    """
+    finished = {record.id for record in records if record.status != "draft"}
+    return [
+        record
+        for record in records
+        if (
+            known.get(record.id) != record
+            if record.status != "draft"
+            else record.id not in finished and record.id in known and known[record.id].status != "draft"
+        )
+    ]

@@ -1,15 +1,16 @@
 """The queue of a project: items in and out, their order, who did what, and how far people agree."""
 
 import itertools
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, func, insert, select, update
 
 from anchorlwf.annotation.events import Started
-from anchorlwf.annotation.schema import events, items, reading, records, seats, sessions, writing
+from anchorlwf.annotation.schema import events, items, projects, reading, records, seats, sessions, settle, writing
 from anchorlwf.annotation.store import Order, Store, ordering
 from anchorlwf.errors import MissingError, RecordError, wrong
 from anchorlwf.record import Prompt, Record
@@ -19,6 +20,7 @@ __all__ = [
     "add_items",
     "agreement",
     "export_records",
+    "finished",
     "progress",
     "propose",
     "reopened",
@@ -29,6 +31,12 @@ __all__ = [
 
 _IMPORTED = "import"
 """The annotator's name on records that came finished."""
+_HELD = {"sqlite": 0.03, "postgresql": 1.0}
+"""Seconds that a transaction of an import should take: on SQLite every other writer waits, on PostgreSQL imports do."""
+_PAUSE = 0.015
+"""Seconds for which it lets others in behind each."""
+_FIRST, _LARGEST = 20, 500
+"""Items of an import's first transaction, from which the size of the next ones follows, and of the largest one."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,8 @@ def add_items(
 ) -> tuple[int, int]:
     """Put prompts behind the queue; those it holds already stay as they are.
 
+    They come in by small transactions, with a pause behind each, so that nobody at work has to wait for a long file.
+
     Args:
         store: where.
         project: its number.
@@ -60,42 +70,94 @@ def add_items(
 
     Returns:
         How many were added, and how many were there before.
+
+    Raises:
+        StorageError: the database is gone or full. What came in before stays; adding it again adds the rest.
     """
     if seats_each < 1:
         raise RecordError(wrong("annotators per item", "at least 1", seats_each, "Give another number."))
-    old, added, known = 0, 0, known or {}
-    with writing(store.engine) as db:
-        there = set(db.execute(select(items.c.record_id).where(items.c.project_id == project)).scalars())
+    with reading(store.engine) as db:
         last = db.execute(select(func.max(items.c.position)).where(items.c.project_id == project)).scalar()
-        position = -1 if last is None else last
-        for record_id, prompt in given:
-            if record_id in there:
-                old += 1
-                continue
-            there.add(record_id)
-            position, added = position + 1, added + 1
-            record = known.get(record_id)
-            draft = record is not None and record.status == "draft"
-            row = {
-                "project_id": project,
-                "position": position,
-                "record_id": record_id,
+    batch = _Batch(store, project, seats_each, known or {})
+    position, seen, size, rest = 0 if last is None else last + 1, 0, _FIRST, iter(given)
+    added, held = 0, _HELD[store.engine.dialect.name]
+    while some := list(itertools.islice(rest, size)):
+        took, new = batch.add(dict(some), position + added)
+        seen, added = seen + len(some), added + new
+        size = max(1, min(_LARGEST, int(size * held / took)))
+        settle(store.engine)
+        time.sleep(_PAUSE)
+    return added, seen - added
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What the transactions of one `add_items` have in common."""
+
+    store: Store
+    project: int
+    seats_each: int
+    known: dict[str, Record]
+
+    def add(self, given: dict[str, Prompt], position: int) -> tuple[float, int]:
+        """One transaction: how many seconds others had to wait for it, and how many items were new."""
+        with writing(self.store.engine) as db:
+            began = time.monotonic()
+            # On PostgreSQL imports of one project take turns, so that none brings what another is bringing.
+            db.execute(select(projects.c.id).where(projects.c.id == self.project).with_for_update())
+            there = set(db.execute(select(items.c.record_id).where(self._among(given))).scalars())
+            new = {key: prompt for key, prompt in given.items() if key not in there}
+            self._insert(db, new, position)
+        return time.monotonic() - began, len(new)
+
+    def _among(self, keys: Iterable[str]) -> ColumnElement[bool]:
+        return and_(items.c.project_id == self.project, items.c.record_id.in_(keys))
+
+    def _insert(self, db: Connection, new: dict[str, Prompt], position: int) -> None:
+        if not new:
+            return
+        now = self.store.clock()
+        made = {key: self.known[key] for key in new.keys() & self.known.keys()}
+        rows = [
+            {
+                "project_id": self.project,
+                "position": position + index,
+                "record_id": key,
                 "prompt": prompt.model_dump(mode="json"),
-                "proposal": _as_draft(record, store.clock()) if record is not None and draft else None,
+                "proposal": _as_draft(made[key], now) if key in made and made[key].status == "draft" else None,
             }
-            item = db.execute(insert(items).values(**row).returning(items.c.id)).scalar_one()
-            db.execute(insert(seats), [{"item_id": item, "seat": seat} for seat in range(seats_each)])
-            if record is not None and not draft:
-                verdict = "reject" if record.status == "rejected" else "accept"
-                made = (
-                    insert(sessions)
-                    .values(item_id=item, annotator=_IMPORTED, verdict=verdict, touched_at=store.clock())
-                    .returning(sessions.c.id)
-                )
-                session = db.execute(made).scalar_one()
-                db.execute(update(seats).where(seats.c.item_id == item).values(session_id=None, done=True))
-                db.execute(insert(records).values(session_id=session, record=record.model_dump(mode="json")))
-    return added, old
+            for index, (key, prompt) in enumerate(new.items())
+        ]
+        db.execute(insert(items), rows)
+        numbers = {
+            row.record_id: row.id for row in db.execute(select(items.c.id, items.c.record_id).where(self._among(new)))
+        }
+        done = {numbers[key]: record for key, record in made.items() if record.status != "draft"}
+        places = [
+            {"item_id": item, "seat": seat, "done": item in done}
+            for item in numbers.values()
+            for seat in range(self.seats_each)
+        ]
+        db.execute(insert(seats), places)
+        if done:
+            self._finish(db, done, now)
+
+    def _finish(self, db: Connection, done: dict[int, Record], now: float) -> None:
+        """Records that came finished, by their new items."""
+        verdicts = {"rejected": "reject"}
+        mine = [
+            {
+                "item_id": item,
+                "annotator": _IMPORTED,
+                "verdict": verdicts.get(record.status, "accept"),
+                "touched_at": now,
+            }
+            for item, record in done.items()
+        ]
+        db.execute(insert(sessions), mine)
+        begun = db.execute(select(sessions.c.id, sessions.c.item_id).where(sessions.c.item_id.in_(done)))
+        bodies = [{"session_id": row.id, "record": done[row.item_id].model_dump(mode="json")} for row in begun]
+        db.execute(insert(records), bodies)
 
 
 def _as_draft(record: Record, now: float) -> dict[str, Any]:
@@ -113,8 +175,8 @@ def _as_draft(record: Record, now: float) -> dict[str, Any]:
     return started.model_dump(mode="json")
 
 
-def unproposed(store: Store, project: int, limit: int) -> list[tuple[int, Prompt]]:
-    """Items whose answer was not decoded ahead yet, in the order of the queue."""
+def unproposed(store: Store, project: int, limit: int) -> list[tuple[int, dict[str, Any]]]:
+    """Items whose answer was not decoded ahead yet, in the order of the queue, and their prompts as they are stored."""
     query = (
         select(items.c.id, items.c.prompt)
         .where(items.c.project_id == project, items.c.proposal.is_(None))
@@ -122,7 +184,7 @@ def unproposed(store: Store, project: int, limit: int) -> list[tuple[int, Prompt
         .limit(limit)
     )
     with reading(store.engine) as db:
-        return [(row.id, Prompt.model_validate(row.prompt)) for row in db.execute(query)]
+        return [(row.id, row.prompt) for row in db.execute(query)]
 
 
 def propose(store: Store, item: int, proposal: Proposal) -> None:
@@ -146,7 +208,7 @@ def set_priority(store: Store, project: int, item: int, priority: int) -> None:
 
 def _title(prompt: dict[str, Any]) -> str:
     asked = [message for message in prompt["messages"] if message.get("role") == "user"] or prompt["messages"]
-    return str(asked[-1].get("content") or "")[:120]
+    return str(asked[-1].get("content") or "")[:120] if asked else ""
 
 
 def waiting(
@@ -212,45 +274,48 @@ def waiting(
 def progress(store: Store, project: int) -> dict[str, Any]:
     """Counts and working time of a project (the `GET /api/progress` of docs/annotator_api.md)."""
     mine = items.c.project_id == project
+    held = and_(seats.c.session_id.is_not(None), seats.c.expires_at >= store.clock())
+    # Counted by the database: a queue may be long.
+    seated = select(func.count(seats.c.item_id.distinct())).join(items, items.c.id == seats.c.item_id)
     with reading(store.engine) as db:
         total = db.execute(select(func.count()).where(mine)).scalar_one()
+        unfinished = db.execute(seated.where(mine, seats.c.done.is_(False))).scalar_one()
+        live = db.execute(seated.where(mine, seats.c.done.is_(False), held)).scalar_one()
         worked = db.execute(
-            select(sessions.c.annotator, sessions.c.verdict, sessions.c.seconds)
+            select(sessions.c.annotator, sessions.c.verdict, func.count(), func.sum(sessions.c.seconds))
             .join(items, items.c.id == sessions.c.item_id)
             .where(mine)
+            .group_by(sessions.c.annotator, sessions.c.verdict)
         ).all()
-        places = db.execute(
-            select(seats.c.item_id, seats.c.done, seats.c.session_id, seats.c.expires_at)
-            .join(items, items.c.id == seats.c.item_id)
-            .where(mine)
-        ).all()
-    unfinished = {seat.item_id for seat in places if not seat.done}
-    live = {
-        seat.item_id
-        for seat in places
-        if not seat.done and seat.session_id is not None and seat.expires_at >= store.clock()
-    }
-    verdicts = Counter(row.verdict for row in worked)
-    by_people = [row for row in worked if row.annotator != _IMPORTED]
-    finished = [row.seconds for row in by_people if row.verdict in ("accept", "keep", "reject")]
+    verdicts, by_annotator = Counter[str | None](), Counter[str]()
+    seconds, finished_seconds, finished_count = 0.0, 0.0, 0
+    for annotator, verdict, count, spent in worked:
+        verdicts[verdict] += count
+        if annotator == _IMPORTED:
+            continue
+        seconds += spent
+        if verdict is not None:
+            by_annotator[annotator] += count
+        if verdict in ("accept", "keep", "reject"):
+            finished_seconds, finished_count = finished_seconds + spent, finished_count + count
     return {
         "items": total,
-        "done": total - len(unfinished),
-        "open": len(live),
-        "waiting": len(unfinished - live),
+        "done": total - unfinished,
+        "open": live,
+        "waiting": unfinished - live,
         **{verdict: verdicts[verdict] for verdict in ("accept", "keep", "reject", "skip")},
-        "seconds": sum(row.seconds for row in by_people),
-        "mean_seconds": sum(finished) / len(finished) if finished else None,
-        "by_annotator": dict(Counter(row.annotator for row in by_people if row.verdict is not None)),
+        "seconds": seconds,
+        "mean_seconds": finished_seconds / finished_count if finished_count else None,
+        "by_annotator": dict(by_annotator),
     }
 
 
-def _finished(store: Store, project: int) -> list[tuple[int, str, Record]]:
+def _finished(store: Store, project: int, among: Collection[int] | None = None) -> list[tuple[int, str, Record]]:
     query = (
         select(items.c.id, sessions.c.annotator, records.c.record)
         .join(sessions, sessions.c.id == records.c.session_id)
         .join(items, items.c.id == sessions.c.item_id)
-        .where(items.c.project_id == project)
+        .where(items.c.project_id == project, *_in(among))
         .order_by(items.c.position, items.c.id, sessions.c.id)
     )
     with reading(store.engine) as db:
@@ -258,20 +323,29 @@ def _finished(store: Store, project: int) -> list[tuple[int, str, Record]]:
     return [(row.id, row.annotator, Record.model_validate(row.record)) for row in rows]
 
 
+def _in(among: Collection[int] | None) -> list[ColumnElement[bool]]:
+    return [] if among is None else [items.c.id.in_(among)]
+
+
+def finished(store: Store, project: int, among: Collection[int] | None = None) -> list[tuple[int, Record]]:
+    """The finished records of these items, or of all, each with its item, in the order of the items."""
+    return [(item, record) for item, _annotator, record in _finished(store, project, among)]
+
+
 def export_records(store: Store, project: int) -> list[Record]:
     """All finished records, in the order of the items."""
     return [record for _item, _annotator, record in _finished(store, project)]
 
 
-def reopened(store: Store, project: int) -> list[int]:
-    """Numbers of the sessions whose decision was taken back and that have no record now."""
+def reopened(store: Store, project: int, among: Collection[int] | None = None) -> list[int]:
+    """Numbers of the sessions on these items, or on any, whose decision was taken back and that have no record now."""
     query = (
         select(sessions.c.id)
         .distinct()
         .join(items, items.c.id == sessions.c.item_id)
         .join(events, events.c.session_id == sessions.c.id)
         .outerjoin(records, records.c.session_id == sessions.c.id)
-        .where(items.c.project_id == project, events.c.kind == "reopened", records.c.session_id.is_(None))
+        .where(items.c.project_id == project, events.c.kind == "reopened", records.c.session_id.is_(None), *_in(among))
     )
     with reading(store.engine) as db:
         return list(db.execute(query).scalars())

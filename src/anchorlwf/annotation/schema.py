@@ -6,6 +6,9 @@ characters included.
 
 import contextlib
 import json
+import random
+import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +43,19 @@ from sqlalchemy.types import TypeDecorator
 
 from anchorlwf.errors import ConfigError, ConflictError, StorageError, wrong
 
-__all__ = ["MIGRATIONS", "connect", "events", "items", "projects", "reading", "records", "seats", "sessions", "writing"]
+__all__ = [
+    "MIGRATIONS",
+    "connect",
+    "events",
+    "items",
+    "projects",
+    "reading",
+    "records",
+    "seats",
+    "sessions",
+    "settle",
+    "writing",
+]
 
 
 class Json(TypeDecorator[Any]):
@@ -57,6 +72,9 @@ class Json(TypeDecorator[Any]):
         """From the database."""
         return None if value is None else json.loads(value)
 
+
+_PATIENCE = 20_000
+"""Milliseconds to wait for another writer."""
 
 tables = MetaData()
 version = Table("anchorlwf_schema", tables, Column("version", Integer, nullable=False))
@@ -81,8 +99,9 @@ items = Table(
     Column("mean_entropy", Float),
     Column("lowest_probability", Float),
     UniqueConstraint("project_id", "record_id"),
-    Index("items_in_order", "project_id", "priority", "position"),
 )
+# As `store.ordering("queue")` sorts: the next item is found without a look at all the others.
+Index("items_by_turn", items.c.project_id, items.c.priority.desc(), items.c.position, items.c.id)
 sessions = Table(
     "sessions",
     tables,
@@ -168,14 +187,47 @@ def _sqlite(engine: Engine) -> None:
     def _open(connection: Any, _record: Any) -> None:
         # Transactions are begun by us (below), not by the driver's guess.
         connection.isolation_level = None
-        for pragma in ("busy_timeout=20000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in (f"busy_timeout={_PATIENCE}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def _begin(db: Connection) -> None:
         # A writer takes the lock at once: a reader that turns writer midway fails where another did the same.
-        reads = db.get_execution_options().get("reads_only")
-        db.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+        if db.get_execution_options().get("reads_only"):
+            db.exec_driver_sql("BEGIN")
+        elif not _taken(db.connection.dbapi_connection):
+            db.exec_driver_sql("BEGIN IMMEDIATE")  # says what is wrong
+
+
+def _taken(connection: Any) -> bool:
+    """Begin to write as soon as nobody else does.
+
+    SQLite itself asks again ever more rarely, in the end every 100 ms, and misses the moment between two transactions
+    of somebody who writes much.
+    """
+    until = time.monotonic() + _PATIENCE / 1000
+    connection.execute("PRAGMA busy_timeout=0")
+    try:
+        while time.monotonic() < until:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                    return False
+                time.sleep(random.uniform(0.001, 0.005))
+            else:
+                return True
+        return False
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={_PATIENCE}")
+
+
+def settle(engine: Engine) -> None:
+    """After much was written: carry SQLite's log over into its file, or the next writer would have to wait for that."""
+    if engine.dialect.name == "sqlite":
+        # Outside of any transaction; where it fails, nothing is lost, and the next step that is stored says why.
+        with contextlib.closing(engine.raw_connection()) as connection, contextlib.suppress(sqlite3.Error):
+            connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")
 
 
 def _migrate(engine: Engine) -> None:
@@ -194,6 +246,9 @@ def _migrate(engine: Engine) -> None:
             raise ConfigError(wrong("annotation store", f"version {len(MIGRATIONS)} or older", have, fix))
         for step in MIGRATIONS[have:]:
             step(db)
+        # An index changes nothing but the time; a store of the same version may be older than it.
+        for index in items.indexes:
+            index.create(db, checkfirst=True)
         db.execute(update(version).values(version=len(MIGRATIONS)))
 
 

@@ -1,5 +1,6 @@
 """The annotation stage: from prompts to a growing file of records."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from itertools import compress
 from pathlib import Path
@@ -13,16 +14,18 @@ from anchorlwf.config import AnnotateConfig
 from anchorlwf.decode import Decoded, GreedyDecoder, decode_batch
 from anchorlwf.files import ensure_writable
 from anchorlwf.generation import warn_of_generation
-from anchorlwf.jsonl import append_records, each_earlier, each_line, each_prompt, load_prompts
+from anchorlwf.jsonl import each_line, each_prompt, load_prompts
 from anchorlwf.keep import keep_records
 from anchorlwf.lines import Check
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Prompt, Record
+from anchorlwf.record_file import RecordJournal
 from anchorlwf.replay import windows
 from anchorlwf.text import Codec
 
 __all__ = ["PromptLike", "annotate", "annotate_stream", "as_prompts", "retention_records"]
 
+_log = logging.getLogger(__name__)
 _WINDOW = 128
 """Prompts in memory at a time: their batches are sorted by length, their records stored together."""
 
@@ -51,57 +54,92 @@ def _originals(model: LanguageModel, prompts: list[list[int]], config: AnnotateC
     return found
 
 
-def _by_target(model: LanguageModel, prompts: Iterator[Prompt], config: AnnotateConfig) -> Iterator[list[Record]]:
+class _Out:
+    """The file of records as it stands: other runs may append to it meanwhile, and what they finish is theirs."""
+
+    def __init__(self, path: str | Path | None, codec: Codec) -> None:
+        self._journal = None if path is None else RecordJournal(path)
+        self._codec = codec
+        self.finished: set[str] = set()
+        self.drafts: dict[str, Record] = {}
+        self.elsewhere = 0
+        """Records of this run's prompts that another finished first."""
+
+    def look(self) -> None:
+        """Learn what was appended since."""
+        if self._journal is not None:
+            self._learn(self._journal.news())
+
+    def _learn(self, news: Iterable[Record]) -> None:
+        for record in news:
+            self._codec.pin(record.model)  # the date of its prompts stays theirs
+            self.finished.discard(record.id)
+            self.drafts.pop(record.id, None)
+            if record.status == "draft":
+                self.drafts[record.id] = record
+            else:
+                self.finished.add(record.id)
+
+    def free(self, key: str) -> bool:
+        """Nobody has finished it yet; else it is counted as done elsewhere."""
+        self.elsewhere += key in self.finished
+        return key not in self.finished
+
+    def store(self, records: list[Record]) -> list[Record]:
+        """Append those that nobody has finished meanwhile, and give them back."""
+
+        def choose(news: Iterable[Record]) -> list[Record]:
+            self._learn(news)
+            return [record for record in records if self.free(record.id)]
+
+        if self._journal is None:
+            return records
+        alone, stored = not self.elsewhere, self._journal.add(choose)
+        if alone and self.elsewhere:
+            _log.warning("%s: another run has the same prompts; what it finishes first stays.", self._journal.path)
+        return stored
+
+
+def _by_target(
+    model: LanguageModel, prompts: Iterator[Prompt], config: AnnotateConfig, out: _Out
+) -> Iterator[list[Record]]:
     targets = ((prompt, target_turn(model, prompt)) for prompt in prompts)
     for window in windows(targets, _WINDOW):
-        originals = _originals(model, [turn.prompt_ids for _, turn in window], config)
-        yield target_records(model, window, config, originals)
+        out.look()
+        # Asked for again only where another run is at work on the same file.
+        todo = [pair for pair in window if out.free(pair[0].record_id(model.stamp))] if out.finished else window
+        originals = _originals(model, [turn.prompt_ids for _, turn in todo], config)
+        yield target_records(model, todo, config, originals)
 
 
 def _by_annotator(
-    model: LanguageModel,
-    prompts: Iterator[Prompt],
-    config: AnnotateConfig,
-    annotator: Annotator,
-    drafts: dict[str, Record],
+    model: LanguageModel, prompts: Iterator[Prompt], config: AnnotateConfig, annotator: Annotator, out: _Out
 ) -> Iterator[list[Record]]:
     decoder, stamp = GreedyDecoder(model, config.alternatives), model.stamp
     for prompt in prompts:
-        draft = drafts.get(prompt.record_id(stamp))
-        session = Session(model, prompt, config, decoder=decoder, draft=draft)
+        key = prompt.record_id(stamp)
+        out.look()
+        if not out.free(key):
+            continue
+        session = Session(model, prompt, config, decoder=decoder, draft=out.drafts.get(key))
         record = drive(session, annotator)
         yield [record]
         if record.status == "draft":
             return
 
 
-def _earlier(codec: Codec, out: str | Path | None) -> tuple[set[str], dict[str, Record]]:
-    """What `out` holds: ids of finished records, and the drafts. The date of its prompts stays theirs."""
-    finished: set[str] = set()
-    drafts: dict[str, Record] = {}
-    for record in () if out is None else each_earlier(out):
-        codec.pin(record.model)
-        finished.discard(record.id)
-        drafts.pop(record.id, None)
-        if record.status == "draft":
-            drafts[record.id] = record
-        else:
-            finished.add(record.id)
-    return finished, drafts
-
-
-def _plan(
-    model: LanguageModel, prompts: Iterator[Prompt], out: str | Path | None
-) -> tuple[bytearray, dict[str, Record]]:
-    """For each prompt whether it is to be done (a byte, so that a long file costs nothing), and drafts by their id."""
-    seen, drafts = _earlier(model.codec, out)
-    waiting, stamp = bytearray(), model.stamp
+def _plan(model: LanguageModel, prompts: Iterator[Prompt], out: _Out) -> bytearray:
+    """For each prompt whether it is to be done: a byte, so that a long file costs nothing."""
+    out.look()
+    seen, waiting, stamp = out.finished, bytearray(), model.stamp
     for prompt in prompts:
         key = prompt.record_id(stamp)
         # One that stands twice in the file is asked once.
         waiting.append(key not in seen)
         seen.add(key)
-    return waiting, drafts
+    # What is asked for is not finished yet; from here on only the news count.
+    out.finished = set()
+    return waiting
 
 
 def _passes(
@@ -139,20 +177,19 @@ def annotate_stream(
     if out is not None:
         ensure_writable(out)
     first, second = _passes(prompts, skip_bad, check)
-    waiting, drafts = _plan(language_model, first, out)
+    shared = _Out(out, language_model.codec)
+    waiting = _plan(language_model, first, shared)
     todo, count = compress(second, waiting), sum(waiting)
     if annotator == "target":
-        parts = _by_target(language_model, todo, config)
+        parts = _by_target(language_model, todo, config, shared)
     else:
-        parts = _by_annotator(language_model, todo, config, annotator, drafts)
+        parts = _by_annotator(language_model, todo, config, annotator, shared)
     done = 0
     for part in parts:
-        if out is not None:
-            append_records(out, part)
-        for record in part:
+        for record in shared.store(part):
             done += 1
             if on_record is not None:
-                on_record(record, done, count)
+                on_record(record, done, count - shared.elsewhere)
             yield record
 
 
@@ -174,7 +211,7 @@ def annotate(
         annotator: "target" (every prompt holds its right `answer`; one forward pass per batch), or an `Annotator`.
         out: append records durably as they are finished, in the order of the prompts; prompts already finished there
             are skipped, and a draft is taken up where it was left. An interrupted run over targets loses no more than
-            the 128 prompts at hand.
+            the 128 prompts at hand. Several runs may append to one file; what another finished first is left to it.
         config: token limit, alternatives, confidence.
         skip_bad: go on without the prompts that are no good (broken, without a target, too long) and warn of each
             (`BadLineWarning`) instead of raising.

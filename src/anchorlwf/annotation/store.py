@@ -6,15 +6,30 @@ unless somebody else took the seat meanwhile.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, or_, select, update
+from pydantic import ValidationError
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from anchorlwf.annotation.events import EVENTS, Decided, Event, Reopened
 from anchorlwf.annotation.schema import connect, events, items, projects, reading, records, seats, sessions, writing
-from anchorlwf.errors import ConflictError, MissingError, StampError, wrong
+from anchorlwf.errors import ConflictError, MissingError, RecordError, StampError, wrong
+from anchorlwf.lines import problem_of
 from anchorlwf.record import ModelStamp, Prompt, Record
 
 __all__ = ["IDLE", "LEASE", "Order", "SessionRow", "Store", "ordering"]
@@ -42,11 +57,21 @@ class SessionRow:
     """Working time so far."""
     touched_at: float
     """Of the last step, epoch seconds."""
-    prompt: Prompt
+    body: dict[str, Any]
+    """The prompt as it is stored."""
     record_id: str
     proposal: dict[str, Any] | None
     lease_until: float | None
     """Epoch seconds; None where the seat is not (or no longer) needed."""
+
+    @cached_property
+    def prompt(self) -> Prompt:
+        """What is asked. Raises `RecordError` where an older version has stored what this one does not take."""
+        try:
+            return Prompt.model_validate(self.body)
+        except ValidationError as error:
+            fix = "Import the prompt again, mended."
+            raise RecordError(wrong(f"item {self.item}", "a prompt", problem_of(error), fix)) from error
 
 
 def ordering(order: Order) -> list[ColumnElement[Any]]:
@@ -134,7 +159,7 @@ class Store:
             row.verdict,
             row.seconds,
             row.touched_at,
-            Prompt.model_validate(row.prompt),
+            row.prompt,
             row.record_id,
             row.proposal,
             until,
@@ -146,10 +171,15 @@ class Store:
             return self._find(db, session)
 
     def events(self, session: int) -> list[Event]:
-        """All that happened in a session, in order."""
+        """All that happened in a session, in order. Raises `RecordError` for what this version cannot read."""
         query = select(events.c.body).where(events.c.session_id == session).order_by(events.c.number)
         with reading(self.engine) as db:
-            return [EVENTS.validate_python(body) for body in db.execute(query).scalars()]
+            bodies = list(db.execute(query).scalars())
+        try:
+            return [EVENTS.validate_python(body) for body in bodies]
+        except ValidationError as error:
+            fix = "Go on with the version that wrote them."
+            raise RecordError(wrong(f"session {session}", "its events", problem_of(error), fix)) from error
 
     def _free(self) -> ColumnElement[bool]:
         unheld = or_(seats.c.session_id.is_(None), seats.c.expires_at < self.clock())
@@ -177,8 +207,16 @@ class Store:
         row = {"item_id": item, "annotator": annotator, "touched_at": self.clock()}
         return db.execute(insert(sessions).values(**row).returning(sessions.c.id)).scalar_one()
 
-    def next(self, project: int, annotator: str, order: Order = "queue") -> SessionRow | None:
-        """Lease what this person should do next: what they left open, else the first free item of the queue."""
+    def next(
+        self, project: int, annotator: str, order: Order = "queue", *, without: Collection[int] = ()
+    ) -> SessionRow | None:
+        """Lease what this person should do next: what they left open, else the first free item of the queue.
+
+        `without`: items that are passed over.
+        """
+        # In the statement itself: a database takes so many parameters and no more.
+        passed: BindParameter[int] = bindparam("passed", list(without), expanding=True, literal_execute=True)
+        offered = and_(items.c.project_id == project, items.c.id.not_in(passed))
         mine = and_(sessions.c.item_id == items.c.id, sessions.c.annotator == annotator)
         with writing(self.engine) as db:
             # On PostgreSQL two tabs of one person would otherwise both begin the same item.
@@ -186,7 +224,7 @@ class Store:
                 select(sessions.c.id, sessions.c.item_id)
                 .join(items, items.c.id == sessions.c.item_id)
                 .join(seats, seats.c.session_id == sessions.c.id)
-                .where(items.c.project_id == project, mine, sessions.c.verdict.is_(None), seats.c.done.is_(False))
+                .where(offered, mine, sessions.c.verdict.is_(None), seats.c.done.is_(False))
                 .order_by(*ordering(order))
                 .limit(1)
             )
@@ -197,7 +235,7 @@ class Store:
             free = (
                 select(items.c.id, seats.c.seat)
                 .join(seats, seats.c.item_id == items.c.id)
-                .where(items.c.project_id == project, self._free(), ~decided)
+                .where(offered, self._free(), ~decided)
                 .order_by(*ordering(order), seats.c.seat)
                 .limit(1)
                 .with_for_update(of=seats, skip_locked=True)
@@ -232,6 +270,12 @@ class Store:
             row = self._find(db, session)
             self._hold(db, row)
         return self.clock() + self._lease
+
+    def leave(self, session: int) -> None:
+        """Give the seat back, if the session holds one that is still needed."""
+        with writing(self.engine) as db:
+            held = update(seats).where(seats.c.session_id == session, seats.c.done.is_(False))
+            db.execute(held.values(session_id=None, expires_at=0.0))
 
     def _hold(self, db: Connection, row: SessionRow) -> None:
         if not self._sit(db, row.item, row.id):

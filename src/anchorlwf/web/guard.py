@@ -5,12 +5,12 @@ and on the way out the headers that keep model text from ever being code.
 """
 
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.responses import Response
 
 from anchorlwf.web.replies import Json, problem
@@ -95,13 +95,13 @@ class Guard:
         hosts, origin = headers.getlist("host"), headers.get("origin")
         if len(hosts) != 1 or not self._settings.allows_host(hosts[0]):
             return Json(problem("Forbidden", "Expected a Host header that names this server."), 403)
-        if origin is not None and origin not in (f"http://{hosts[0]}", f"https://{hosts[0]}"):
+        if origin is not None and origin not in _own_origins(hosts[0].lower()):
             return Json(problem("Forbidden", "Expected requests of this server's own page (Origin)."), 403)
         # Following a link to the page is the one thing that may come from elsewhere.
         arriving = scope["method"] == "GET" and scope["path"] == "/"
         if not arriving and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return Json(problem("Forbidden", "Expected requests of this server's own page (Sec-Fetch-Site)."), 403)
-        if origin is None and scope["method"] not in _SAFE and "authorization" not in headers:
+        if origin is None and scope["method"] not in _SAFE and _bearer(headers) is None:
             return Json(problem("Forbidden", "Expected an Origin header, or a Bearer token."), 403)
         return None
 
@@ -124,22 +124,19 @@ class Guard:
         return reply
 
     def _person(self, scope: Scope, headers: Headers) -> str | None:
-        bearer = headers.get("authorization")
-        if bearer is not None:
-            kind, _, token = bearer.partition(" ")
-            return self._settings.annotator_of(token.strip()) if kind.lower() == "bearer" else None
-        try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(self._settings.cookie)
-        except CookieError:
-            return None
-        return None if cookie is None else self._settings.annotator_of(cookie.value)
+        token = _bearer(headers)
+        if token is not None:
+            return self._settings.annotator_of(token)
+        people = (self._settings.annotator_of(value) for value in _cookies(headers, self._settings.cookie))
+        return next((name for name in people if name is not None), None)
 
     async def _body(self, scope: Scope, headers: Headers, receive: Receive) -> bytes | None:
         """The whole body; None where it is too long. Read here, so that nothing behind can be fed without end."""
         upload = scope["path"] == "/api/import"
         limit = self._settings.upload_limit if upload else self._settings.body_limit
         announced = headers.get("content-length", "0")
-        if not (announced.isascii() and announced.isdigit()) or int(announced) > limit:
+        # Python refuses to read thousands of digits.
+        if not (announced.isascii() and announced.isdigit()) or len(announced) > 20 or int(announced) > limit:
             return None
         parts: list[bytes] = []
         size, more = 0, scope["method"] not in _SAFE
@@ -152,6 +149,29 @@ class Guard:
             if size > limit:
                 return None
         return b"".join(parts)
+
+
+def _own_origins(host: str) -> tuple[str, str]:
+    """What a browser may call a page of this host: a proxy may name the port that a browser leaves out."""
+    return f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}"
+
+
+def _bearer(headers: Headers) -> str | None:
+    """The Bearer token. Credentials of another kind are a proxy's, which a browser sends along with our cookie."""
+    for value in headers.getlist("authorization"):
+        kind, _, token = value.strip().partition(" ")
+        if kind.lower() == "bearer":
+            return token.strip()
+    return None
+
+
+def _cookies(headers: Headers, name: str) -> Iterator[str]:
+    """The values of the cookies of that name, each read by itself: those of other applications may be anything."""
+    for header in headers.getlist("cookie"):
+        for part in header.split(";"):
+            value = cookie_parser(part).get(name)
+            if value is not None:
+                yield value
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

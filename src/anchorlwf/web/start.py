@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from anchorlwf.errors import ConfigError, wrong
 
@@ -98,7 +99,7 @@ def serve_page(work: "Work", options: PageOptions, *, announce: Callable[[str], 
         )
         shown = f"[{options.host}]" if ":" in options.host else options.host
         for name, token in people.items():
-            secret = "TOKEN" if token.startswith("sha256:") else token
+            secret = "TOKEN" if token.startswith("sha256:") else quote(token, safe="")
             lead = f"{name}: " if options.annotators else ""
             announce(f"{lead}http://{shown}:{settings.port}/?token={secret}")
         server.run(sockets=[listener])

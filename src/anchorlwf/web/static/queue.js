@@ -81,7 +81,7 @@ export class Queue {
     const button = make("button", { type: "button", class: `queue-row ${item.status}` },
       make("span", { class: "state" }, item.status),
       make("span", { class: "queue-title", dir: "auto" }, item.title || `Item ${item.id}`),
-      make("span", { class: "quiet" }, held || sure));
+      make("span", { class: "quiet" }, item.problem ?? (held || sure)));
     button.addEventListener("click", () => {
       this.#dialog.close();
       this.#open(item.id);
