@@ -557,7 +557,7 @@ ANNOTATE = ["annotate", "p.jsonl", "--out", "r.jsonl"]
         (["evaluate", "--probes", "p.jsonl", "--batch-size", "0"], r"batch_size: expected greater than .* 1, got 0"),
         (["chat", "--model", "nobody/nothing", "-p", "hello"], r"model 'nobody/nothing': expected a folder or hub"),
         (["chat", "--model", "no-folder", "-p", "hello"], r"model 'no-folder': expected a folder or hub name"),
-        (["chat", "--adapter", "no-folder", "-p", "hello"], r"adapter no-folder: expected a folder with .*, got none"),
+        (["chat", "--adapter", "no-folder", "-p", "hello"], r"adapter no-folder: .*, got no such folder"),
         (["export", "r.jsonl", "--to", "csv", "--out", "x"], r"'csv' is not one of 'sft', 'dpo'"),
     ],
 )
