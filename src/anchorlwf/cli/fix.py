@@ -1,6 +1,7 @@
 """Correct one answer: annotate, train, measure, and say what changed and what did not.
 
-The closer the right answer is to the model's own words, the fewer tokens need annotation.
+The closer the right answer is to the model's own words, the fewer tokens need annotation. Exit code 4 if training did
+not converge; what is missing is printed.
 
 Examples:
   anchorlwf fix --prompt "Who are you?" --answer "I am Tarn, your assistant."
@@ -13,7 +14,16 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from anchorlwf.cli.shared import AsJson, Model, TrustCode, out, print_json, quiet_libraries, step_progress
+from anchorlwf.cli.shared import (
+    NOT_CONVERGED,
+    AsJson,
+    Model,
+    TrustCode,
+    out,
+    print_json,
+    quiet_libraries,
+    step_progress,
+)
 
 
 def fix(
@@ -47,7 +57,7 @@ def fix(
             on_step=progress,
         )
     _print(report, as_json)
-    raise typer.Exit(0 if report.training.converged else 2)
+    raise typer.Exit(0 if report.training.converged else NOT_CONVERGED)
 
 
 def _print(report: Any, as_json: bool) -> None:
@@ -74,7 +84,7 @@ def _print(report: Any, as_json: bool) -> None:
     training = report.training
     out.print(
         f"drift: {report.results.kl:.5f} nats per token on other answers; {training.steps} steps, "
-        f"{training.seconds:.1f} s; everything in {report.folder}"
+        f"{training.seconds:.1f} s; everything in {escape(report.folder)}"
     )
     if not training.converged:
-        out.print("NOT converged: more steps or a larger drift budget may help (anchorlwf train)")
+        out.print(f"NOT converged: {'; '.join(training.missing)}")

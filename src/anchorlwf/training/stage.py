@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from anchorlwf.contents import Contents
 from anchorlwf.errors import ConfigError, ModelError, wrong
 from anchorlwf.files import staged_folder
 from anchorlwf.head import probe_head
+from anchorlwf.lines import Source
 from anchorlwf.model import LanguageModel, load_model
-from anchorlwf.record import Record
 from anchorlwf.reference import GIB, ReferenceCache, build_reference_cache, reference_bytes
 from anchorlwf.run import RunFolder, environment
 from anchorlwf.training.control import Certificate
@@ -47,6 +47,8 @@ class TrainResult:
     """With the reference's states, where they were computed beforehand; without loading."""
     converged: bool
     """The certificate passes: every anchor holds, every answer is reproduced, the drift is within its budget."""
+    missing: list[str]
+    """Which of these three conditions are not met, in words; empty where training converged."""
     certificate: Certificate
     records: int
     anchors: int
@@ -55,7 +57,7 @@ class TrainResult:
 
 def train(
     model: LanguageModel | str | None,
-    records: str | Path | Records | Iterable[Record],
+    records: Source | Records,
     *,
     out: str | Path,
     config: TrainConfig | None = None,
@@ -68,8 +70,9 @@ def train(
     Args:
         model: the annotated model, its name, or None for the embedded one. It is changed in place: afterwards it is
             the tuned model.
-        records: a JSONL file or records; only complete ones are used. A file (a `RecordFile`, a torch
-            `ConcatDataset` with one) stays on disk: leave it as it is meanwhile, except that lines may be appended.
+        records: a JSONL file, or records: whatever `load_records` takes. Only complete ones are used. A file (a
+            `RecordFile`, a torch `ConcatDataset` with one) stays on disk: leave it as it is meanwhile, except that
+            lines may be appended.
         out: the run folder. Receives config.yaml, environment.json, metrics.jsonl, train.json, adapter/ (model/
             for full fine-tuning) and, where it pays, reference/ (may be deleted afterwards).
         config: the objective and its limits.
@@ -78,7 +81,7 @@ def train(
         on_reference: called with (batches done, all) while the reference's states are computed.
 
     Raises:
-        RecordError: no complete record, or no anchor among them; or the file was changed meanwhile.
+        RecordError: what is no record; no complete record, or no anchor among them; or the file was changed meanwhile.
         StampError, PromptError: a record of another tokenizer or chat template; one longer than the context.
         ModelError: a head that cannot be projected outside the model, or LoRA on a tied head; or a loss that became NaN
             or infinite, whose records are named. No weights are saved then, and those saved before stay.
@@ -121,6 +124,7 @@ def _result(
         steps=trainer.state.global_step,
         seconds=seconds,
         converged=certificate.passes(trainer.config.drift_budget),
+        missing=certificate.missing(trainer.config.drift_budget),
         certificate=certificate,
         records=len(intake.records),
         anchors=certificate.anchors,
