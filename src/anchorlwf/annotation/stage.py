@@ -13,6 +13,7 @@ from anchorlwf.config import AnnotateConfig
 from anchorlwf.decode import Decoded, GreedyDecoder, decode_batch
 from anchorlwf.files import ensure_writable
 from anchorlwf.jsonl import append_records, each_earlier, each_line, each_prompt, load_prompts
+from anchorlwf.lines import rows_of
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Prompt, Record
 from anchorlwf.replay import windows
@@ -34,10 +35,7 @@ def as_prompts(
     """Prompts from a JSONL file, or from texts, dicts and `Prompt`s. Options and errors: `load_prompts`."""
     if isinstance(prompts, str | Path):
         return load_prompts(prompts, skip_bad=skip_bad, check=check)
-    rows = [
-        {"prompt": row} if isinstance(row, str) else row.model_dump() if isinstance(row, Prompt) else row
-        for row in prompts
-    ]
+    rows = [{"prompt": row} if isinstance(row, str) else row for row in rows_of(prompts, Prompt)]
     return load_prompts(rows, skip_bad=skip_bad, check=check) if rows else []
 
 

@@ -1,7 +1,7 @@
 """The evaluation stage: what a tuned model learned, what it kept, how far it drifted."""
 
 import time
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from anchorlwf.evaluation.harness import run_tasks
 from anchorlwf.evaluation.measure import Progress, compare, drift, recall_probes
 from anchorlwf.evaluation.results import Results, summarize
 from anchorlwf.files import ensure_writable
-from anchorlwf.jsonl import load_probes, load_records
+from anchorlwf.jsonl import given_rows, load_probes, load_records
+from anchorlwf.lines import Source
 from anchorlwf.model import LanguageModel
 from anchorlwf.probe import Probe
 from anchorlwf.record import Record
@@ -21,9 +22,9 @@ __all__ = ["evaluate"]
 
 def evaluate(
     model: LanguageModel,
-    probes: str | Path | Iterable[Probe],
+    probes: Source,
     *,
-    records: str | Path | Iterable[Record] | None = None,
+    records: Source | None = None,
     base: LanguageModel | None = None,
     out: str | Path | None = None,
     config: EvaluateConfig | None = None,
@@ -35,8 +36,9 @@ def evaluate(
 
     Args:
         model: the tuned model.
-        probes: a JSONL file or probes. Without recall probes among them, each corrected record becomes one.
-        records: the records it was trained on: for recall, and for the count of annotated tokens.
+        probes: a JSONL file or probes, in any form in which `load_records` takes records. Without recall probes among
+            them, each corrected record becomes one.
+        records: the records it was trained on, likewise: for recall, and for the count of annotated tokens.
         base: the model before training; None: the reference inside `model` (adapter off, or frozen copy).
         out: write results.json there, atomically.
         config: limits, batch size, intervals, tasks of lm-evaluation-harness.
@@ -45,7 +47,7 @@ def evaluate(
         progress: called with (phase, done, all).
 
     Raises:
-        RecordError: nothing to ask.
+        RecordError: nothing to ask, or what is no probe or record.
         ConfigError: a task of lm-evaluation-harness cannot be run.
         StampError: `base` has another tokenizer or chat template than `model`.
         StorageError: `out` cannot be written.
@@ -55,8 +57,8 @@ def evaluate(
         ensure_writable(out)
     if base is not None:
         _check_base(base, model)
-    asked = load_probes(probes, skip_bad=skip_bad) if isinstance(probes, str | Path) else list(probes)
-    trained = load_records(records, skip_bad=skip_bad) if isinstance(records, str | Path) else list(records or [])
+    asked = given_rows(probes, Probe, partial(load_probes, skip_bad=skip_bad))
+    trained = [] if records is None else given_rows(records, Record, partial(load_records, skip_bad=skip_bad))
     if not any(probe.kind == "recall" for probe in asked):
         asked = [*recall_probes(trained), *asked]
     if not asked:
