@@ -42,7 +42,7 @@ WRONG = {
     "prompts": (lambda rows: [Prompt(messages=[{"role": "user", "content": "a"}])], r"line 1: line: expected"),
     "splits": (
         lambda rows: datasets.DatasetDict(train=FORMS["dataset"](rows), test=FORMS["dataset"](rows)),
-        r"expected one dataset, got the splits train, test. Choose one",
+        r"expected one dataset, got the splits train, test. Choose one, such as \['train'\]",
     ),
     "a table": (lambda rows: FORMS["dataset"](rows).to_pandas(), r"line 1: expected a dict, got str"),
     "an open file": (lambda rows: iter(["{}\n"]), r"line 1: expected a dict, got str"),

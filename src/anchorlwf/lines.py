@@ -111,14 +111,13 @@ def rows_of(source: Any, kind: type[BaseModel]) -> Iterable[Any]:
     """The rows of anything but a file: one row stands for itself.
 
     Raises:
-        RecordError: no rows at all, or several datasets in one.
+        RecordError: what holds no rows, or several datasets in one.
     """
     what = kind.__name__.lower()
     if isinstance(source, Mapping) and any(hasattr(part, "features") for part in source.values()):
-        splits = ", ".join(map(str, source))
-        raise RecordError(
-            wrong(f"{what}s", "one dataset", f"the splits {splits}", f"Choose one, such as [{splits[0]!r}].")
-        )
+        splits = list(map(str, source))
+        got, fix = f"the splits {', '.join(splits)}", f"Choose one, such as [{splits[0]!r}]."
+        raise RecordError(wrong(f"{what}s", "one dataset", got, fix))
     if isinstance(source, BaseModel | Mapping):
         return [source]
     if not isinstance(source, Iterable) or isinstance(source, bytes):

@@ -149,11 +149,9 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _step(show: Callable[[str, int, int], None], row: dict[str, Any]) -> None:
-    held, reproduced = (
-        f"{row['held']}/{row['anchors']} anchors held",
-        f"{row['reproduced']}/{row['records']} reproduced",
-    )
-    show(f"train  {held}, {reproduced}, drift {row['keep_kl']:.4f}", row["step"], row["max_steps"])
+    held, reproduced = f"{row['held']}/{row['anchors']}", f"{row['reproduced']}/{row['records']}"
+    text = f"train  {held} anchors held, {reproduced} reproduced, drift {row['keep_kl']:.4f}"
+    show(text, row["step"], row["max_steps"])
 
 
 @contextmanager
