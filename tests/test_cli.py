@@ -54,6 +54,13 @@ def well(*arguments: object) -> Done:
     return done
 
 
+def unconverged(*arguments: object) -> Done:
+    """What training that reached its last step does: all is written, and the exit code is its own."""
+    done = run(*arguments)
+    assert done.code == 4, done
+    return done
+
+
 def refused(done: Done, message: str) -> None:
     """Exit code 2 and one message, which says what was expected and what was got, on standard error."""
     assert done.code == 2, done
@@ -140,7 +147,7 @@ def test_training_leaves_a_run_folder(job):
 
 def test_options_win_over_the_configuration_file(tiny_path, corrected, tmp_path):
     file = save_yaml(tmp_path / "train.yaml", rank=2, max_steps=7, targets="all-linear")
-    done = well(
+    done = unconverged(
         "train",
         corrected,
         "--out",
@@ -158,8 +165,11 @@ def test_options_win_over_the_configuration_file(tiny_path, corrected, tmp_path)
     config = TrainConfig.load(tmp_path / "run" / "config.yaml")
     assert (config.rank, config.max_steps) == (2, 3)
     assert re.search(r"^train .* 3/3$", done.err, re.MULTILINE)
-    plain = well("train", corrected, "--out", tmp_path / "again", "--model", tiny_path, "--max-steps", 1)
-    assert plain.out.startswith("NOT converged")
+    assert len(data["missing"]) >= 2
+    plain = unconverged("train", corrected, "--out", tmp_path / "again", "--model", tiny_path, "--max-steps", 1)
+    assert plain.out.startswith("NOT converged after 1 steps")
+    assert re.search(r"^missing: 0 of \d+ anchors held; more steps may help$", plain.out, re.MULTILINE)
+    assert (tmp_path / "again" / "adapter").is_dir()
 
 
 def test_evaluation_prints_a_table_or_json(job, tmp_path):
@@ -185,7 +195,8 @@ def test_evaluation_prints_a_table_or_json(job, tmp_path):
 
 
 def test_a_fully_trained_model_is_compared_with_its_base(tiny_path, corrected, tmp_path):
-    well("train", corrected, "--out", tmp_path / "run", "--model", tiny_path, "--method", "full", "--max-steps", 1)
+    options = ["--model", tiny_path, "--method", "full", "--max-steps", 1]
+    unconverged("train", corrected, "--out", tmp_path / "run", *options)
     save_lines(tmp_path / "probes.jsonl", [fact_probe(ERRATUM.fact, templates("home")[0], "retain")])
     done = well(
         "evaluate",
@@ -678,7 +689,7 @@ def test_a_disk_without_room_for_the_weights_gets_no_half_of_them(tiny, correcte
     assert not list((disk / "run").glob("**/checkpoint-*"))
     assert not list((disk / "run").glob(".*"))
     (disk / "ballast").unlink()
-    well(*command)
+    unconverged(*command)
 
 
 def test_a_disk_without_room_for_results_keeps_the_old_ones(job, small_disk):

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from anchorlwf.errors import RecordError, wrong
 from anchorlwf.files import append_lines, held_file, write_atomic
-from anchorlwf.lines import BadLine, BadLineWarning, Check, Row, Source, checked_lines, good_lines
+from anchorlwf.lines import BadLine, BadLineWarning, Check, Row, Source, checked_lines, good_lines, rows_of
 from anchorlwf.probe import Probe
 from anchorlwf.record import Prompt, Record
 
@@ -23,6 +23,7 @@ __all__ = [
     "each_line",
     "each_prompt",
     "each_record",
+    "given_rows",
     "load_probes",
     "load_prompts",
     "load_records",
@@ -69,7 +70,7 @@ def each_prompt(source: Source, *, skip_bad: bool = False, check: Check[Prompt] 
 
 
 def load_records(source: Source, *, skip_bad: bool = False, check: Check[Record] | None = None) -> list[Record]:
-    """Read records from a JSONL file, a `datasets` dataset or any iterable of dicts.
+    """Read records from a JSONL file, a `datasets` dataset or any iterable of dicts or records.
 
     A later line with the same id replaces an earlier one (files are appended to, never rewritten in place).
 
@@ -91,6 +92,21 @@ def _latest(records: Iterable[Record]) -> dict[str, Record]:
         latest.pop(record.id, None)
         latest[record.id] = record
     return latest
+
+
+def given_rows(source: Source, kind: type[Row], load: Callable[[Source], list[Row]]) -> list[Row]:
+    """What a function was given as records or probes: rows that are such as they are, anything else through `load`.
+
+    Raises:
+        RecordError: as `load_records`.
+    """
+    if isinstance(source, str | Path):
+        return load(source)
+    # A dataset's rows stay there: it is read once, and padded fields are told by its type.
+    rows = source if hasattr(source, "features") else list(rows_of(source, kind))
+    if isinstance(rows, list) and all(isinstance(row, kind) for row in rows):
+        return rows
+    return load(rows)
 
 
 def load_probes(source: Source, *, skip_bad: bool = False) -> list[Probe]:
@@ -133,9 +149,18 @@ def save_lines(path: str | Path, rows: Iterable[BaseModel | dict[str, Any]]) -> 
         write_atomic(path, "".join(f"{line}\n" for line in lines))
 
 
-def save_records(path: str | Path, records: Iterable[Record]) -> None:
-    """Write records as JSONL, atomically. Raises `StorageError`; the old file then still stands."""
-    save_lines(path, records)
+def save_records(path: str | Path, records: Source) -> None:
+    """Write records as JSONL, atomically.
+
+    Args:
+        path: of the file; what stood there is replaced.
+        records: anything that `load_records` takes.
+
+    Raises:
+        RecordError: they are no records.
+        StorageError: the file cannot be written. The old one still stands either way.
+    """
+    save_lines(path, given_rows(records, Record, load_records))
 
 
 def append_record(path: str | Path, record: Record) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,10 +24,12 @@ __all__ = [
     "problem_of",
     "refusal",
     "row_of",
+    "rows_of",
 ]
 
 Row = TypeVar("Row", bound=BaseModel)
-Source = str | Path | Iterable[dict[str, Any]]
+Source = str | Path | BaseModel | Mapping[str, Any] | Iterable[BaseModel | Mapping[str, Any]]
+"""A JSONL file; or rows, as dicts or checked already (a list, a generator, a `datasets` dataset); or a single one."""
 Check = Callable[[Row], Iterable[str] | None]
 """Raises for a bad line; gives its remarks on a good one."""
 
@@ -88,7 +90,7 @@ class Line(NamedTuple):
 
     number: int
     """Counted from 1."""
-    row: dict[str, Any] | str
+    row: dict[str, Any] | BaseModel | str
     """A string is what is wrong with the line."""
     start: int = 0
     """Bytes of the file before it."""
@@ -114,13 +116,40 @@ def row_of(content: bytes) -> dict[str, Any] | str:
     return row if isinstance(row, dict) else f"expected a JSON object, got {type(row).__name__}"
 
 
-def _lines(source: Source) -> Iterator[Line]:
+def rows_of(source: Any, kind: type[BaseModel]) -> Iterable[Any]:
+    """The rows of anything but a file: one row stands for itself.
+
+    Raises:
+        RecordError: what holds no rows, or several datasets in one.
+    """
+    what = kind.__name__.lower()
+    if isinstance(source, Mapping) and any(hasattr(part, "features") for part in source.values()):
+        splits = list(map(str, source))
+        got, fix = f"the splits {', '.join(splits)}", f"Choose one, such as [{splits[0]!r}]."
+        raise RecordError(wrong(f"{what}s", "one dataset", got, fix))
+    if isinstance(source, BaseModel | Mapping):
+        return [source]
+    if not isinstance(source, Iterable) or isinstance(source, bytes):
+        fix = "Give a list of them, or a JSONL file."
+        raise RecordError(wrong(f"{what}s", f"a path, a {what}, or rows of them", type(source).__name__, fix))
+    return source
+
+
+def _row(row: Any, clean: Callable[[Any], Any]) -> dict[str, Any] | BaseModel | str:
+    if isinstance(row, BaseModel):
+        return row
+    if not isinstance(row, Mapping):
+        return f"expected a dict, got {type(row).__name__}"
+    return {key: clean(value) for key, value in row.items() if value is not None}
+
+
+def _lines(source: Source, kind: type[BaseModel]) -> Iterator[Line]:
     if not isinstance(source, str | Path):
         # To us an absent field and None are the same. A `datasets` dataset (told by its features) also pads the dicts
         # within a row: {"role": "user", "content": "...", "tool_calls": None}, which chat templates would take badly.
         clean = _unpadded if hasattr(source, "features") else lambda value: value
-        for number, row in enumerate(source, 1):
-            yield Line(number, {key: clean(value) for key, value in row.items() if value is not None})
+        for number, row in enumerate(rows_of(source, kind), 1):
+            yield Line(number, _row(row, clean))
         return
     start = 0
     with open(source, "rb") as stream:
@@ -165,12 +194,15 @@ def checked_lines(
     if isinstance(source, str | Path) and not Path(source).is_file():
         raise RecordError(wrong(name, "a JSONL file", "no such file", "Check the path."))
     empty = True
-    for line in _lines(source):
+    for line in _lines(source, kind):
         empty = False
         yield line, checked_line(line, name, kind, check)
     if empty:
         what = f"at least one {kind.__name__.lower()}"
-        raise RecordError(wrong(name, what, "an empty file", "Write one JSON object per line."))
+        got, fix = "an empty file", "Write one JSON object per line."
+        if name == "dataset":
+            got, fix = "no rows", "Give some; a generator gives its rows only once."
+        raise RecordError(wrong(name, what, got, fix))
 
 
 def _listed(numbers: list[int]) -> str:

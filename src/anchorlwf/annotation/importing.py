@@ -13,7 +13,7 @@ from anchorlwf.annotation.lawftrack import Flag, Span, read_lawftrack
 from anchorlwf.annotation.tokens import TokenTable
 from anchorlwf.errors import RecordError, wrong
 from anchorlwf.files import ensure_writable
-from anchorlwf.model import EMBEDDED, canonical_name
+from anchorlwf.model import EMBEDDED, canonical_name, checkpoint_of
 from anchorlwf.record import Record
 from anchorlwf.record_file import RecordJournal
 

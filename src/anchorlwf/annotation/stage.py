@@ -16,7 +16,7 @@ from anchorlwf.files import ensure_writable
 from anchorlwf.generation import warn_of_generation
 from anchorlwf.jsonl import each_line, each_prompt, load_prompts
 from anchorlwf.keep import keep_records
-from anchorlwf.lines import Check
+from anchorlwf.lines import Check, rows_of
 from anchorlwf.model import LanguageModel, load_model
 from anchorlwf.record import Prompt, Record
 from anchorlwf.record_file import RecordJournal
@@ -38,10 +38,7 @@ def as_prompts(
     """Prompts from a JSONL file, or from texts, dicts and `Prompt`s. Options and errors: `load_prompts`."""
     if isinstance(prompts, str | Path):
         return load_prompts(prompts, skip_bad=skip_bad, check=check)
-    rows = [
-        {"prompt": row} if isinstance(row, str) else row.model_dump() if isinstance(row, Prompt) else row
-        for row in prompts
-    ]
+    rows = [{"prompt": row} if isinstance(row, str) else row for row in rows_of(prompts, Prompt)]
     return load_prompts(rows, skip_bad=skip_bad, check=check) if rows else []
 
 

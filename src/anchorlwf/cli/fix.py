@@ -1,6 +1,7 @@
 """Correct one answer: annotate, train, measure, and say what changed and what did not.
 
-The closer the right answer is to the model's own words, the fewer tokens need annotation.
+The closer the right answer is to the model's own words, the fewer tokens need annotation. Exit code 4 if training did
+not converge; what is missing is printed.
 
 Examples:
   anchorlwf fix --prompt "Who are you?" --answer "I am Tarn, your assistant."
@@ -12,7 +13,16 @@ from typing import Annotated, Any
 
 import typer
 
-from anchorlwf.cli.shared import AsJson, Model, TrustCode, out, print_json, quiet_libraries, step_progress
+from anchorlwf.cli.shared import (
+    NOT_CONVERGED,
+    AsJson,
+    Model,
+    TrustCode,
+    out,
+    print_json,
+    quiet_libraries,
+    step_progress,
+)
 
 
 def fix(
@@ -46,7 +56,7 @@ def fix(
             on_step=progress,
         )
     _print(report, as_json)
-    raise typer.Exit(0 if report.training.converged else 2)
+    raise typer.Exit(0 if report.training.converged else NOT_CONVERGED)
 
 
 def _print(report: Any, as_json: bool) -> None:
@@ -76,4 +86,4 @@ def _print(report: Any, as_json: bool) -> None:
         f"{training.seconds:.1f} s; everything in {report.folder}"
     )
     if not training.converged:
-        out.print("NOT converged: more steps or a larger drift budget may help (anchorlwf train)")
+        out.print(f"NOT converged: {'; '.join(training.missing)}")

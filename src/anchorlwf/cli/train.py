@@ -1,7 +1,9 @@
 """Train a model on records until every anchor holds within the drift budget.
 
 Cross-entropy at anchors, KL to the reference at keep tokens. Writes an adapter (or a model, with --method full) and
-every step's figures to a run folder.
+every step's figures to a run folder. Training is done when every anchor holds, every answer is reproduced and the drift
+is within its budget; if it ends at --max-steps without that, the weights are saved all the same, what is missing is
+printed, and the exit code is 4.
 
 --direction reverse is the paper's printed formula: it needs confidence below 1 and hardly learns anchors whose
 probability is near zero, because its gradient vanishes there.
@@ -21,8 +23,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 
-from anchorlwf.cli.shared import AsJson, Model, SkipBad, TrustCode, out, print_json, quiet_libraries, train_progress
+from anchorlwf.cli.shared import (
+    NOT_CONVERGED,
+    AsJson,
+    Model,
+    SkipBad,
+    TrustCode,
+    out,
+    print_json,
+    quiet_libraries,
+    train_progress,
+)
 
 Loss = Annotated[Literal["forward", "reverse"] | None, typer.Option(help="forward (default), or the printed formula.")]
 Mean = Annotated[Literal["token", "balanced"] | None, typer.Option(help="token: the paper's mean. Default: balanced.")]
@@ -67,6 +80,7 @@ def train(
     if PartialState().is_main_process:
         _print(result, as_json)
     PartialState().destroy_process_group()
+    raise typer.Exit(0 if result.converged else NOT_CONVERGED)
 
 
 def _inputs(model: str | None, records: Path, retain: Path | None, skip_bad: bool, trust: bool) -> tuple[Any, Any]:
@@ -91,9 +105,11 @@ def _print(result: Any, as_json: bool) -> None:
         print_json(asdict(result))
         return
     certificate = result.certificate
-    state = "Converged" if result.converged else "NOT converged (more steps, or a larger drift budget, may help)"
+    state = "Converged" if result.converged else "NOT converged"
     out.print(f"{state} after {result.steps} steps, {result.seconds:.1f} s")
+    for lack in result.missing:
+        out.print(f"missing: {lack}")
     out.print(f"anchors held: {certificate.anchors_held} of {certificate.anchors}")
     out.print(f"answers reproduced: {certificate.records_reproduced} of {certificate.records}")
     out.print(f"drift at keep tokens: {certificate.keep_kl:.5f} nats per token")
-    out.print(f"weights: {result.weights}")
+    out.print(f"weights: {escape(result.weights)}")

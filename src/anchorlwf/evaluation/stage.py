@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,8 @@ from anchorlwf.evaluation.measure import Progress, compare, drift, recall_probes
 from anchorlwf.evaluation.results import DataStamp, Origin, Results, summarize
 from anchorlwf.files import ensure_writable
 from anchorlwf.generation import warn_of_generation
-from anchorlwf.jsonl import load_probes, load_records
+from anchorlwf.jsonl import given_rows, load_probes, load_records
+from anchorlwf.lines import Source
 from anchorlwf.model import LanguageModel
 from anchorlwf.probe import Probe
 from anchorlwf.record import Record
@@ -25,9 +27,9 @@ Row = TypeVar("Row", Probe, Record)
 
 def evaluate(
     model: LanguageModel,
-    probes: str | Path | Iterable[Probe],
+    probes: Source,
     *,
-    records: str | Path | Iterable[Record] | None = None,
+    records: Source | None = None,
     base: LanguageModel | None = None,
     out: str | Path | None = None,
     config: EvaluateConfig | None = None,
@@ -39,8 +41,9 @@ def evaluate(
 
     Args:
         model: the tuned model.
-        probes: a JSONL file or probes. Without recall probes among them, each corrected record becomes one.
-        records: the records it was trained on: for recall, and for the count of annotated tokens.
+        probes: a JSONL file or probes, in any form in which `load_records` takes records. Without recall probes among
+            them, each corrected record becomes one.
+        records: the records it was trained on, likewise: for recall, and for the count of annotated tokens.
         base: the model before training; None: the reference inside `model` (adapter off, or frozen copy).
         out: write results.json there, atomically.
         config: limits, batch size, intervals, tasks of lm-evaluation-harness.
@@ -49,8 +52,8 @@ def evaluate(
         progress: called with (phase, done, all).
 
     Raises:
-        RecordError: nothing to ask, a file that was written to while it was read, or a record whose text is not that of
-            its ids.
+        RecordError: nothing to ask, what is no probe or record, a file that was written to while it was read, or a
+            record whose text is not that of its ids.
         ConfigError: a task of lm-evaluation-harness cannot be run.
         StampError: `base` has another tokenizer or chat template than `model`.
         StorageError: `out` cannot be written.
@@ -63,8 +66,9 @@ def evaluate(
         ensure_writable(out)
     if base is not None:
         _check_base(base, model)
-    asked, probe_stamp = _read(probes, load_probes, skip_bad)
-    trained, record_stamp = ([], None) if records is None else _read(records, load_records, skip_bad)
+    asked, probe_stamp = _read(probes, Probe, partial(load_probes, skip_bad=skip_bad))
+    load = partial(load_records, skip_bad=skip_bad)
+    trained, record_stamp = ([], None) if records is None else _read(records, Record, load)
     origin = Origin(models_of(model, base), probe_stamp, record_stamp, config)
     if not any(probe.kind == "recall" for probe in asked):
         _check_texts(trained, model)
@@ -114,16 +118,14 @@ def models_of(model: LanguageModel, base: LanguageModel | None) -> tuple[str | N
     return (model.name, model.revision, model.adapter, *before)
 
 
-def _read(
-    source: str | Path | Iterable[Row], load: Callable[..., list[Row]], skip: bool
-) -> tuple[list[Row], DataStamp]:
+def _read(source: Source, kind: type[Row], load: Callable[[Source], list[Row]]) -> tuple[list[Row], DataStamp]:
     """Probes or records, and the stamp of just what was read."""
     if not isinstance(source, str | Path):
-        rows = list(source)
+        rows = given_rows(source, kind, load)
         return rows, DataStamp.of_rows(rows)
     # Where there is no file, `load` says so.
     before = DataStamp.of_file(source) if Path(source).is_file() else None
-    rows = load(source, skip_bad=skip)
+    rows = load(source)
     if before is None or DataStamp.of_file(source) != before:
         raise RecordError(wrong(str(source), "a file at rest", "one that was written to meanwhile", "Try again."))
     return rows, before

@@ -37,7 +37,21 @@ class Certificate:
 
     def passes(self, budget: float) -> bool:
         """Every anchor holds, every record is reproduced, the drift is within `budget` (nats per token)."""
-        return self.anchors_held == self.anchors and self.records_reproduced == self.records and self.keep_kl <= budget
+        return not self.missing(budget)
+
+    def missing(self, budget: float) -> list[str]:
+        """Which of the three conditions are not met, as sentences that say what may help."""
+        lacks = []
+        if self.anchors_held != self.anchors:
+            lacks.append(f"{self.anchors_held} of {self.anchors} anchors held; more steps may help")
+        if self.records_reproduced != self.records:
+            reproduced = f"{self.records_reproduced} of {self.records} answers reproduced greedily"
+            lacks.append(f"{reproduced}; more steps may help")
+        if not self.keep_kl <= budget:
+            lacks.append(
+                f"a drift within {budget:g} nats per token, which is {self.keep_kl:.5f}; a larger budget may help"
+            )
+        return lacks
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -3,16 +3,18 @@
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
 from anchorlwf.config import TrainConfig
 from anchorlwf.contents import Contents
 from anchorlwf.errors import ConfigError, PromptError, RecordError, wrong
+from anchorlwf.jsonl import given_rows, load_records
+from anchorlwf.lines import Source
 from anchorlwf.model import LanguageModel
 from anchorlwf.packing import fed_length
 from anchorlwf.record import Record
@@ -21,7 +23,6 @@ from anchorlwf.record_file import RecordFile
 __all__ = ["Intake", "Records", "by_number", "take_in"]
 
 
-@runtime_checkable
 class Records(Protocol):
     """Records by number: a list, a `RecordFile`, a torch dataset such as `ConcatDataset`."""
 
@@ -44,11 +45,18 @@ class Intake:
     """SHA-256 over what is learned of them, in their order: prompt and completion ids, anchors, confidences."""
 
 
-def by_number(records: str | Path | Records | Iterable[Record]) -> Records:
-    """A file stays on disk, what has a length and numbers stays as it is; anything else becomes a list."""
+def by_number(records: Source | Records) -> Records:
+    """A file stays on disk, and so does a sequence over one; anything else becomes a list of records.
+
+    Raises:
+        RecordError: as `load_records`, for what is no record.
+    """
     if isinstance(records, str | Path):
         return RecordFile(records)
-    return records if isinstance(records, Records) else list(records)
+    # To torch, whatever has a length and numbers is a dataset, which its types do not say.
+    if isinstance(records, Sequence | Dataset) and not isinstance(records, list | tuple | bytes | IterableDataset):
+        return cast(Records, records)
+    return given_rows(cast(Source, records), Record, load_records)
 
 
 def take_in(model: LanguageModel, records: Records, config: TrainConfig) -> Intake:
@@ -66,7 +74,10 @@ def take_in(model: LanguageModel, records: Records, config: TrainConfig) -> Inta
     def complete() -> Iterator[Record]:
         nonlocal anchors, tokens
         for index in range(len(records)):
-            record = records[index]
+            record: object = records[index]
+            if not isinstance(record, Record):
+                fix = "Load the rows with load_records."
+                raise RecordError(wrong(f"records[{index}]", "a Record", type(record).__name__, fix))
             if record.status == "complete":
                 check(record)
                 chosen.append(index)
@@ -83,7 +94,6 @@ def take_in(model: LanguageModel, records: Records, config: TrainConfig) -> Inta
     if not anchors:
         fix = "There is nothing to learn; annotate a wrong answer."
         raise RecordError(wrong("records", "at least one anchor", "none", fix))
-    # To torch, whatever has a length and numbers is a dataset, which its types do not say.
     return Intake(Subset(cast(Any, records), chosen), contents, lengths, tokens, digest.hexdigest())
 
 

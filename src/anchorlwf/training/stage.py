@@ -7,7 +7,7 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,8 +25,8 @@ from anchorlwf.errors import AnchorLwfWarning, ConfigError, ModelError, wrong
 from anchorlwf.files import staged_folder
 from anchorlwf.generation import warn_of_generation
 from anchorlwf.head import probe_head
+from anchorlwf.lines import Source
 from anchorlwf.model import LanguageModel, load_model
-from anchorlwf.record import Record
 from anchorlwf.reference import GIB, ReferenceCache, build_reference_cache, reference_bytes, reference_sha
 from anchorlwf.run import RunFolder, environment, held_folder
 from anchorlwf.training.card import card
@@ -55,6 +55,8 @@ class TrainResult:
     """With the reference's states, where they were computed beforehand; without loading."""
     converged: bool
     """The certificate passes: every anchor holds, every answer is reproduced, the drift is within its budget."""
+    missing: list[str]
+    """Which of these three conditions are not met, in words; empty where training converged."""
     certificate: Certificate
     records: int
     anchors: int
@@ -85,7 +87,7 @@ def run_folder(out: str | Path) -> Iterator[RunFolder]:
 
 def train(
     model: LanguageModel | str | None,
-    records: str | Path | Records | Iterable[Record],
+    records: Source | Records,
     *,
     out: str | Path,
     config: TrainConfig | None = None,
@@ -100,8 +102,9 @@ def train(
     Args:
         model: the annotated model, its name, or None for the embedded one. It is changed in place: afterwards it is
             the tuned model.
-        records: a JSONL file or records; only complete ones are used. A file (a `RecordFile`, a torch
-            `ConcatDataset` with one) stays on disk: leave it as it is meanwhile, except that lines may be appended.
+        records: a JSONL file, or records: whatever `load_records` takes. Only complete ones are used. A file (a
+            `RecordFile`, a torch `ConcatDataset` with one) stays on disk: leave it as it is meanwhile, except that
+            lines may be appended.
         out: the run folder. Receives config.yaml, environment.json, metrics.jsonl, train.json, adapter/ (model/
             for full fine-tuning), checkpoints/ and, where it pays, reference/ (may be deleted afterwards).
         config: the objective and its limits.
@@ -110,7 +113,7 @@ def train(
         on_reference: called with (batches done, all) while the reference's states are computed.
 
     Raises:
-        RecordError: no complete record, or no anchor among them; or the file was changed meanwhile.
+        RecordError: what is no record; no complete record, or no anchor among them; or the file was changed meanwhile.
         StampError, PromptError: a record of another tokenizer or chat template; one longer than the context.
         ModelError: a head that cannot be projected outside the model, or LoRA on a tied head; or a loss that became NaN
             or infinite, whose records are named. No weights are saved then, and those saved before stay.
@@ -205,6 +208,7 @@ def _result(
         steps=trainer.state.global_step,
         seconds=seconds,
         converged=certificate.passes(trainer.config.drift_budget),
+        missing=certificate.missing(trainer.config.drift_budget),
         certificate=certificate,
         records=len(intake.records),
         anchors=certificate.anchors,

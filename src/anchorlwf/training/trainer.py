@@ -176,7 +176,7 @@ class AnchorTrainer(Trainer):
         )
         if not bool(loss.isfinite()):
             self._nonfinite += nonfinite_turns(batch, divergence_N)
-        keep_N, missed = divergence_N.detach()[~anchor_N], batch.per_record((behind_N != 0).int())
+        keep_N, missed = divergence_N.detach()[~anchor_N].double(), batch.per_record((behind_N != 0).int())
         records, reproduced = missed.new_tensor(len(missed)), (missed == 0).sum()
         self.sums += torch.stack(
             [loss.detach(), anchor_N.sum(), held_N.sum(), (~anchor_N).sum(), keep_N.sum(), records, reproduced]
@@ -259,7 +259,7 @@ class AnchorTrainer(Trainer):
             self._nonfinite += nonfinite_turns(batch, kl_N.where(~nonfinite_N, torch.nan))
         missed = batch.per_record((best_N != batch.token_ids_N).int())
         held = self._held(batch, hidden_ND, reference, anchor_N)
-        keep_N = kl_N[~anchor_N]
+        keep_N = kl_N[~anchor_N].double()
         return torch.stack(
             [
                 anchor_N.sum(),
