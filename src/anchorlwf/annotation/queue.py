@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,9 +212,19 @@ def _title(prompt: dict[str, Any]) -> str:
 
 
 def waiting(
-    store: Store, project: int, annotator: str, order: Order = "queue", offset: int = 0, limit: int = 50
+    store: Store,
+    project: int,
+    annotator: str,
+    order: Order = "queue",
+    offset: int = 0,
+    limit: int = 50,
+    *,
+    aside: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:
-    """A part of the queue as this person sees it (the `GET /api/queue` of docs/annotator_api.md)."""
+    """A part of the queue as this person sees it (the `GET /api/queue` of docs/annotator_api.md).
+
+    `aside`: what is wrong with items that cannot be begun.
+    """
     with reading(store.engine) as db:
         total = db.execute(select(func.count()).where(items.c.project_id == project)).scalar_one()
         # By offset and limit first: prompts may be long.
@@ -240,35 +250,35 @@ def waiting(
             .where(seats.c.item_id.in_(numbers))
         ):
             taken[seat.item_id].append(seat)
-    listed = []
-    for number in numbers:
-        row, own = rows[number], mine.get(number)
-        live = [
-            seat.annotator
-            for seat in taken[number]
-            if not seat.done and seat.expires_at >= store.clock() and seat.annotator
-        ]
-        done = all(seat.done for seat in taken[number])
-        status = (
-            "done"
-            if done or (own and own.verdict not in (None, "skip"))
-            else ("skip" if own and own.verdict == "skip" else "open" if live else "waiting")
-        )
-        listed.append(
-            {
-                "id": number,
-                "position": row.position,
-                "priority": row.priority,
-                "title": _title(row.prompt),
-                "status": status,
-                "session": own.id if own else None,
-                "held_by": live,
-                "mean_entropy": row.mean_entropy,
-                "lowest_probability": row.lowest_probability,
-                "tags": row.prompt.get("tags", []),
-            }
-        )
+    listed = [
+        _listed(rows[number], mine.get(number), taken[number], store.clock(), (aside or {}).get(number))
+        for number in numbers
+    ]
     return {"total": total, "items": listed}
+
+
+def _listed(row: Any, own: Any, taken: Sequence[Any], now: float, problem: str | None) -> dict[str, Any]:
+    """One item of `waiting`: its row, this person's session on it, its seats."""
+    live = [seat.annotator for seat in taken if not seat.done and seat.expires_at >= now and seat.annotator]
+    if all(seat.done for seat in taken) or (own and own.verdict not in (None, "skip")):
+        status = "done"
+    elif own and own.verdict == "skip":
+        status = "skip"
+    else:
+        status = "open" if live else "waiting"
+    return {
+        "id": row.id,
+        "position": row.position,
+        "priority": row.priority,
+        "title": _title(row.prompt),
+        "status": status,
+        "session": own.id if own else None,
+        "held_by": live,
+        "mean_entropy": row.mean_entropy,
+        "lowest_probability": row.lowest_probability,
+        "tags": row.prompt.get("tags", []),
+        "problem": problem,
+    }
 
 
 def progress(store: Store, project: int) -> dict[str, Any]:

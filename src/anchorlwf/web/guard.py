@@ -4,6 +4,7 @@ Host and Origin against DNS rebinding and cross-site requests, a token against e
 and on the way out the headers that keep model text from ever being code.
 """
 
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
@@ -95,7 +96,9 @@ class Guard:
         hosts, origin = headers.getlist("host"), headers.get("origin")
         if len(hosts) != 1 or not self._settings.allows_host(hosts[0]):
             return Json(problem("Forbidden", "Expected a Host header that names this server."), 403)
-        if origin is not None and origin not in _own_origins(hosts[0].lower()):
+        if origin is not None and _plain(origin) not in [
+            _plain(f"{scheme}://{hosts[0]}") for scheme in ("http", "https")
+        ]:
             return Json(problem("Forbidden", "Expected requests of this server's own page (Origin)."), 403)
         # Following a link to the page is the one thing that may come from elsewhere.
         arriving = scope["method"] == "GET" and scope["path"] == "/"
@@ -151,9 +154,9 @@ class Guard:
         return b"".join(parts)
 
 
-def _own_origins(host: str) -> tuple[str, str]:
-    """What a browser may call a page of this host: a proxy may name the port that a browser leaves out."""
-    return f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}"
+def _plain(origin: str) -> str:
+    """An origin as browsers write it: a proxy may name the port that they leave out."""
+    return re.sub(r"(?<=^http:)(.*):80$|(?<=^https:)(.*):443$", r"\1\2", origin.lower())
 
 
 def _bearer(headers: Headers) -> str | None:

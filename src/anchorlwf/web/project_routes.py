@@ -49,10 +49,7 @@ def queue_routes(exchange: "Exchange", per_item: int) -> APIRouter:
     @routes.get("/queue")
     def waiting(who: Who, order: Order = "queue", offset: Start = 0, limit: Limit = 50) -> Response:
         """A part of the queue."""
-        part = queue.waiting(store, desk.project, who, order, offset, limit)
-        for item in part["items"]:
-            item["problem"] = desk.aside.get(item["id"])
-        return Json(part)
+        return Json(queue.waiting(store, desk.project, who, order, offset, limit, aside=desk.aside))
 
     @routes.post("/next")
     def following(who: Who, body: Choice | None = None) -> Response:
