@@ -136,15 +136,20 @@ def train(
         trainer = _trainer(language_model, intake, config, folder, checkpoints, on_step)
         began = time.perf_counter()
         trainer.cache = _reference_cache(trainer, intake.contents, folder, reference, on_reference)
-        interrupt = Interrupt(trainer.accelerator)
-        trainer.add_callback(interrupt)
-        with interrupt.held_back():
-            trainer.train(resume_from_checkpoint=start)
-            seconds = time.perf_counter() - began
-            language_model.net.eval()
-            if interrupt.ended_by is not None:
-                _end(trainer, folder, interrupt.ended_by)
-            return _finish(trainer, folder, intake, seconds)
+        return _run(trainer, folder, intake, start, began)
+
+
+def _run(trainer: AnchorTrainer, folder: RunFolder, intake: Intake, start: str | None, began: float) -> TrainResult:
+    """Train, then save and certify, or end as a signal wants it."""
+    interrupt = Interrupt(trainer.accelerator)
+    trainer.add_callback(interrupt)
+    with interrupt.held_back():
+        trainer.train(resume_from_checkpoint=start)
+        seconds = time.perf_counter() - began
+        trainer.language_model.net.eval()
+        if interrupt.ended_by is not None:
+            _end(trainer, folder, interrupt.ended_by)
+        return _finish(trainer, folder, intake, seconds)
 
 
 def _checkpoints(

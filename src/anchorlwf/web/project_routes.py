@@ -1,6 +1,6 @@
 """Routes of the project as a whole: its queue, its progress, what goes in and out."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
@@ -26,20 +26,7 @@ def queue_routes(exchange: "Exchange", per_item: int) -> APIRouter:
     @routes.get("/me")
     def me(who: Who) -> Response:
         """Who I am, and what I work on."""
-        config = desk.config
-        return Json(
-            {
-                "annotator": who,
-                "project": exchange.name,
-                "model": desk.decoder.stamp.name,
-                "remote": desk.decoder.remote,
-                "max_new_tokens": config.max_new_tokens,
-                "alternatives": config.alternatives,
-                "confidence": config.confidence,
-                "annotators_per_item": per_item,
-                "compare": exchange.can_compare,
-            }
-        )
+        return Json({"annotator": who, "annotators_per_item": per_item, **_project(exchange)})
 
     @routes.get("/progress")
     def progress() -> Response:
@@ -75,6 +62,19 @@ def queue_routes(exchange: "Exchange", per_item: int) -> APIRouter:
         return Json({"tokens": views.tokens(table, ids, [None] * len(ids))})
 
     return routes
+
+
+def _project(exchange: "Exchange") -> dict[str, Any]:
+    decoder, config = exchange.desk.decoder, exchange.desk.config
+    return {
+        "project": exchange.name,
+        "model": decoder.stamp.name,
+        "remote": decoder.remote,
+        "max_new_tokens": config.max_new_tokens,
+        "alternatives": config.alternatives,
+        "confidence": config.confidence,
+        "compare": exchange.can_compare,
+    }
 
 
 def exchange_routes(exchange: "Exchange") -> APIRouter:
