@@ -67,7 +67,7 @@ def evaluate(
     if base is not None:
         _check_base(base, model)
     asked, probe_stamp = _read(probes, Probe, partial(load_probes, skip_bad=skip_bad))
-    trained, record_stamp = _read(records, Record, partial(load_records, skip_bad=skip_bad))
+    trained, record_stamp = _trained(records, skip_bad)
     origin = Origin(models_of(model, base), probe_stamp, record_stamp, config)
     if not any(probe.kind == "recall" for probe in asked):
         _check_texts(trained, model)
@@ -117,12 +117,12 @@ def models_of(model: LanguageModel, base: LanguageModel | None) -> tuple[str | N
     return (model.name, model.revision, model.adapter, *before)
 
 
-def _read(
-    source: Source | None, kind: type[Row], load: Callable[[Source], list[Row]]
-) -> tuple[list[Row], DataStamp | None]:
+def _trained(records: Source | None, skip_bad: bool) -> tuple[list[Record], DataStamp | None]:
+    return ([], None) if records is None else _read(records, Record, partial(load_records, skip_bad=skip_bad))
+
+
+def _read(source: Source, kind: type[Row], load: Callable[[Source], list[Row]]) -> tuple[list[Row], DataStamp]:
     """Probes or records, and the stamp of just what was read."""
-    if source is None:
-        return [], None
     if not isinstance(source, str | Path):
         rows = given_rows(source, kind, load)
         return rows, DataStamp.of_rows(rows)
