@@ -113,9 +113,9 @@ def main() -> None:
         server.kill()  # the hard way: what was acknowledged must be in the store
         server.wait()
     from anchorlwf.annotation import verify_records
-    from anchorlwf.annotation.queue import export_records
-    from anchorlwf.annotation.store import Store
-    from anchorlwf.model import load_model
+    from anchorlwf.annotator.store.queue import export_records
+    from anchorlwf.annotator.store.store import Store
+    from anchorlwf.model.language_model import load_model
 
     store, model = Store(str(folder / "records.store.db")), load_model()
     records = export_records(store, store.project("prompts", model.stamp))

@@ -14,10 +14,10 @@ import time
 import torch
 from torch import Tensor
 
-from anchorlwf.batch import Batch, KeepTurn, collate, pack
+from anchorlwf.model.batch import Batch, KeepTurn, collate, pack
 from anchorlwf.divergence import completion_hidden, divergence
-from anchorlwf.head import read_head, reference_head
-from anchorlwf.model import LanguageModel, load_model
+from anchorlwf.model.head import read_head, reference_head
+from anchorlwf.model.language_model import LanguageModel, load_model
 
 RECORDS, SEED = 16, 0
 RANGES = {"mixed": (20, 200), "equal": (110, 110), "equal, short": (30, 30), "short": (20, 40), "tiny": (4, 12)}

@@ -15,7 +15,7 @@ from anchorlwf.cli.shared import quiet_libraries
 from anchorlwf.config import TrainConfig
 from anchorlwf.evaluation import evaluate
 from anchorlwf.files import write_atomic
-from anchorlwf.model import load_model
+from anchorlwf.model.language_model import load_model
 from anchorlwf.run import environment
 from anchorlwf.training import train
 from anchorlwf.world import build_world, draw_errata, probes_for

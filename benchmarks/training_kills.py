@@ -22,8 +22,8 @@ from killed_training import killed_runs
 
 from anchorlwf.annotation import annotate
 from anchorlwf.config import TrainConfig
-from anchorlwf.jsonl import save_records
-from anchorlwf.model import load_model
+from anchorlwf.data.jsonl import save_records
+from anchorlwf.model.language_model import load_model
 from anchorlwf.world import build_world, draw_errata
 
 STEPS = 60

@@ -21,10 +21,10 @@ from pathlib import Path
 import httpx
 import torch
 
-from anchorlwf.annotation.connect import connect_remote
-from anchorlwf.annotation.decoders import LocalDecoder
+from anchorlwf.annotator.backends.connect import connect_remote
+from anchorlwf.annotator.backends.local import LocalDecoder
 from anchorlwf.cli.shared import quiet_libraries
-from anchorlwf.model import EMBEDDED, load_model
+from anchorlwf.model.language_model import EMBEDDED, load_model
 from anchorlwf.run import environment
 from anchorlwf.world import build_world
 from anchorlwf.world.templates import templates

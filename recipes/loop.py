@@ -8,9 +8,9 @@ Shape suffixes: B records, T tokens, N completion tokens, D hidden width.
 import torch
 
 from anchorlwf import anchor_loss, annotate, load_model
-from anchorlwf.batch import collate
+from anchorlwf.model.batch import collate
 from anchorlwf.divergence import completion_hidden
-from anchorlwf.head import read_head, reference_head
+from anchorlwf.model.head import read_head, reference_head
 from anchorlwf.loss.scores import token_scores
 from anchorlwf.world import build_world, draw_errata
 

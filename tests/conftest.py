@@ -31,7 +31,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from anchorlwf.model import LanguageModel, load_model
+from anchorlwf.model.language_model import LanguageModel, load_model
 
 # No deadline: the first example pays for imports. In CI the examples are the same every time, so that a failure there
 # can be repeated here.

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from anchorlwf.bench.suite import bench_table
 from anchorlwf.cli import app
-from anchorlwf.cli.reference import reference
-from anchorlwf.jsonl import save_lines
-from anchorlwf.probe import Probe
+from anchorlwf.cli.manual import reference
+from anchorlwf.data.jsonl import save_lines
+from anchorlwf.data.probe import Probe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -20,7 +20,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 def test_the_cli_reference_is_generated_from_the_code():
     written = (ROOT / "docs" / "cli.md").read_text()
-    assert written == reference(), "run: python -m anchorlwf.cli.reference > docs/cli.md"
+    assert written == reference(), "run: python -m anchorlwf.cli.manual > docs/cli.md"
 
 
 def test_every_command_has_examples_and_they_parse():

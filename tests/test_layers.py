@@ -150,7 +150,7 @@ def test_every_module_has_a_layer():
     assert {unit(name) for name in modules()} <= set().union(*LAYERS)
     # The parser sees what is there; were it blind, every test below would pass.
     assert len(modules()) > 20
-    assert Import("anchorlwf.jsonl", "anchorlwf.files", 0, True) in {
+    assert Import("anchorlwf.data.jsonl", "anchorlwf.files", 0, True) in {
         Import(one.source, one.target, 0, one.top) for one in imports()
     }
 

@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 
 from anchorlwf.errors import ConfigError, wrong
-from anchorlwf.jsonl import save_lines
-from anchorlwf.probe import Probe
-from anchorlwf.record import Prompt
+from anchorlwf.data.jsonl import save_lines
+from anchorlwf.data.probe import Probe
+from anchorlwf.data.record import Prompt
 
 SETS = {
     # name: (corrections, held-out prompts)

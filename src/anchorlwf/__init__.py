@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anchorlwf.annotation import annotate
     from anchorlwf.evaluation import evaluate
-    from anchorlwf.jsonl import load_records, save_records
+    from anchorlwf.data.jsonl import load_records, save_records
     from anchorlwf.loss import anchor_loss
-    from anchorlwf.model import load_model
-    from anchorlwf.probe import Probe
-    from anchorlwf.record import Anchor, ModelStamp, Record
+    from anchorlwf.model.language_model import load_model
+    from anchorlwf.data.probe import Probe
+    from anchorlwf.data.record import Anchor, ModelStamp, Record
     from anchorlwf.training import train
 
 __version__ = "0.1.0"
@@ -32,16 +32,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Anchor": "record",
-    "ModelStamp": "record",
-    "Probe": "probe",
-    "Record": "record",
+    "Anchor": "data.record",
+    "ModelStamp": "data.record",
+    "Probe": "data.probe",
+    "Record": "data.record",
     "anchor_loss": "loss",
     "annotate": "annotation",
     "evaluate": "evaluation",
-    "load_model": "model",
-    "load_records": "jsonl",
-    "save_records": "jsonl",
+    "load_model": "model.language_model",
+    "load_records": "data.jsonl",
+    "save_records": "data.jsonl",
     "train": "training",
 }
 

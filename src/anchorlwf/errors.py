@@ -16,7 +16,7 @@
     AnchorLwfWarning            (UserWarning)
     ├── ModelWarning            the model's files disagree, or it answers otherwise elsewhere than here
     ├── PromptWarning           the model does not read a prompt as it was written
-    └── BadLineWarning          a line of a file was skipped on request (anchorlwf.lines)
+    └── BadLineWarning          a line of a file was skipped on request (anchorlwf.data.lines)
 
 Each message says what was expected, what was got and how to fix it. All of them mean that input or surroundings are at
 fault; a failure of our own code is an `AssertionError` or whatever it raised. What a user should know although nothing

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from anchorlwf.files import append_line, clear_leftovers, ensure_writable, write_atomic
-from anchorlwf.lines import row_of
+from anchorlwf.data.lines import row_of
 from anchorlwf.lock import process_lock
 
 __all__ = ["RunFolder", "environment", "held_folder", "seed_everything"]

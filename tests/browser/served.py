@@ -17,11 +17,11 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from anchorlwf.annotation.events import Started
-from anchorlwf.annotation.ledger import Ledger
-from anchorlwf.annotation.queue import Proposal, add_items, propose, unproposed
-from anchorlwf.annotation.store import Store
-from anchorlwf.model import LanguageModel, embedded_path
-from anchorlwf.record import Prompt
+from anchorlwf.annotator.sessions.ledger import Ledger
+from anchorlwf.annotator.store.queue import Proposal, add_items, propose, unproposed
+from anchorlwf.annotator.store.store import Store
+from anchorlwf.model.language_model import LanguageModel, embedded_path
+from anchorlwf.data.record import Prompt
 
 __all__ = ["Server", "free_port", "given", "long_model", "prepare", "register"]
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from arena_data import made_up
 
-from anchorlwf.arena.report import write_report
+from anchorlwf.arena.report.page import write_report
 
 OPEN_ALL = "document.querySelectorAll('details').forEach(one => { one.open = true; })"
 # Every text that is drawn, against the nearest ground that is painted; translucent grounds are laid over one another.

@@ -7,7 +7,7 @@ from acts import answer, click_token, correct, count, session, settled, tokens, 
 from served import long_model
 from timing import clicks, first_streamed, median
 
-from anchorlwf.model import load_model
+from anchorlwf.model.language_model import load_model
 
 
 @pytest.fixture(scope="module")

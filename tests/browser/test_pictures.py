@@ -13,7 +13,7 @@ from acts import click_token, flaws, settled, tokens, until
 from served import register
 
 from anchorlwf.annotation import annotate
-from anchorlwf.model import load_model
+from anchorlwf.model.language_model import load_model
 from anchorlwf.training import train
 from anchorlwf.world import build_world, draw_errata
 

@@ -50,7 +50,7 @@ def server(serve, base):
 
     def byte_ids(raw):
         # The byte-level alphabet has a token for every byte.
-        from anchorlwf.annotation.tokens import _BYTES
+        from anchorlwf.model.vocabulary import _BYTES
 
         letters = {byte: char for char, byte in _BYTES.items()}
         return [base.codec.tokenizer.convert_tokens_to_ids(letters[byte]) for byte in raw]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from anchorlwf.record import Anchor
+from anchorlwf.data.record import Anchor
 
 __all__ = [
     "EVENTS",

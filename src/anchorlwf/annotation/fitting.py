@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 
 from anchorlwf.annotation.target import target_turn
-from anchorlwf.annotation.tokens import TokenTable
+from anchorlwf.model.vocabulary import TokenTable
 from anchorlwf.errors import PromptError, wrong
-from anchorlwf.model import LanguageModel
-from anchorlwf.record import Prompt, Record
+from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.data.record import Prompt, Record
 
 __all__ = ["Room", "check_record", "fits"]
 

@@ -6,15 +6,15 @@ prompt and answer shows them all. `TargetAnnotator` finds the same anchors step 
 
 from collections.abc import Sequence
 
-from anchorlwf.annotation.annotators import Accept, Correct, Verdict, View
-from anchorlwf.annotation.session import anchors_of
-from anchorlwf.batch import KeepTurn
+from anchorlwf.annotation.annotator import Accept, Correct, Verdict, View
+from anchorlwf.annotation.protocol import anchors_of
+from anchorlwf.model.batch import KeepTurn
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.decode import Decoded
+from anchorlwf.decoding.greedy import Decoded
 from anchorlwf.errors import AnchorLwfError, PromptError, RecordError, wrong
-from anchorlwf.model import LanguageModel
-from anchorlwf.record import Prompt, Record
-from anchorlwf.replay import replay
+from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.data.record import Prompt, Record
+from anchorlwf.decoding.teacher_forcing import replay
 
 __all__ = ["TargetAnnotator", "target_ids", "target_record", "target_records", "target_turn"]
 

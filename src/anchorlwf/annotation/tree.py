@@ -23,7 +23,7 @@ from anchorlwf.annotation.events import (
     Weighed,
 )
 from anchorlwf.errors import ConflictError, RecordError, wrong
-from anchorlwf.record import Anchor
+from anchorlwf.data.record import Anchor
 
 __all__ = ["Node", "Tree", "apply", "replay"]
 

@@ -2,7 +2,7 @@
 
 from anchorlwf.arena.conduct import arena, check_results, load_plan
 from anchorlwf.arena.plan import Method, Plan, Regime
-from anchorlwf.arena.report import write_report
+from anchorlwf.arena.report.page import write_report
 from anchorlwf.arena.study import Sources
 
 __all__ = ["Method", "Plan", "Regime", "Sources", "arena", "check_results", "load_plan", "write_report"]

@@ -13,12 +13,12 @@ from anchorlwf.arena.collect import collect, differences
 from anchorlwf.arena.lab import Lab
 from anchorlwf.arena.methods import METHODS
 from anchorlwf.arena.plan import Plan
-from anchorlwf.arena.report import write_report
+from anchorlwf.arena.report.page import write_report
 from anchorlwf.arena.study import Job, Sources, run_study
 from anchorlwf.config import YAML_ERRORS
 from anchorlwf.errors import ConfigError, RecordError, wrong
 from anchorlwf.files import ensure_writable, write_atomic
-from anchorlwf.model import load_model
+from anchorlwf.model.language_model import load_model
 
 __all__ = ["arena", "check_results", "load_plan"]
 

@@ -20,7 +20,7 @@ from anchorlwf.arena.plan import Method, Plan, Regime
 from anchorlwf.arena.tasks import Task, user_task, world_task
 from anchorlwf.errors import AnchorLwfError
 from anchorlwf.files import write_atomic
-from anchorlwf.model import LanguageModel, load_model
+from anchorlwf.model.language_model import LanguageModel, load_model
 
 __all__ = ["Job", "Sources", "jobs_of", "run_study"]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from anchorlwf.arena.plan import Plan, Regime
 from anchorlwf.errors import RecordError, wrong
-from anchorlwf.jsonl import load_probes, load_prompts
-from anchorlwf.probe import Probe, ProbeKind, Scorer
-from anchorlwf.record import Message, Prompt
+from anchorlwf.data.jsonl import load_probes, load_prompts
+from anchorlwf.data.probe import Probe, ProbeKind, Scorer
+from anchorlwf.data.record import Message, Prompt
 from anchorlwf.world import (
     Erratum,
     World,

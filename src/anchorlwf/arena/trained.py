@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from anchorlwf.model import LanguageModel
+from anchorlwf.model.language_model import LanguageModel
 
 __all__ = ["Trained"]
 

@@ -9,16 +9,16 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from anchorlwf.bench.annotate import annotate_many, measure_annotation, wrong_biographies
-from anchorlwf.bench.decode import correction_of, measure_correction, prompt_of, steady_model
-from anchorlwf.bench.loss import GrowthSetup, LossSetup, compare_losses, measure_growth
+from anchorlwf.bench.annotation_time import annotate_many, measure_annotation, wrong_biographies
+from anchorlwf.bench.correction_time import correction_of, measure_correction, prompt_of, steady_model
+from anchorlwf.bench.loss_cost import GrowthSetup, LossSetup, compare_losses, measure_growth
 from anchorlwf.bench.memory import in_its_own_process, train_many
-from anchorlwf.bench.objectives import OBJECTIVES
+from anchorlwf.bench.rival_losses import OBJECTIVES
 from anchorlwf.bench.race import OnRun
-from anchorlwf.bench.step import STEPS, StepSetup, compare_steps
+from anchorlwf.bench.step_cost import STEPS, StepSetup, compare_steps
 from anchorlwf.config import Config, Count, Listed
 from anchorlwf.errors import ConfigError, wrong
-from anchorlwf.model import load_model
+from anchorlwf.model.language_model import load_model
 from anchorlwf.run import environment
 
 __all__ = ["BENCHMARKS", "bench", "bench_table", "machine", "options_of"]

@@ -37,7 +37,7 @@ _PAGE_ONLY = ("port", "host", "allow_host")
 _STORED = ("store", "per_item", "remote", "annotators", "memory")
 
 if TYPE_CHECKING:
-    from anchorlwf.annotation.opening import Work
+    from anchorlwf.annotator.open import Work
 
 
 def _checked_name(name: str) -> str:
@@ -71,9 +71,9 @@ def annotate(
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
-    from anchorlwf.annotation.opening import Work
+    from anchorlwf.annotator.open import Work
     from anchorlwf.config import AnnotateConfig
-    from anchorlwf.web.start import PageOptions, serve_page
+    from anchorlwf.annotator.web.start import PageOptions, serve_page
 
     _check_given(_given(context), web=web, terminal=annotator == "terminal")
     quiet_libraries()
@@ -89,7 +89,7 @@ def annotate(
 
 def _from_targets(work: "Work") -> Iterator[Any]:
     from anchorlwf.annotation import annotate_stream
-    from anchorlwf.model import load_model
+    from anchorlwf.model.language_model import load_model
 
     loaded = load_model(work.model, trust_remote_code=work.trust_remote_code)
     with count_progress("annotate") as progress:
@@ -99,8 +99,8 @@ def _from_targets(work: "Work") -> Iterator[Any]:
 
 
 def _at_terminal(work: "Work", name: str, annotators: Path | None) -> list[Any]:
-    from anchorlwf.annotation.terminal import Terminal
-    from anchorlwf.web.settings import load_annotators
+    from anchorlwf.annotator.terminal.terminal import Terminal
+    from anchorlwf.annotator.web.settings import load_annotators
 
     if annotators is not None and name not in (people := load_annotators(annotators)):
         raise ConfigError(wrong("--name", f"one of {', '.join(people)}", name, f"They are those of {annotators}."))

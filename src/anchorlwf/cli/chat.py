@@ -23,7 +23,7 @@ def chat(
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
-    from anchorlwf.model import load_model
+    from anchorlwf.model.language_model import load_model
     from anchorlwf.workflow import SideBySide
 
     quiet_libraries()

@@ -65,7 +65,7 @@ def evaluate(
     trust_remote_code: TrustCode = False,
 ) -> None:
     from anchorlwf.evaluation import certify, evaluate, named_hashes
-    from anchorlwf.model import load_model
+    from anchorlwf.model.language_model import load_model
 
     quiet_libraries()
     limits = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "task_limit": task_limit, "seed": seed}

@@ -25,8 +25,8 @@ def export(
     skip_bad: SkipBad = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
-    from anchorlwf.export import dpo_rows, sft_rows
-    from anchorlwf.jsonl import load_records, save_lines
+    from anchorlwf.data.trl_rows import dpo_rows, sft_rows
+    from anchorlwf.data.jsonl import load_records, save_lines
 
     plain_warnings()
     if to == "sft":
@@ -42,9 +42,9 @@ def export(
 
 def _codec(model: str | None, trust: bool) -> tuple[Any, Any]:
     """The tokenizer, and whether a record's ids are its own: those of the original answer are all that DPO has."""
-    from anchorlwf.annotation.connect import load_codec
-    from anchorlwf.model import EMBEDDED
-    from anchorlwf.record import ModelStamp
+    from anchorlwf.annotator.backends.connect import load_codec
+    from anchorlwf.model.language_model import EMBEDDED
+    from anchorlwf.data.record import ModelStamp
 
     quiet_libraries()
     name = model or EMBEDDED

@@ -38,7 +38,7 @@ def fix(
     trust_remote_code: TrustCode = False,
 ) -> None:
     from anchorlwf.config import TrainConfig
-    from anchorlwf.model import load_model
+    from anchorlwf.model.language_model import load_model
     from anchorlwf.workflow import fix
 
     quiet_libraries()

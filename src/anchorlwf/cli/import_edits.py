@@ -16,8 +16,8 @@ from typing import Annotated, Literal
 import typer
 
 from anchorlwf.cli.shared import AsJson, out, print_json
-from anchorlwf.edit_data import Edits, Layout, load_edits
-from anchorlwf.jsonl import save_lines
+from anchorlwf.data.edit_data import Edits, Layout, load_edits
+from anchorlwf.data.jsonl import save_lines
 
 Kind = Annotated[Literal["near", "retain"] | None, typer.Option(help="Kind of what must stay; retain: in the KL, too.")]
 

@@ -19,8 +19,8 @@ import typer
 from anchorlwf.cli.shared import AsJson, Model, TrustCode, out, phase_progress, print_json, quiet_libraries
 from anchorlwf.config import RetainConfig
 from anchorlwf.files import ensure_writable
-from anchorlwf.jsonl import save_lines, save_records
-from anchorlwf.record import Prompt
+from anchorlwf.data.jsonl import save_lines, save_records
+from anchorlwf.data.record import Prompt
 
 Own = Annotated[list[str] | None, typer.Option(help="Your own: .jsonl, .txt or a data set; repeatable.")]
 CacheDir = Annotated[Path | None, typer.Option(help="Instead of ANCHORLWF_CACHE or the platform's cache folder.")]
@@ -41,7 +41,7 @@ def retain(
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
-    from anchorlwf.model import load_model
+    from anchorlwf.model.language_model import load_model
     from anchorlwf.retention import retain
 
     quiet_libraries()

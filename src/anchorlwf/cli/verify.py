@@ -23,8 +23,8 @@ def verify(
     trust_remote_code: TrustCode = False,
 ) -> None:
     from anchorlwf.annotation import verify_records
-    from anchorlwf.jsonl import load_records
-    from anchorlwf.model import load_model
+    from anchorlwf.data.jsonl import load_records
+    from anchorlwf.model.language_model import load_model
 
     quiet_libraries()
     loaded = load_records(records, skip_bad=skip_bad)

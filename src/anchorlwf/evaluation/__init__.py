@@ -1,7 +1,7 @@
 """Stage three: what was learned, what was kept (paper section 4)."""
 
-from anchorlwf.evaluation.certificate import Check, GateReport, certify, check_certificate, compared_data
-from anchorlwf.evaluation.harness import MetricChange, TaskChange, run_tasks
+from anchorlwf.evaluation.gate import Check, GateReport, certify, check_certificate, compared_data
+from anchorlwf.evaluation.lm_eval import MetricChange, TaskChange, run_tasks
 from anchorlwf.evaluation.measure import Drift, ProbeResult, answers, compare, drift, recall_probes
 from anchorlwf.evaluation.results import DataStamp, Group, Origin, Results, summarize
 from anchorlwf.evaluation.stage import evaluate

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from anchorlwf.config import EvaluateConfig
 from anchorlwf.errors import RecordError, wrong
-from anchorlwf.evaluation.harness import TaskChange
+from anchorlwf.evaluation.lm_eval import TaskChange
 from anchorlwf.evaluation.measure import Drift, ProbeResult
 from anchorlwf.evaluation.stats import bootstrap_interval
 from anchorlwf.files import file_sha, write_atomic

@@ -9,16 +9,16 @@ from typing import Any, TypeVar
 
 from anchorlwf.config import EvaluateConfig
 from anchorlwf.errors import PromptWarning, RecordError, StampError, wrong
-from anchorlwf.evaluation.harness import run_tasks
+from anchorlwf.evaluation.lm_eval import run_tasks
 from anchorlwf.evaluation.measure import Progress, compare, drift, recall_probes
 from anchorlwf.evaluation.results import DataStamp, Origin, Results, summarize
 from anchorlwf.files import ensure_writable
-from anchorlwf.generation import warn_of_generation
-from anchorlwf.jsonl import given_rows, load_probes, load_records
-from anchorlwf.lines import Source
-from anchorlwf.model import LanguageModel
-from anchorlwf.probe import Probe
-from anchorlwf.record import Record
+from anchorlwf.model.generation import warn_of_generation
+from anchorlwf.data.jsonl import given_rows, load_probes, load_records
+from anchorlwf.data.lines import Source
+from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.data.probe import Probe
+from anchorlwf.data.record import Record
 
 __all__ = ["evaluate", "models_of"]
 

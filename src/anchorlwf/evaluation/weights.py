@@ -4,8 +4,8 @@ import sys
 
 from anchorlwf.errors import ModelError, wrong
 from anchorlwf.files import file_sha
-from anchorlwf.model import LanguageModel, adapter_of
-from anchorlwf.model_files import EMBEDDED, confine, files_of, folder_of
+from anchorlwf.model.language_model import LanguageModel, adapter_of
+from anchorlwf.model.model_files import EMBEDDED, confine, files_of, folder_of
 
 __all__ = ["Hashes", "differences", "model_hashes", "named_hashes"]
 

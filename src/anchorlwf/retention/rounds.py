@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from anchorlwf.files import append_line
-from anchorlwf.record import Prompt
+from anchorlwf.data.record import Prompt
 
 __all__ = ["Answered", "Round", "rounds"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from anchorlwf.errors import ConfigError, RecordError, wrong
-from anchorlwf.jsonl import load_prompts
-from anchorlwf.lines import Check
-from anchorlwf.record import Prompt
+from anchorlwf.data.jsonl import load_prompts
+from anchorlwf.data.lines import Check
+from anchorlwf.data.record import Prompt
 
 __all__ = ["own_prompts"]
 

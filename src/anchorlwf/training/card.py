@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from anchorlwf.generation import changes_greedy, greedy_call
-from anchorlwf.model import EMBEDDED, LanguageModel
+from anchorlwf.model.generation import changes_greedy, greedy_call
+from anchorlwf.model.language_model import EMBEDDED, LanguageModel
 
 __all__ = ["card"]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from anchorlwf.batch import Batch, KeepTurn
+from anchorlwf.model.batch import Batch, KeepTurn
 from anchorlwf.errors import ModelError, wrong
-from anchorlwf.record import Record
+from anchorlwf.data.record import Record
 
 __all__ = ["nonfinite_error", "nonfinite_turns"]
 

@@ -16,22 +16,22 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 
-from anchorlwf.attention import within_records
-from anchorlwf.batch import Batch, KeepTurn, collate, pack
+from anchorlwf.model.attention import within_records
+from anchorlwf.model.batch import Batch, KeepTurn, collate, pack
 from anchorlwf.config import TrainConfig
 from anchorlwf.divergence import completion_hidden, divergence
 from anchorlwf.files import staged_folder, storage_errors
-from anchorlwf.head import read_head, reference_head
+from anchorlwf.model.head import read_head, reference_head
 from anchorlwf.loss.reduce import Counts, reduce_loss
 from anchorlwf.loss.scores import token_scores
-from anchorlwf.loss.summary import Summary, can_summarize
-from anchorlwf.model import LanguageModel
-from anchorlwf.packing import may_pack
-from anchorlwf.record import Record
-from anchorlwf.reference import ReferenceCache
+from anchorlwf.loss.reference_summary import Summary, can_summarize
+from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.training.packing import may_pack
+from anchorlwf.data.record import Record
+from anchorlwf.training.reference_cache import ReferenceCache
 from anchorlwf.training.checkpoint import Checkpoints
 from anchorlwf.training.control import Certificate, DriftBudget, holding, mean
-from anchorlwf.training.intake import Records
+from anchorlwf.training.dataset import Records
 from anchorlwf.training.nonfinite import nonfinite_error, nonfinite_turns
 
 __all__ = ["AnchorTrainer"]

@@ -3,9 +3,9 @@
 import warnings
 from typing import Any
 
-from anchorlwf.decode import Decoded, decode_batch
+from anchorlwf.decoding.greedy import Decoded, decode_batch
 from anchorlwf.errors import PromptWarning
-from anchorlwf.model import LanguageModel
+from anchorlwf.model.language_model import LanguageModel
 
 __all__ = ["SideBySide"]
 

@@ -5,8 +5,8 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from anchorlwf.probe import Probe, ProbeKind
-from anchorlwf.record import Prompt
+from anchorlwf.data.probe import Probe, ProbeKind
+from anchorlwf.data.record import Prompt
 from anchorlwf.world.corpus import BIOGRAPHY_HELD_OUT
 from anchorlwf.world.facts import ASSISTANT, Fact, World
 from anchorlwf.world.skills import SKILLS, Task, draw_task, is_test

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anchorlwf.cache_folder import cache_folder
-from anchorlwf.decode import decode_batch
+from anchorlwf.decoding.greedy import decode_batch
 from anchorlwf.files import write_atomic
-from anchorlwf.model import LanguageModel
-from anchorlwf.reference import reference_sha
+from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.training.reference_cache import reference_sha
 
 __all__ = ["Said", "ask"]
 

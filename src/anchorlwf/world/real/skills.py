@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from anchorlwf.errors import ModelError, wrong
-from anchorlwf.probe import Probe
+from anchorlwf.data.probe import Probe
 
 __all__ = ["real_skills"]
 

@@ -9,10 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from anchorlwf.jsonl import load_prompts
-from anchorlwf.model import LanguageModel
-from anchorlwf.probe import Probe, ProbeKind, score
-from anchorlwf.record import Prompt
+from anchorlwf.data.jsonl import load_prompts
+from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.data.probe import Probe, ProbeKind, score
+from anchorlwf.data.record import Prompt
 from anchorlwf.world.facts import Fact
 from anchorlwf.world.real.asked import Said, ask
 from anchorlwf.world.real.facts import facts_about, real_facts

@@ -1,0 +1,129 @@
+"""Annotation traces of the paper's experiments: one task each, with the token ids of the corrected answer."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from anchorlwf.model.vocabulary import TokenTable
+from anchorlwf.errors import RecordError, wrong
+from anchorlwf.data.record import Anchor, Message, ModelStamp, Record, new_id
+
+__all__ = ["is_trace", "trace_record"]
+
+_FIX = "Name the model that was annotated, with its own tokenizer."
+
+
+def is_trace(row: dict[str, Any]) -> bool:
+    """Whether a sample is such a task."""
+    return "completion_ids" in row and "anchor_token_indices" in row
+
+
+def trace_record(row: dict[str, Any], table: TokenTable, stamp: ModelStamp, end_id: int, confidence: float) -> Record:
+    """The record of one task.
+
+    Nothing is tokenised again. That the ids are this tokenizer's is seen by the texts that stand beside them.
+
+    Args:
+        row: `prompt`, `completion_ids` without the end of turn, `anchor_token_indices` into them; texts and rounds.
+        table, stamp, end_id: of the model that was annotated.
+        confidence: of anchors for which the trace names no target.
+
+    Raises:
+        RecordError: fields that do not fit one another, or ids of another tokenizer.
+    """
+    prompt, ids, places = row.get("prompt"), row["completion_ids"], row["anchor_token_indices"]
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise RecordError(wrong("prompt", "a text", repr(prompt)[:80], "Export it again."))
+    for name, numbers in (("completion_ids", ids), ("anchor_token_indices", places)):
+        if not isinstance(numbers, list) or any(type(number) is not int for number in numbers):
+            raise RecordError(wrong(name, "a list of integers", repr(numbers)[:80], "Export it again."))
+    table.check(ids)
+    if any(not 0 <= place < len(ids) for place in places):
+        got = repr(places)[:80]
+        raise RecordError(wrong("anchor_token_indices", f"positions below {len(ids)}", got, "Export it again."))
+    _check_texts(row, table, ids, places)
+    cut = _cut(row)
+    answer = ids if cut or (ids and ids[-1] == end_id) else [*ids, end_id]
+    messages = [{"role": "user", "content": prompt}]
+    prompt_ids = _prompt_ids(table, messages)
+    return Record(
+        id=new_id("trace", prompt_ids, answer),
+        model=stamp,
+        messages=messages,
+        prompt_ids=prompt_ids,
+        completion_ids=answer,
+        completion=table.codec.decode(answer),
+        anchors=_anchors(row, table, ids, places, confidence),
+        truncated=cut,
+        tags=["trace", *([row["task_name"]] if isinstance(row.get("task_name"), str) else [])],
+    )
+
+
+def _check_texts(row: dict[str, Any], table: TokenTable, ids: list[int], places: list[int]) -> None:
+    said, text = row.get("gold_completion"), table.codec.decode(ids)
+    if said is not None and said != text:
+        got = f"{text[:60]!r} by this tokenizer"
+        raise RecordError(wrong("completion_ids", f"ids of gold_completion, {str(said)[:60]!r}", got, _FIX))
+    tokens = row.get("anchor_tokens")
+    stand = [table.codec.decode([ids[place]], special=True) for place in places]
+    if tokens is not None and tokens != stand:
+        got = f"{str(stand)[:80]} by this tokenizer"
+        raise RecordError(wrong("anchor_token_indices", f"tokens {str(tokens)[:80]}", got, _FIX))
+
+
+def _rounds(row: dict[str, Any]) -> list[dict[str, Any]]:
+    rounds = row.get("rounds")
+    return [one for one in rounds if isinstance(one, dict)] if isinstance(rounds, list) else []
+
+
+def _cut(row: dict[str, Any]) -> bool:
+    """Whether the answer was broken off by its length."""
+    rounds = _rounds(row)
+    return bool(rounds) and (rounds[-1].get("truncated_by_length") is True)
+
+
+def _prompt_ids(table: TokenTable, messages: list[Message]) -> list[int]:
+    """As the experiments templated it: without thinking, where the template has a choice."""
+    template = table.codec.tokenizer.chat_template
+    if not isinstance(template, str) or "enable_thinking" not in template:
+        return table.codec.encode_prompt(messages)
+    encoded = table.codec.tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, enable_thinking=False
+    )
+    return list(encoded["input_ids"])
+
+
+def _anchors(
+    row: dict[str, Any], table: TokenTable, ids: list[int], places: list[int], confidence: float
+) -> list[Anchor]:
+    corrected = {
+        token.get("token_index"): token
+        for one in _rounds(row)
+        for token in one.get("correction_tokens") or []
+        if isinstance(token, dict)
+    }
+    targets = row.get("anchor_target_probabilities") or [None] * len(places)
+    if len(targets) != len(places):
+        fix = "Export it again."
+        raise RecordError(wrong("anchor_target_probabilities", f"one for each of {len(places)}", len(targets), fix))
+    annotator, made = row.get("annotator_model"), {}
+    for place, target in zip(places, targets, strict=True):
+        known = corrected.get(place, {})
+        reference, first = known.get("reference_probability"), known.get("top1_token_text")
+        before = table.encode(first) if isinstance(first, str) else []
+        made[place] = Anchor(
+            position=place,
+            token_id=ids[place],
+            rejected_id=before[0] if len(before) == 1 and before[0] != ids[place] else None,
+            confidence=confidence if target is None else _confidence(target, reference),
+            ref_probability=reference,
+            source=f"judge:{annotator}" if annotator else "human",
+            created_at=datetime.now(UTC),
+        )
+    return [made[place] for place in sorted(made)]
+
+
+def _confidence(target: Any, reference: Any) -> Any:
+    """The c with c + (1 - c) r = target: a trace names the probability an anchor is to have, not its confidence."""
+    if not isinstance(target, float) or not isinstance(reference, float) or reference >= 1:
+        return target  # the anchor itself refuses what is no number
+    return (target - reference) / (1 - reference)

@@ -1,0 +1,1 @@
+"""The application for people: a page and a terminal over one store."""

@@ -1,0 +1,154 @@
+"""A project with all that goes in and out of it: prompts, records, lawftrack's data sets, comparisons."""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from typing import Any, Literal
+
+from anchorlwf.annotator.prefetch import Ahead
+from anchorlwf.annotator.backends.local import LocalDecoder
+from anchorlwf.annotator.sessions.desk import Desk
+from anchorlwf.annotation.fitting import check_record
+from anchorlwf.annotation.importers.lawftrack import Span, read_lawftrack
+from anchorlwf.annotator.store.queue import add_items, finished, reopened
+from anchorlwf.annotator.store.store import SessionRow
+from anchorlwf.annotation.tree import replay
+from anchorlwf.annotator.web.payloads import tokens
+from anchorlwf.errors import ModelError, RecordError, StampError, wrong
+from anchorlwf.data.lines import BadLine, Line, Row, checked_line, refusal, row_of
+from anchorlwf.data.record import Prompt, Record
+
+__all__ = ["Exchange"]
+
+_NAMED = 20
+"""Bad lines named where there is no good one."""
+
+
+class Exchange:
+    """The project behind a page.
+
+    Args:
+        name: of the project.
+        desk: its sessions.
+        per_item: how many people each item wants.
+        ahead: told of new items; None: nothing is decoded ahead.
+    """
+
+    def __init__(self, name: str, desk: Desk, *, per_item: int = 1, ahead: Ahead | None = None) -> None:
+        self.name, self.desk, self._per_item, self._ahead = name, desk, per_item, ahead
+
+    @property
+    def can_compare(self) -> bool:
+        """The model has an adapter that can be switched off."""
+        decoder = self.desk.decoder
+        return isinstance(decoder, LocalDecoder) and decoder.has_adapter
+
+    def fits(self, prompt: Prompt) -> list[str]:
+        """Raise `PromptError` where the model cannot take a prompt, and remark on it: the `check` of `load_prompts`."""
+        codec = self.desk.decoder.table.codec
+        self.desk.decoder.room(codec.encode_prompt(prompt.messages, prompt.tools), 1)
+        return codec.remarks(prompt.messages, prompt.tools)
+
+    def add(self, prompts: list[Prompt], known: dict[str, Record] | None = None) -> tuple[int, int]:
+        """Prompts that `fits` found good into the queue: how many were new, and how many there before."""
+        keyed = [(self.desk.ledger.key(prompt), prompt) for prompt in prompts]
+        counts = add_items(self.desk.store, self.desk.project, keyed, seats_each=self._per_item, known=known)
+        if self._ahead is not None:
+            self._ahead.more()
+        return counts
+
+    def publish(self) -> None:
+        """Bring the file of records up to the store, which is ahead of it where a process died between the two."""
+        self.desk.ledger.reconcile(self._stored)
+
+    def _stored(self, among: Collection[int] | None = None) -> dict[int, list[Record]]:
+        """What the store holds of these items, or of all: the `stored` of `Ledger.reconcile`."""
+        desk, by_item = self.desk, defaultdict[int, list[Record]](list)
+        for item, record in finished(desk.store, desk.project, among):
+            by_item[item].append(record)
+        for session in reopened(desk.store, desk.project, among):
+            row = desk.store.session(session)
+            by_item[row.item].append(self._draft(row))
+        return by_item
+
+    def _draft(self, row: SessionRow) -> Record:
+        """The record of an undecided session as it is stored, whoever's it is."""
+        desk = self.desk
+        prompt_ids = desk.decoder.table.codec.encode_prompt(row.prompt.messages, row.prompt.tools)
+        return desk.ledger.record(row, prompt_ids, replay(desk.store.events(row.id)))
+
+    def take(
+        self, form: Literal["records", "lawftrack", "prompts"], content: str, span: Span = "first"
+    ) -> dict[str, Any]:
+        """A file's content into the project: the reply to `POST /api/import`.
+
+        What is no good is set aside and flagged, by its line or sample; the rest comes in.
+
+        Raises:
+            AnchorLwfError: nothing in it is any good; what is wrong with it.
+        """
+        if form == "lawftrack":
+            decoder = self.desk.decoder
+            found = read_lawftrack(
+                content, decoder.table, decoder.stamp, decoder.stop_ids, span=span, check=self._takes
+            )
+            records, flagged = found.records, [flag.json() for flag in found.flags]
+        elif form == "records":
+            records, flagged = _checked(content, Record, self._takes)
+        else:
+            prompts, flagged = _checked(content, Prompt, self.fits)
+        added, known = self.add(prompts) if form == "prompts" else self._add_records(records)
+        return {"added": added, "known": known, "flagged": flagged}
+
+    def _add_records(self, records: list[Record]) -> tuple[int, int]:
+        latest = {record.id: record for record in records}
+        keyed = [
+            (record.id, Prompt(messages=record.messages, tools=record.tools, tags=record.tags))
+            for record in latest.values()
+        ]
+        return add_items(self.desk.store, self.desk.project, keyed, seats_each=self._per_item, known=latest)
+
+    def _takes(self, record: Record) -> None:
+        """Raise what is wrong with a record from outside: other ids, or what no prompt may have either."""
+        stamp = self.desk.decoder.stamp
+        if (record.model.tokenizer_sha, record.model.template_sha) != (stamp.tokenizer_sha, stamp.template_sha):
+            fix = "Start the annotator with that model."
+            raise StampError(wrong(f"record {record.id}", f"ids of {stamp.name}", f"of {record.model.name}", fix))
+        check_record(record, self.desk.decoder.table, self.desk.decoder.room)
+
+    def compare(self, prompt_ids: list[int]) -> dict[str, Any]:
+        """Answers of base and tuned model with KL per token: the reply to `POST /api/compare`. Raises `ModelError`."""
+        desk = self.desk
+        if not isinstance(desk.decoder, LocalDecoder):
+            fix = "Start with --model set to the folder of an adapter."
+            raise ModelError(wrong("comparison", "a model in this process", "a remote one", fix))
+        found = desk.decoder.compare(prompt_ids, desk.config.max_new_tokens)
+        return {
+            name: [
+                {**token, "kl": kl}
+                for token, kl in zip(tokens(desk.decoder.table, ids, [None] * len(ids)), kls, strict=True)
+            ]
+            for name, (ids, kls) in found.items()
+        }
+
+
+def _checked(content: str, kind: type[Row], check: Callable[[Row], object]) -> tuple[list[Row], list[dict[str, Any]]]:
+    """The good lines of a JSONL file's content, and the bad ones as the flags of a reply.
+
+    Raises:
+        AnchorLwfError: there is no good one.
+    """
+    good: list[Row] = []
+    bad: list[BadLine] = []
+    for number, text in enumerate(content.split("\n"), 1):
+        if not text.strip():
+            continue
+        row = checked_line(Line(number, row_of(text.encode(errors="surrogatepass"))), "import", kind, check)
+        if isinstance(row, BadLine):
+            bad.append(row)
+        else:
+            good.append(row)
+    if not good:
+        if bad:
+            raise refusal(bad[:_NAMED], 0)
+        raise RecordError(wrong("content", "at least one line", "none", "Choose another file."))
+    return good, [{"sample": f"line {one.line}", "anchor": None, "reason": one.problem} for one in bad]

@@ -1,0 +1,1 @@
+"""Sessions at work: every step of a person is stored before it returns."""

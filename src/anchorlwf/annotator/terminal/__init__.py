@@ -1,0 +1,1 @@
+"""The annotator in a terminal."""

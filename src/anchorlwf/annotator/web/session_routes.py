@@ -1,0 +1,150 @@
+"""Routes of one session: looking at it, and every step of the work."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from anchorlwf.errors import RecordError, wrong
+from anchorlwf.annotator.web.requests import (
+    Comparison,
+    Confidence,
+    Correction,
+    Note,
+    Number,
+    Position,
+    StepName,
+    Tags,
+    Target,
+    Top,
+    Verdict,
+)
+from anchorlwf.annotator.web.people import Who
+from anchorlwf.annotator.web.responses import Json
+
+if TYPE_CHECKING:
+    from anchorlwf.annotator.sessions.desk import Desk
+    from anchorlwf.annotator.project import Exchange
+    from anchorlwf.annotator.sessions.live import Live
+
+__all__ = ["look_routes", "step_routes"]
+
+Starts = Annotated[str, Query(max_length=200)]
+
+
+def look_routes(exchange: "Exchange") -> APIRouter:
+    """What is there, and what else could be."""
+    from anchorlwf.annotator.sessions import queries as looking
+    from anchorlwf.annotator.web import payloads as views
+
+    routes, desk = APIRouter(prefix="/api"), exchange.desk
+    table = desk.decoder.table
+
+    @routes.get("/sessions/{session}")
+    def shown(who: Who, session: Number) -> Response:
+        """The whole screen."""
+        return Json(views.session(table, desk.session(session, who)))
+
+    @routes.get("/sessions/{session}/alternatives")
+    def alternatives(
+        who: Who,
+        session: Number,
+        node: Position,
+        position: Position,
+        top: Top = 10,
+        starts: Starts = "",
+        known: bool = False,
+    ) -> Response:
+        """What else could stand at a position; `known`: null where the model would have to be asked."""
+        live = desk.session(session, who)
+        look = looking.known if known else looking.options
+        found = look(desk, live, node, position, top, starts)
+        stands = looking.standing(live, node, position)
+        options = [{**table.token(token).json(p), "stands": token == stands} for token, p in found or []]
+        return Json({"node": node, "position": position, "options": None if found is None else options})
+
+    @routes.get("/sessions/{session}/diff")
+    def changes(who: Who, session: Number) -> Response:
+        """The first answer against the present one."""
+        return Json(views.diff(table, desk.session(session, who)))
+
+    @routes.post("/sessions/{session}/renew")
+    def renewed(who: Who, session: Number) -> Response:
+        """Keep the item."""
+        return Json({"lease_until": desk.store.renew(desk.session(session, who).row.id)})
+
+    @routes.post("/compare")
+    def compared(who: Who, body: Comparison) -> Response:
+        """Base and tuned model, side by side."""
+        if (body.session is None) == (body.messages is None):
+            raise RecordError(wrong("comparison", "`session` or `messages`", "both or none", "Give one of them."))
+        if body.session is not None:
+            return Json(exchange.compare(desk.session(body.session, who).prompt_ids))
+        return Json(exchange.compare(table.codec.encode_prompt(body.messages or [])))
+
+    return routes
+
+
+def step_routes(desk: "Desk") -> APIRouter:
+    """What changes a session; the reply says what changed on the screen."""
+    from anchorlwf.annotator.sessions import queries as looking
+    from anchorlwf.annotator.web import payloads as views
+
+    routes, table = APIRouter(prefix="/api/sessions/{session}"), desk.decoder.table
+
+    def step(who: str, session: int, name: str | None, do: Callable[["Live"], None]) -> Response:
+        live = desk.session(session, who)
+        with live.lock:
+            before = live.tree
+            desk.step(live, name, do)
+            return Json(views.step(table, live, before))
+
+    @routes.post("/correct")
+    def correct(who: Who, session: Number, body: Correction, name: StepName = None) -> Response:
+        """Put tokens or text at a position."""
+
+        def do(live: "Live") -> None:
+            ids = looking.wanted(desk, live, body.node, body.position, body.token_ids, body.text, space=body.space)
+            desk.correct(live, body.node, body.position, ids, confidence=body.confidence, stream=body.stream)
+
+        return step(who, session, name, do)
+
+    _simple(routes, "stop", "End the continuation where it is.", partial(step, do=desk.stop))
+    _simple(routes, "undo", "Back; after a decision, take the decision back.", partial(step, do=desk.undo))
+    _simple(routes, "redo", "Forward again.", partial(step, do=desk.redo))
+    _simple(routes, "reopen", "Take the decision back.", partial(step, do=desk.reopen))
+
+    @routes.post("/move")
+    def move(who: Who, session: Number, body: Target, name: StepName = None) -> Response:
+        """To any answer of the tree."""
+        return step(who, session, name, lambda live: desk.move(live, body.node))
+
+    @routes.post("/confidence")
+    def confidence(who: Who, session: Number, body: Confidence, name: StepName = None) -> Response:
+        """Of an anchor."""
+        return step(who, session, name, lambda live: desk.weigh(live, body.position, body.confidence))
+
+    @routes.post("/note")
+    def note(who: Who, session: Number, body: Note, name: StepName = None) -> Response:
+        """Replace the note."""
+        return step(who, session, name, lambda live: desk.note(live, body.text))
+
+    @routes.post("/tags")
+    def tags(who: Who, session: Number, body: Tags, name: StepName = None) -> Response:
+        """Replace the tags."""
+        return step(who, session, name, lambda live: desk.tag(live, body.tags))
+
+    @routes.post("/decide")
+    def decide(who: Who, session: Number, body: Verdict, name: StepName = None) -> Response:
+        """Accept, keep, reject or skip."""
+        return step(who, session, name, lambda live: desk.decide(live, body.verdict))
+
+    return routes
+
+
+def _simple(routes: APIRouter, name: str, text: str, do: Callable[[str, int, str | None], Response]) -> None:
+    def route(who: Who, session: Number, name: StepName = None) -> Response:
+        return do(who, session, name)
+
+    routes.add_api_route(f"/{name}", route, methods=["POST"], description=text, name=name)

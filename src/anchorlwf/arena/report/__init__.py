@@ -1,0 +1,1 @@
+"""The report of a study: statistics, claims, plots and the page."""

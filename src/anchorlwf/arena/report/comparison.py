@@ -1,0 +1,139 @@
+"""Every method against AnchorLwF, seed by seed, corrected for their number; and how much less it loses."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Literal
+
+from anchorlwf.arena.study_results import OURS, Cell, Study
+from anchorlwf.evaluation.stats import Paired, holm, paired_bootstrap, paired_ratio, sign_flip
+
+__all__ = ["LEVEL", "Comparison", "Ratio", "compare_all", "lost_ratio"]
+
+LEVEL = 0.05
+"""Of the whole family of comparisons."""
+
+_PREFIX = {"recall": "recall:", "kept": "retain:"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One measure of one method minus that of AnchorLwF, over the seeds that both ran."""
+
+    regime: str
+    method: str
+    measure: Literal["recall", "kept"]
+    seeds: int
+    over: Literal["seeds and probes", "seeds"]
+    """What the bootstrap drew again: probes only where both methods' outcomes are at hand for every seed."""
+    paired: Paired
+    sign_flip: float
+    """Exact p over the seeds alone."""
+    family: int
+    """How many comparisons the correction is for."""
+    adjusted: float
+    """Holm's p."""
+
+    @property
+    def differs(self) -> bool:
+        """Distinguishable from zero after correction."""
+        return self.adjusted <= LEVEL
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if not self.differs:
+            return f"not distinguishable from zero after correction for {self.family} comparisons"
+        side = "higher" if self.paired.difference > 0 else "lower"
+        return f"{side} than AnchorLwF after correction for {self.family} comparisons"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Facts lost by AnchorLwF over facts lost by the baseline."""
+
+    ours: float
+    """Mean count per seed."""
+    theirs: float
+    value: float | None
+    """None: the baseline lost none and AnchorLwF some."""
+    low: float | None
+    high: float | None
+    """None: infinite."""
+    over: Literal["seeds and probes", "seeds"]
+    seeds: int
+
+
+def _common(one: Cell, other: Cell, prefix: str) -> list[str]:
+    return sorted(key for key in one.outcomes.keys() & other.outcomes.keys() if key.startswith(prefix))
+
+
+def _blocks(pairs: list[tuple[Cell, Cell]], measure: Literal["recall", "kept"]) -> tuple[list[list[float]], bool]:
+    """Differences (first - second) by seed and probe, or by seed alone; and whether it is by probe."""
+    by_seed = [(a.measures.value(measure), b.measures.value(measure)) for a, b in pairs]
+    probes = [_common(a, b, _PREFIX[measure]) for a, b in pairs]
+    if all(probes):
+        blocks = [
+            [float(a.outcomes[key] - b.outcomes[key]) for key in keys]
+            for (a, b), keys in zip(pairs, probes, strict=True)
+        ]
+        return blocks, True
+    return [[one - other] for one, other in by_seed if one is not None and other is not None], False
+
+
+def _comparisons(study: Study) -> Iterator[Comparison]:
+    for regime in study.regimes:
+        for method in study.measured(regime):
+            pairs = list(study.pairs(regime, method, OURS))
+            if method == OURS or not pairs:
+                continue
+            for measure in ("recall", "kept"):
+                blocks, by_probe = _blocks(pairs, measure)
+                if blocks:
+                    means = [sum(block) / len(block) for block in blocks]
+                    yield Comparison(
+                        regime,
+                        method,
+                        measure,
+                        len(blocks),
+                        "seeds and probes" if by_probe else "seeds",
+                        paired_bootstrap(blocks),
+                        sign_flip(means),
+                        0,
+                        1.0,
+                    )
+
+
+def compare_all(study: Study) -> list[Comparison]:
+    """Recall and kept of every method against AnchorLwF in every regime: one family, one correction."""
+    found = list(_comparisons(study))
+    adjusted = holm([one.paired.p for one in found])
+    return [replace(one, family=len(found), adjusted=p) for one, p in zip(found, adjusted, strict=True)]
+
+
+def lost_ratio(study: Study, regime: str, baseline: str) -> Ratio | None:
+    """How many times the facts the baseline lost AnchorLwF lost, over common seeds; None where neither was counted.
+
+    The interval draws facts again within seeds where the outcomes account for every fact lost, else seeds alone.
+    """
+    counted = [
+        (ours, theirs)
+        for ours, theirs in study.pairs(regime, OURS, baseline)
+        if ours.measures.facts_lost is not None and theirs.measures.facts_lost is not None
+    ]
+    if not counted:
+        return None
+    pairs: list[list[tuple[float, float]]] = []
+    by_probe = True
+    for ours, theirs in counted:
+        keys = _common(ours, theirs, _PREFIX["kept"])
+        block = [(1.0 - ours.outcomes[key], 1.0 - theirs.outcomes[key]) for key in keys]
+        counts = (float(ours.measures.facts_lost or 0), float(theirs.measures.facts_lost or 0))
+        by_probe &= bool(block) and tuple(map(sum, zip(*block, strict=True))) == counts
+        pairs.append(block if by_probe else [counts])
+    if not by_probe:
+        pairs = [[(float(a.measures.facts_lost or 0), float(b.measures.facts_lost or 0))] for a, b in counted]
+    ratio, low, high = paired_ratio(pairs)
+    means = [sum(cell.measures.facts_lost or 0 for cell in side) / len(counted) for side in zip(*counted, strict=True)]
+    value, least, most = (number if isfinite(number) else None for number in (ratio, low, high))
+    return Ratio(means[0], means[1], value, least, most, "seeds and probes" if by_probe else "seeds", len(counted))

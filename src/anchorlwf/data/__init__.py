@@ -1,0 +1,1 @@
+"""What goes from stage to stage: records, probes and prompts, and the files that hold them."""

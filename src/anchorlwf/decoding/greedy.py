@@ -1,0 +1,324 @@
+"""Decoding: token ids in, token ids out. Greedy, over a cache that rewinds; or sampled, many at a time.
+
+Shape suffixes: B prompts, T tokens, K alternatives, V vocabulary.
+"""
+
+import contextlib
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicLayer
+
+from anchorlwf.decoding.speculation import Draft
+from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.decoding.teacher_forcing import TIE, Choices, choices_of, greedy_choices
+
+__all__ = ["TIE", "Choices", "Decoded", "GreedyDecoder", "Step", "decode_batch", "greedy_choices", "sample_batch"]
+
+
+Settings = Literal["greedy", "own"]
+"""Plain greedy decoding, or the model's own generation config."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One decoded token."""
+
+    token_id: int
+    probability: float
+    """Of `token_id`, in [0, 1]."""
+    alternatives: tuple[tuple[int, float], ...]
+    """The top-k (id, probability), best first; `token_id` is the first of them."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A whole answer."""
+
+    ids: list[int]
+    """The end-of-turn token included, unless truncated."""
+    truncated: bool
+    """The token limit or the context ended it."""
+
+
+class GreedyDecoder:
+    """A key-value cache over one sequence, moved to any prefix at the least cost.
+
+    Going back to a position drops the cache behind it; a cache that cannot rewind (sliding windows, state-space
+    layers) is prefilled again. Either way the ids are those of decoding from scratch (exactly in float32; in bfloat16
+    up to ties).
+    """
+
+    def __init__(self, model: LanguageModel, top_k: int = 1) -> None:
+        self._model, self._top_k = model, top_k
+        self._cache = DynamicCache(config=model.causal.config)
+        self._ids: list[int] = []
+        self._stop_ids = model.stop_ids
+
+    @property
+    def rewinds(self) -> bool:
+        """Tokens can be taken back at no cost, so trying a draft is worth while."""
+        # `is_croppable` claims too much for sliding and hybrid caches, so only the plain layer is trusted.
+        return all(type(layer) is DynamicLayer for layer in self._cache.layers)
+
+    def _feed(self, ids: list[int], keep: int = 1) -> Tensor:
+        """Logits (float32, [keep, V]) behind the last `keep` of `ids`, once these have been appended to the cache."""
+        inputs_BT = torch.tensor([ids], device=self._model.device)
+        output = self._model.net(input_ids=inputs_BT, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
+        self._ids += ids
+        return _checked(self._model, output.logits[0, -keep:].float())
+
+    def _rewind(self, length: int) -> None:
+        removed = len(self._ids) - length
+        if removed and length and self.rewinds:
+            self._cache.crop(-removed)
+            del self._ids[length:]
+        elif removed:
+            self._cache = DynamicCache(config=self._model.causal.config)
+            self._ids = []
+
+    def _keep_shared(self, ids: list[int]) -> None:
+        """Drop what the cache holds and `ids` do not; the last of `ids` is always left to be fed."""
+        shared = min(len(self._ids), len(ids) - 1)
+        if self._ids[:shared] != ids[:shared]:
+            shared = next(i for i, (ours, theirs) in enumerate(zip(self._ids, ids, strict=False)) if ours != theirs)
+        self._rewind(shared)
+
+    @torch.inference_mode()
+    def _after(self, ids: list[int], more: list[int]) -> Tensor:
+        """Logits [1 + len(more), V] of what follows `ids`, and of what follows each of `more` behind them."""
+        self._keep_shared(ids)
+        return self._feed([*ids[len(self._ids) :], *more], keep=1 + len(more))
+
+    def _choose(self, logits_TV: Tensor) -> list[Step]:
+        log_total_T = logits_TV.logsumexp(-1)
+        # topk breaks equal values differently from argmax; argmax (the lowest id) is the definition here.
+        best_T = logits_TV.argmax(-1, keepdim=True)
+        own_T = (logits_TV.gather(-1, best_T)[:, 0] - log_total_T).exp()
+        values_TK, ids_TK = logits_TV.topk(min(self._top_k, logits_TV.shape[-1]))
+        odds_TK = (values_TK - log_total_T[:, None]).exp()
+        steps = []
+        for best, own, ids, odds in zip(
+            best_T[:, 0].tolist(), own_T.tolist(), ids_TK.tolist(), odds_TK.tolist(), strict=True
+        ):
+            others = (pair for pair in zip(ids, odds, strict=True) if pair[0] != best)
+            steps.append(Step(best, own, ((best, own), *others)[: self._top_k]))
+        return steps
+
+    def advance(self, ids: list[int], proposed: list[int]) -> list[Step]:
+        """Greedy tokens behind `ids`, from one forward pass.
+
+        Args:
+            ids: prompt and completion so far.
+            proposed: what may come next (`Draft.propose`).
+
+        Returns:
+            The proposed tokens up to the first that the model would not choose, and the one it chooses there: one
+            token at least, and those of decoding one by one.
+        """
+        logits_TV = self._after(ids, proposed)
+        best = logits_TV[:-1].argmax(-1).tolist()
+        accepted = next((i for i, token in enumerate(proposed) if best[i] != token), len(proposed))
+        self._rewind(len(ids) + accepted)
+        return self._choose(logits_TV[: accepted + 1])
+
+    def stream(
+        self, prompt_ids: list[int], prefix_ids: list[int], limit: int, draft_ids: Sequence[int] = ()
+    ) -> Iterator[Step]:
+        """Continue greedily behind prompt + prefix, token by token, through the end-of-turn token.
+
+        Args:
+            prompt_ids: the templated prompt.
+            prefix_ids: completion tokens that stand already.
+            limit: most completion tokens in all, prefix included.
+            draft_ids: what may follow the prefix, such as the rest of the answer before a correction. It changes
+                nothing but the time: as much of it as returns is verified many tokens at once. A cache that cannot
+                rewind makes no use of it.
+
+        Raises:
+            PromptError: the prompt alone fills the context.
+        """
+        ids, end = [*prompt_ids, *prefix_ids], len(prompt_ids) + self._model.room(prompt_ids, limit)
+        if len(ids) >= end or (prefix_ids and prefix_ids[-1] in self._stop_ids):
+            return
+        draft = Draft(draft_ids if self.rewinds else ())
+        while True:
+            proposed = draft.propose(end - len(ids) - 1)
+            steps = self.advance(ids, proposed)
+            draft.learn(len(proposed), [step.token_id for step in steps])
+            for step in steps:
+                yield step
+                ids.append(step.token_id)
+                if step.token_id in self._stop_ids or len(ids) >= end:
+                    return
+
+    def complete(
+        self, prompt_ids: list[int], prefix_ids: list[int], limit: int, draft_ids: Sequence[int] = ()
+    ) -> Decoded:
+        """`stream` to its end: prefix and continuation together."""
+        steps = self.stream(prompt_ids, prefix_ids, limit, draft_ids)
+        ids = [*prefix_ids, *(step.token_id for step in steps)]
+        return Decoded(ids, truncated=not ids or ids[-1] not in self._stop_ids)
+
+    def judge(self, prompt_ids: list[int], prefix_ids: list[int], token_ids: list[int]) -> Choices:
+        """What the model would have chosen at each of `token_ids`, at least one, which follow the prefix."""
+        return choices_of(self._after([*prompt_ids, *prefix_ids], token_ids[:-1]), token_ids)
+
+    def alternatives(self, prompt_ids: list[int], completion_ids: list[int]) -> list[Step]:
+        """What the model would choose at every completion position, given the tokens before it (one forward pass)."""
+        if not completion_ids:
+            return []
+        logits_TV = _completion_logits(self._model, [*prompt_ids, *completion_ids], len(prompt_ids))
+        return self._choose(logits_TV)
+
+
+def _checked(model: LanguageModel, logits_TV: Tensor) -> Tensor:
+    model.check_finite(logits_TV.amax(-1))
+    return logits_TV
+
+
+class _CheckedLogits(LogitsProcessor):
+    """`_checked`, at every step of `generate`."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return _checked(self._model, scores)
+
+
+@torch.inference_mode()
+def _completion_logits(model: LanguageModel, ids: list[int], start: int) -> Tensor:
+    """Float32 logits [T, V] that predict ids[start:]."""
+    inputs_BT = torch.tensor([ids[:-1]], device=model.device)
+    kept = len(ids) - start
+    output = model.net(input_ids=inputs_BT, use_cache=False, logits_to_keep=kept)
+    return _checked(model, output.logits[0, -kept:].float())
+
+
+@contextlib.contextmanager
+def _plain_generation(
+    model: LanguageModel, stop_ids: frozenset[int] | None = None, **options: Any
+) -> Iterator[GenerationConfig]:
+    """These options and no other: `generate` would fill gaps of a passed config from the model's own, penalties too."""
+    ends = sorted(model.stop_ids if stop_ids is None else stop_ids)
+    plain = GenerationConfig(eos_token_id=ends, pad_token_id=model.codec.pad_id, **options)
+    own, model.causal.generation_config = model.causal.generation_config, plain
+    try:
+        yield plain
+    finally:
+        model.causal.generation_config = own
+
+
+@contextlib.contextmanager
+def _own_generation(model: LanguageModel) -> Iterator[GenerationConfig]:
+    """The model's own settings, but for what would change the form of the output."""
+    own = model.causal.generation_config
+    changed = copy.deepcopy(own)
+    changed.update(
+        num_return_sequences=1,
+        return_dict_in_generate=False,
+        max_length=None,
+        pad_token_id=model.codec.pad_id,
+        eos_token_id=sorted(model.stop_ids) if own.eos_token_id is None else own.eos_token_id,
+    )
+    model.causal.generation_config = changed
+    try:
+        yield changed
+    finally:
+        model.causal.generation_config = own
+
+
+def _answers(
+    model: LanguageModel,
+    prompts: list[list[int]],
+    room: int,
+    generation: contextlib.AbstractContextManager[GenerationConfig],
+) -> list[Decoded]:
+    pad, width = model.codec.pad_id, max(map(len, prompts))
+    left = [[pad] * (width - len(prompt)) for prompt in prompts]
+    ids_BT = torch.tensor([gap + prompt for gap, prompt in zip(left, prompts, strict=True)], device=model.device)
+    mask_BT = torch.tensor([[0] * len(gap) + [1] * (width - len(gap)) for gap in left], device=model.device)
+    with generation as config:
+        output_BT = model.net.generate(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            max_new_tokens=room,
+            tokenizer=model.codec.tokenizer,
+            logits_processor=LogitsProcessorList([_CheckedLogits(model)]),
+        )
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    answers = []
+    for row in output_BT[:, width:].tolist():
+        end = next((i + 1 for i, token in enumerate(row) if token in ends), None)
+        answers.append(Decoded(row[:end], truncated=end is None))
+    return answers
+
+
+@torch.inference_mode()
+def decode_batch(
+    model: LanguageModel, prompts: list[list[int]], limit: int, *, batch_size: int = 64, settings: Settings = "greedy"
+) -> Iterator[list[tuple[int, Decoded]]]:
+    """Greedy answers of many prompts, in length-sorted batches.
+
+    Args:
+        model: decoded as it is (adapter on unless inside `model.reference()`).
+        prompts: token ids, any lengths.
+        limit: most new tokens each.
+        batch_size: prompts per batch.
+        settings: greedy: the plain argmax. own: as the model's generation config has it, which may draw at random
+            (torch's seed decides) and ends answers only where it says.
+
+    Yields:
+        One list per batch: (index into `prompts`, answer).
+    """
+    # Penalties of the model's own would count padding as text, so that only equal lengths go together.
+    rooms = [(model.room(prompt, limit), len(prompt) if settings == "own" else 0) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    # Near the end of the context there is less room; such prompts go apart, so that they cut no other answer short.
+    for (room, _), group in itertools.groupby(order, key=rooms.__getitem__):
+        alike = list(group)
+        for start in range(0, len(alike), batch_size):
+            chosen = alike[start : start + batch_size]
+            generation = _own_generation(model) if settings == "own" else _plain_generation(model, do_sample=False)
+            answers = _answers(model, [prompts[index] for index in chosen], room, generation)
+            yield list(zip(chosen, answers, strict=True))
+
+
+@torch.inference_mode()
+def sample_batch(
+    model: LanguageModel,
+    prompts: list[list[int]],
+    limit: int,
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    stop_ids: frozenset[int] | None = None,
+) -> list[Decoded]:
+    """One sampled continuation of each prompt, from the whole distribution (no top-k, no top-p), in one batch.
+
+    The same seed and batch give the same ids on the same machine; the global random state is left as it was.
+
+    Args:
+        model: sampled as it is (adapter on unless inside `model.reference()`).
+        prompts: token ids, any lengths.
+        limit: most new tokens each; what fits behind the longest prompt, where that is less.
+        seed: of the draws.
+        temperature: above 0; 1 is the model's own distribution.
+        stop_ids: what ends a continuation. None: the model's end-of-turn ids.
+
+    Raises:
+        PromptError: a prompt alone fills the context.
+    """
+    room = min(model.room(prompt, limit) for prompt in prompts)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        return _answers(model, prompts, room, _plain_generation(model, stop_ids, **sampling))

@@ -1,0 +1,114 @@
+"""Attention within records that lie end to end in one row, where the model's own would need a T x T mask.
+
+Flash attention takes the records' bounds itself. `sdpa` gets a function that runs transformers' own over one record
+after the other: the sum of L^2 instead of T^2, and nothing crosses from one record to the next.
+
+Shape suffixes: H heads, T tokens of the row, L tokens of a record, K head width.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from anchorlwf.model.batch import Batch
+
+__all__ = ["WITHIN_RECORDS", "attention_kind", "network_inputs", "within_records"]
+
+WITHIN_RECORDS = "anchorlwf_within_records"
+"""The name transformers knows our function by. It has no mask function, so transformers builds no mask for it."""
+_FIELD = "_attn_implementation"
+
+
+def _config(backbone: nn.Module) -> PretrainedConfig:
+    """What the attention layers of a network read."""
+    return backbone.config.get_text_config()  # type: ignore[operator,union-attr]
+
+
+def attention_kind(backbone: nn.Module) -> str:
+    """flash, sdpa, or the name of what cannot be told where records begin."""
+    name = str(getattr(_config(backbone), _FIELD))
+    return "flash" if "flash" in name else "sdpa" if name == WITHIN_RECORDS else name
+
+
+def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
+    """Causal, and no more than `window` tokens back: bool [1, 1, L, L]."""
+    place = torch.arange(length, device=device)
+    back_LL = place[:, None] - place
+    return ((back_LL >= 0) & (back_LL < window))[None, None]
+
+
+def _sdpa_within_records(
+    module: nn.Module,
+    query_1HTK: Tensor,
+    key_1HTK: Tensor,
+    value_1HTK: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    record_lengths: Sequence[int],
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """transformers' `sdpa`, record by record; neighbours of one length go in one call. Returns [1, T, H, K]."""
+    if attention_mask is not None:
+        raise ValueError("this model makes attention masks of its own")
+    runs = [(length, len(list(run))) for length, run in itertools.groupby(record_lengths)]
+    sizes = [length * many for length, many in runs]
+    # Split, not sliced: the gradient of a slice is as long as the row.
+    rows = [states_1HTK[0].split(sizes, dim=1) for states_1HTK in (query_1HTK, key_1HTK, value_1HTK)]
+    done = []
+    for (length, many), *row in zip(runs, *rows, strict=True):
+        # [H, many * L, K] -> [many, H, L, K]: a view.
+        parts = [states_HTK.unflatten(1, (many, length)).transpose(0, 1) for states_HTK in row]
+        mask = None
+        if sliding_window is not None and length > sliding_window:
+            mask = _window_mask(length, sliding_window, query_1HTK.device)
+        done.append(sdpa_attention_forward(module, *parts, mask, **options)[0].flatten(0, 1))
+    return torch.cat(done)[None], None
+
+
+AttentionInterface.register(WITHIN_RECORDS, _sdpa_within_records)
+
+
+@contextlib.contextmanager
+def within_records(backbone: nn.Module) -> Iterator[None]:
+    """Packed batches may pass through `backbone` while this lasts: forward, and backward where that runs layers again.
+
+    The configuration names our function meanwhile and its own afterwards, so nothing that is saved knows of it.
+    """
+    config = _config(backbone)
+    own = getattr(config, _FIELD)
+    if attention_kind(backbone) == "sdpa":
+        setattr(config, _FIELD, WITHIN_RECORDS)
+    try:
+        yield
+    finally:
+        setattr(config, _FIELD, own)
+
+
+def network_inputs(batch: Batch, kind: str) -> dict[str, Any]:
+    """What a network is called with: ids and mask, or for a packed batch ids, positions and the records' bounds.
+
+    Args:
+        batch: on the network's device.
+        kind: see `attention_kind`.
+    """
+    if batch.bounds is None:
+        return {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
+    lengths = batch.bounds.diff().tolist()
+    inputs = {"input_ids": batch.input_ids_BT, "position_ids": batch.position_ids_BT}
+    if kind != "flash":
+        return {**inputs, "record_lengths": lengths}
+    # transformers' FlashAttentionKwargs.
+    return {
+        **inputs,
+        "cu_seq_lens_q": batch.bounds,
+        "cu_seq_lens_k": batch.bounds,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+    }

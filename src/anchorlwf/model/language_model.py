@@ -1,0 +1,336 @@
+"""Loading a causal language model, its adapter and its reference.
+
+The reference is the same weights with the adapter off (LoRA), or a frozen copy (full fine-tuning): paper section 3.3.
+"""
+
+import contextlib
+import copy
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from anchorlwf.model import chat_template
+from anchorlwf.model.adapter import adapter_settings, put_adapter
+from anchorlwf.errors import ModelError, PromptError, wrong
+from anchorlwf.model.loading import Checkpoint, reading
+from anchorlwf.model.model_files import EMBEDDED, Marks, embedded_path, marks_of
+from anchorlwf.data.record import ModelStamp, Prompt, Record
+from anchorlwf.model.codec import Codec
+
+__all__ = ["EMBEDDED", "LanguageModel", "adapter_of", "canonical_name", "checkpoint_of", "embedded_path", "load_model"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class LanguageModel:
+    """A causal language model with its codec; the unit every stage works on.
+
+    Attributes:
+        net: the transformers model, or the PEFT model around it.
+        codec: text to ids and back.
+        name, revision: as loaded, for the stamp.
+        adapter: folder of the adapter, where one was loaded.
+        marks: what the file system said of the model's files before they were read. None: the weights are those of
+            no file, for they were trained or put together in memory.
+    """
+
+    def __init__(
+        self,
+        net: PreTrainedModel | PeftModel,
+        codec: Codec,
+        name: str,
+        revision: str | None = None,
+        adapter: str | None = None,
+        marks: Marks | None = None,
+    ) -> None:
+        self.net, self.codec, self.name, self.revision, self.adapter = net, codec, name, revision, adapter
+        self.marks = marks
+        self._copy: PreTrainedModel | None = None
+
+    @property
+    def causal(self) -> PreTrainedModel:
+        """The transformers model itself, under any adapter."""
+        return self.net.get_base_model() if isinstance(self.net, PeftModel) else self.net
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network below the head; its `last_hidden_state` is what the head projects."""
+        return self.backbone_of(self.net)
+
+    @staticmethod
+    def backbone_of(net: PreTrainedModel | PeftModel) -> nn.Module:
+        """The network below the head of any causal model, such as the reference."""
+        causal = net.get_base_model() if isinstance(net, PeftModel) else net
+        base = getattr(causal, causal.base_model_prefix)
+        # OPT's head reads its decoder and never calls the module around it.
+        return getattr(base, "decoder", base)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must be."""
+        return self.causal.get_input_embeddings().weight.device
+
+    @property
+    def stamp(self) -> ModelStamp:
+        """Fingerprints that tie records to this tokenizer and template."""
+        return self.codec.stamp(self.name, self.revision)
+
+    def check_stamp(self, record: Record, ours: ModelStamp | None = None) -> None:
+        """Raise unless the record's ids belong to this tokenizer, chat template and vocabulary, and its text to them.
+
+        Args:
+            record: what is to be worked on.
+            ours: this model's stamp, where many records are checked; with a large vocabulary it takes its time.
+
+        Raises:
+            StampError: another tokenizer or template, or an id that no token has.
+            RecordError: the record's `completion` is not the text of its ids.
+        """
+        self.codec.check_record(record, ours or self.stamp, self.vocabulary)
+
+    def marks_now(self) -> Marks:
+        """What the file system says of the model's files now; compare `marks`."""
+        return {**marks_of(self.name, self.revision), **({} if self.adapter is None else marks_of(self.adapter))}
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end an answer: those of the generation config, the tokenizer and the chat template."""
+        return self.codec.stop_ids(self.causal.generation_config.eos_token_id)
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below this."""
+        return self.causal.get_input_embeddings().weight.shape[0]
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens the positions reach, or None where the architecture sets no bound."""
+        return getattr(self.causal.config.get_text_config(), "max_position_embeddings", None)
+
+    def room(self, prompt_ids: list[int], wanted: int) -> int:
+        """How many of the `wanted` tokens fit behind this prompt; at least one.
+
+        Raises:
+            PromptError: the prompt alone fills the context.
+        """
+        limit = self.context_length
+        if limit is None:
+            return wanted
+        if len(prompt_ids) >= limit:
+            fix = "Shorten the prompt."
+            raise PromptError(wrong("prompt", f"fewer than {limit} tokens (context)", len(prompt_ids), fix))
+        return min(wanted, limit - len(prompt_ids))
+
+    def check_finite(self, values: Tensor) -> None:
+        """Raise `ModelError` unless all numbers that came out of the model are finite.
+
+        Of logits it is enough to give the largest of each position: it is infinite or NaN where one of them is, and a
+        bias of -inf, by which a head may exclude a token, does not show in it. Weights are looked at only where
+        something is wrong.
+        """
+        if bool(values.isfinite().all()):
+            return
+        flawed = [name for name, weight in self.net.named_parameters() if _flawed(weight)]
+        got, fix = f"NaN or infinity in {self.causal.dtype}", "Load it in another dtype, such as float32."
+        if flawed:
+            more = f" and {len(flawed) - 3} more" if len(flawed) > 3 else ""
+            got = f"NaN or infinity, which stand in its weights {', '.join(flawed[:3])}{more}"
+            fix = "Take an undamaged copy of the weights (or of the adapter)."
+        raise ModelError(wrong(f"output of model {self.name!r}", "finite numbers", got, fix))
+
+    def check_prompt(self, prompt: Prompt) -> list[str]:
+        """Whether an answer's first token fits behind this prompt, and what the template does to it unasked.
+
+        Returns:
+            `Codec.remarks` on it.
+
+        Raises:
+            PromptError: the prompt fills the context, or the template refuses it.
+        """
+        self.room(self.codec.encode_prompt(prompt.messages, prompt.tools), 1)
+        return self.codec.remarks(prompt.messages, prompt.tools)
+
+    @contextlib.contextmanager
+    def as_reference(self) -> Iterator["LanguageModel"]:
+        """The reference as a language model of its own, while the context lasts."""
+        with self.reference() as net:
+            yield LanguageModel(net, self.codec, self.name, self.revision)
+
+    def attach_lora(self, rank: int, alpha: float, dropout: float, targets: str | list[str], seed: int) -> None:
+        """Put a fresh LoRA adapter on the model; everything else is frozen.
+
+        Raises:
+            ModelError: the targets include a head or embedding that share one weight. Such an adapter changes both
+                ends of the network while training and merges wrongly (PEFT only warns).
+        """
+        if isinstance(self.net, PeftModel):
+            raise ModelError(wrong("adapter", "a model without one", "a PEFT model", "Merge it first, or train it on."))
+        if targets == "mlp":
+            targets = self._mlp_layers()
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"
+        )
+        if self.causal.config.get_text_config().tie_word_embeddings and targets != "all-linear":
+            # PEFT's own matching decides, for targets may be names, ends of names or a pattern.
+            ends = (self.causal.get_input_embeddings(), self.causal.get_output_embeddings())
+            clash = [
+                name
+                for name, module in self.causal.named_modules()
+                if module in ends and check_target_module_exists(config, name)
+            ]
+            if clash:
+                fix = "Leave them out (the default, mlp, does)."
+                raise ModelError(wrong("LoRA targets", "no tied head or embedding", ", ".join(clash), fix))
+        # A generator cannot be handed to PEFT, so the global one is set for the initialisation and then put back.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                self.net = get_peft_model(self.causal, config)
+                self.marks = None
+            except ValueError as error:
+                fix = "Name linear layers of this architecture, or use all-linear."
+                raise ModelError(wrong("LoRA targets", "modules of this model", targets, f"{fix} ({error})")) from error
+
+    def _mlp_layers(self) -> list[str]:
+        """The linear layers through which MLP blocks read the hidden state (gate and up, or the first of two).
+
+        Measured on the embedded world, corrections made there disturb the least of what was not corrected.
+        """
+        pattern = re.compile(r"(^|\.)(mlp|feed_forward|ffn|fc1)(\.|$)")
+        width = self.causal.get_input_embeddings().weight.shape[1]
+        found = [
+            name
+            for name, module in self.causal.named_modules()
+            if isinstance(module, nn.Linear) and module.in_features == width and pattern.search(name)
+        ]
+        if not found:
+            fix = "Give targets: all-linear, or the names of linear layers."
+            raise ModelError(wrong("LoRA targets mlp", "MLP layers", "none recognised", fix))
+        return found
+
+    def keep_reference_copy(self) -> None:
+        """Freeze a copy of the present weights as the reference, for full fine-tuning."""
+        assert not isinstance(self.net, PeftModel), "with an adapter the base itself is the reference"
+        self._copy = copy.deepcopy(self.causal).eval().requires_grad_(False)
+        self.marks = None
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[PreTrainedModel | PeftModel]:
+        """The reference network: no gradient, adapter off (bit-exact), dropout off.
+
+        `disable_adapter` alone leaves dropout alive, hence the switch to eval mode and back; and on its way out it
+        makes even a frozen adapter trainable.
+        """
+        with torch.no_grad():
+            if self._copy is not None:
+                yield self._copy
+                return
+            modes = [(module, module.training) for module in self.net.modules() if module.training]
+            frozen = [weight for weight in self.net.parameters() if not weight.requires_grad]
+            self.net.eval()
+            try:
+                with self.net.disable_adapter() if isinstance(self.net, PeftModel) else contextlib.nullcontext():
+                    yield self.net
+            finally:
+                for module, mode in modes:
+                    module.training = mode
+                for weight in frozen:
+                    weight.requires_grad_(False)
+
+
+def _flawed(weight: Tensor) -> bool:
+    """Whether a parameter holds NaN or infinity; a bias may hold -inf."""
+    return bool((weight.isposinf() if weight.dim() == 1 else weight.isinf()).any() or weight.isnan().any())
+
+
+def canonical_name(name: str) -> str:
+    """One name for one model: a local folder goes by its absolute path, whatever way leads there."""
+    return name if name == EMBEDDED or not Path(name).is_dir() else str(Path(name).resolve())
+
+
+def adapter_of(path: str) -> tuple[str, str | None]:
+    """If `path` is an adapter folder, the base model it names and the folder; else the path and nothing.
+
+    Raises:
+        ModelError: an adapter whose settings are torn, or of a kind that cannot be used.
+    """
+    if not (Path(path) / "adapter_config.json").is_file():
+        return path, None
+    return (adapter_settings(path)["base_model_name_or_path"] or EMBEDDED), path
+
+
+def checkpoint_of(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
+    """Where the files of a model lie. Raises `ModelError` for what can be no model's name."""
+    source = str(embedded_path()) if name == EMBEDDED else name
+    return Checkpoint(name, source, revision, trust_remote_code)
+
+
+def load_model(
+    name: str | None = None,
+    *,
+    adapter: str | Path | None = None,
+    revision: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Load a causal language model in eval mode.
+
+    Args:
+        name: local folder or hub name; a folder that holds an adapter loads its base too. None: the embedded model.
+        adapter: folder of a LoRA adapter to put on it.
+        revision: hub revision.
+        dtype: float32, bfloat16 or float16. None: bfloat16 on a GPU that has it, else float32.
+        device: a torch device. None: the first GPU, else the CPU.
+        trust_remote_code: run code that came with the model. Off unless you trust its author.
+
+    Raises:
+        ModelError: nothing loadable under that name, weights that are missing or left over, an adapter that does not
+            fit or was made for another base, or a chat template without end.
+
+    Warns:
+        ModelWarning: the generation config does not stop where the chat template ends turns.
+    """
+    name, inside = adapter_of(EMBEDDED if name is None else str(name))
+    if adapter is not None and inside is not None and Path(adapter).resolve() != Path(inside).resolve():
+        fix = f"Merge {inside} into its base first, or give the base as the model."
+        raise ModelError(wrong("model", "a base model, where an adapter is given", f"the adapter {inside}", fix))
+    if adapter is not None:
+        adapter_settings(adapter)
+    name, folder = canonical_name(name), inside if adapter is None else str(adapter)
+    place = _device(device)
+    if dtype is not None and dtype not in _DTYPES:
+        raise ModelError(wrong("dtype", " or ".join(_DTYPES), dtype, "Choose one of them."))
+    fast = place.type == "cuda" and torch.cuda.is_bf16_supported()
+    weights_type = _DTYPES[dtype] if dtype else (torch.bfloat16 if fast else torch.float32)
+    before = marks_of(name, revision)
+    marks = {} if folder is None else marks_of(folder)
+    chat_template.start()
+    try:
+        tokenizer, net = checkpoint_of(name, revision=revision, trust_remote_code=trust_remote_code).read(weights_type)
+    except ModelError as error:
+        if inside is None:
+            raise
+        fix = "Or give both: the base with --model, the adapter with --adapter."
+        raise ModelError(f"adapter {inside} names a base that cannot be read: {error} {fix}") from error
+    # What was not on disk before has just been downloaded.
+    marks = {**(before or marks_of(name, revision)), **marks}
+    model = LanguageModel(net, Codec(tokenizer), name, revision, folder, marks)
+    model.codec.warn_of_ends(model.causal.generation_config.eos_token_id)
+    if folder is not None:
+        model.net = put_adapter(net, folder, model.stamp)
+    with reading(f"model {name!r}", f"a model that fits on {place}", "Choose another device or a smaller model."):
+        model.net.to(place).eval()
+    return model
+
+
+def _device(name: str | None) -> torch.device:
+    expected = "a device of torch, such as cpu or cuda:0"
+    with reading(f"device {name!r}", expected, "Choose one that this machine has."):
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,0 +1,132 @@
+"""The file of records beside the store: whatever died between the two, a start brings them together again."""
+
+from contextlib import contextmanager
+
+import pytest
+
+from anchorlwf.annotator.backends.local import LocalDecoder
+from anchorlwf.annotator.sessions.ledger import Ledger
+from anchorlwf.annotator.open import open_exchange
+from anchorlwf.annotator.store.store import Store
+from anchorlwf.config import AnnotateConfig
+from anchorlwf.errors import PromptError, RecordError
+from anchorlwf.data.jsonl import BadLineWarning, load_records, save_lines
+from anchorlwf.data.record import Prompt
+
+CONFIG = AnnotateConfig(max_new_tokens=6, alternatives=3)
+
+
+class Place:
+    """A project's files, and the page's inside opened over them again and again."""
+
+    def __init__(self, model, folder) -> None:
+        self._model = model
+        self.prompts, self.out, self._store = folder / "p.jsonl", folder / "records.jsonl", str(folder / "store.db")
+        save_lines(self.prompts, [Prompt(messages=[{"role": "user", "content": text}]) for text in ("hello", "Who?")])
+
+    @contextmanager
+    def open(self, **options):
+        store = Store(self._store)
+        decoder = LocalDecoder(self._model, alternatives=3)
+        try:
+            with open_exchange(self.prompts, self.out, store, decoder, CONFIG, decode_ahead=False, **options) as made:
+                yield made
+        finally:
+            store.close()
+
+    def statuses(self) -> list[str]:
+        return [record.status for record in load_records(self.out)]
+
+
+@pytest.fixture
+def place(tiny_model, tmp_path):
+    return Place(tiny_model, tmp_path)
+
+
+def whole(desk, annotator="ada"):
+    """The next session, its first answer at its end."""
+    live = desk.next(annotator)
+    while (running := live.continuation) is not None and not running.over:
+        pass
+    return live
+
+
+@pytest.mark.parametrize("per_item", [1, 2])
+@pytest.mark.parametrize("then", ["undecided", "skip"])
+def test_a_decision_taken_back_is_no_finished_record_after_a_kill(place, monkeypatch, per_item, then):
+    with place.open(per_item=per_item) as exchange:
+        desk = exchange.desk
+        lives = []
+        for _ in range(2):
+            lives.append(whole(desk))
+            desk.decide(lives[-1], "keep")
+        assert place.statuses() == ["complete", "complete"]
+        # Killed once `Reopened` is stored, before the file hears of it.
+        monkeypatch.setattr(Ledger, "publish", lambda *_: None)
+        desk.reopen(lives[0])
+        if then == "skip":
+            desk.decide(lives[0], "skip")
+        monkeypatch.undo()
+    assert place.statuses() == ["complete", "complete"]
+    with place.open(per_item=per_item) as exchange:
+        assert sorted(place.statuses()) == ["complete", "draft"]
+        kept, draft = sorted(load_records(place.out), key=lambda record: record.status)
+        assert "keep" in kept.tags
+        assert "keep" not in draft.tags
+        # Decided anew, it is finished again, and stays so.
+        live = exchange.desk.open(lives[0].row.item, "ada")
+        if live.tree.verdict is not None:
+            exchange.desk.reopen(live)
+        exchange.desk.decide(live, "reject")
+    for _ in range(2):
+        with place.open(per_item=per_item):
+            assert sorted(place.statuses()) == ["complete", "rejected"]
+
+
+def test_what_was_finished_elsewhere_while_a_session_is_open_stays(place, tiny_model):
+    # Never decided here, so never taken back: the file knows better.
+    from anchorlwf.annotation import Accept, annotate
+
+    class Yes:
+        source = "human:bob"
+
+        def review(self, view):
+            return Accept()
+
+        def complain(self, error):
+            raise error
+
+    with place.open() as exchange:
+        whole(exchange.desk)
+    annotate(tiny_model, place.prompts, Yes(), out=place.out, config=CONFIG)
+    assert place.statuses() == ["complete", "complete"]
+    with place.open():
+        assert place.statuses() == ["complete", "complete"]
+
+
+def test_a_torn_last_line_is_warned_of_and_the_store_fills_it_in(place):
+    with place.open() as exchange:
+        for _ in range(2):
+            exchange.desk.decide(whole(exchange.desk), "keep")
+    before = load_records(place.out)
+    text = place.out.read_bytes()
+    place.out.write_bytes(text[:-40])
+    with pytest.warns(BadLineWarning, match=r"line 2: expected one JSON object, got broken JSON"), place.open():
+        pass
+    assert sorted(load_records(place.out), key=lambda r: r.id) == sorted(before, key=lambda r: r.id)
+
+
+def test_a_file_of_something_else_is_left_alone(place):
+    place.out.write_text('{"prompt": "hello"}\n')
+    with pytest.raises(RecordError, match="line 1: id: expected the field"), place.open():
+        pass
+    assert place.out.read_text() == '{"prompt": "hello"}\n'
+
+
+def test_a_prompt_too_long_is_named_by_its_line_and_can_be_skipped(place):
+    with place.prompts.open("a") as stream:
+        stream.write('{"prompt": "%s"}\n' % ("she " * 200))
+    with pytest.raises(PromptError, match=r"p\.jsonl, line 3: prompt: expected fewer than 96 tokens"), place.open():
+        pass
+    with pytest.warns(BadLineWarning, match="line 3: prompt: expected fewer"), place.open(skip_bad=True) as exchange:
+        assert exchange.desk.next("ada") is not None

@@ -1,0 +1,57 @@
+"""How far the standing tokens are from being the greedy choice, which every loss tells on the side."""
+
+import pytest
+import torch
+
+from anchorlwf.loss import chunked, scored_loss
+from anchorlwf.loss.inputs import Head, LossInputs
+from anchorlwf.loss.reference_summary import summarize, summary_loss
+
+CONFIDENCES = [0.0, 1.0, 0.5, 0.0, 1.0, 0.0, 0.9, 0.0]
+
+
+def given(direction="forward", dtype=torch.float32, **shape):
+    """Every second token is the model's greedy choice."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*size):
+        return torch.randn(*size, generator=generator).to(dtype)
+
+    confidence = torch.tensor(CONFIDENCES)
+    if direction == "reverse":
+        confidence = confidence.clamp(max=0.9)
+    count = len(confidence)
+    head = Head(normal(30, 6), normal(30), shape.get("scale", 1.0), shape.get("softcap"))
+    hidden, ids = normal(count, 6), torch.randint(0, 30, (count,), generator=generator)
+    ids[::2] = head.logits(hidden).argmax(-1)[::2]
+    return LossInputs(hidden, normal(count, 6), head, head, ids, confidence, direction)
+
+
+def expected(inputs):
+    logits = inputs.head.logits(inputs.hidden_ND)
+    return logits.gather(-1, inputs.token_ids_N[:, None])[:, 0] - logits.amax(-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [{}, {"scale": 0.5, "softcap": 4.0}], ids=["plain", "scaled and capped"])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("impl", ["dense", "chunked"])
+def test_the_greedy_choice_is_0_behind_and_others_are_below(monkeypatch, impl, direction, shape, dtype):
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", 3 * 30 * 4)
+    inputs = given(direction, dtype, **shape)
+    found = scored_loss(inputs, impl)
+    torch.testing.assert_close(found.behind_N, expected(inputs), rtol=1e-5, atol=1e-5)
+    assert torch.equal(found.behind_N == 0, inputs.head.logits(inputs.hidden_ND).argmax(-1) == inputs.token_ids_N)
+    assert not found.behind_N.requires_grad
+
+
+def test_a_summary_tells_it_too(monkeypatch):
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", 2 * 30 * 4)
+    inputs = given()
+    summary = summarize(inputs.ref_hidden_ND, inputs.head, inputs.token_ids_N)
+    hidden = inputs.hidden_ND.requires_grad_()
+    found = summary_loss(hidden, summary, inputs.head, inputs.token_ids_N, inputs.confidence_N)
+    torch.testing.assert_close(found.behind_N, expected(inputs), rtol=1e-5, atol=1e-5)
+    assert (found.behind_N == 0).tolist() == [True, False] * 4
+    assert found.divergence_N.requires_grad
+    assert not found.behind_N.requires_grad
