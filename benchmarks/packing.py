@@ -14,8 +14,8 @@ import time
 import torch
 from torch import Tensor
 
-from anchorlwf.model.batch import Batch, KeepTurn, collate, pack
 from anchorlwf.divergence import completion_hidden, divergence
+from anchorlwf.model.batch import Batch, KeepTurn, collate, pack
 from anchorlwf.model.head import read_head, reference_head
 from anchorlwf.model.language_model import LanguageModel, load_model
 

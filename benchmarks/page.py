@@ -34,8 +34,8 @@ def own_time(model, ids, corrected):
     As in the server, the cache holds the whole answer (and is rewound) when the correction comes.
     """
     from anchorlwf.annotator.backends.local import LocalDecoder
-    from anchorlwf.model.language_model import load_model
     from anchorlwf.data.record import Prompt
+    from anchorlwf.model.language_model import load_model
 
     decoder, taken = LocalDecoder(load_model(model)), []
     messages = Prompt.model_validate(PROMPT).messages

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from anchorlwf.arena.report.style import LIGHT
 from anchorlwf.arena.report.plots import save, settle, styled
+from anchorlwf.arena.report.style import LIGHT
 from anchorlwf.bench.suite import bench, bench_table
 from anchorlwf.files import write_atomic
 

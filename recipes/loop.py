@@ -8,10 +8,10 @@ Shape suffixes: B records, T tokens, N completion tokens, D hidden width.
 import torch
 
 from anchorlwf import anchor_loss, annotate, load_model
-from anchorlwf.model.batch import collate
 from anchorlwf.divergence import completion_hidden
-from anchorlwf.model.head import read_head, reference_head
 from anchorlwf.loss.scores import token_scores
+from anchorlwf.model.batch import collate
+from anchorlwf.model.head import read_head, reference_head
 from anchorlwf.world import build_world, draw_errata
 
 STEPS, RATE, RANK, BETA, HOLD, BUDGET, SEED = 200, 3e-4, 8, 10.0, 0.9, 0.01, 0

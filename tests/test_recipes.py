@@ -13,9 +13,9 @@ import yaml
 
 from anchorlwf.cli import app
 from anchorlwf.config import AnnotateConfig, EvaluateConfig, TrainConfig
-from anchorlwf.errors import ConfigError
 from anchorlwf.data.jsonl import load_probes, load_prompts
 from anchorlwf.data.probe import score
+from anchorlwf.errors import ConfigError
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "gpu"
 RECIPES = sorted(FOLDER.glob("*.yaml"))

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anchorlwf.errors import wrong
-from anchorlwf.redaction import KEY_VARIABLE, redacted
+from anchorlwf.errors import KEY_VARIABLE, redacted, wrong
 
 SECRET = "s3cr3t-k3y"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from anchorlwf.errors import AnchorLwfWarning, ConflictError, StorageError
-from anchorlwf.lock import process_lock
+from anchorlwf.files import process_lock
 from anchorlwf.run import RunFolder, held_folder
 
 _HOLD = "from anchorlwf.run import held_folder\nwith held_folder({path!r}): print('held', flush=True); input()"

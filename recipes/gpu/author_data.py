@@ -12,10 +12,10 @@ import json
 import re
 from pathlib import Path
 
-from anchorlwf.errors import ConfigError, wrong
 from anchorlwf.data.jsonl import save_lines
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Prompt
+from anchorlwf.errors import ConfigError, wrong
 
 SETS = {
     # name: (corrections, held-out prompts)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anchorlwf.annotation import annotate
-    from anchorlwf.evaluation import evaluate
     from anchorlwf.data.jsonl import load_records, save_records
-    from anchorlwf.loss import anchor_loss
-    from anchorlwf.model.language_model import load_model
     from anchorlwf.data.probe import Probe
     from anchorlwf.data.record import Anchor, ModelStamp, Record
+    from anchorlwf.evaluation import evaluate
+    from anchorlwf.loss import anchor_loss
+    from anchorlwf.model.language_model import load_model
     from anchorlwf.training import train
 
 __version__ = "0.1.0"

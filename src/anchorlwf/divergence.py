@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from anchorlwf.model.attention import attention_kind, network_inputs, within_records
-from anchorlwf.model.batch import Batch, Turn, collate
-from anchorlwf.model.head import captured_hidden, read_head
 from anchorlwf.loss import Direction, Implementation, scored_loss
 from anchorlwf.loss.inputs import Head, LossInputs, Scored
 from anchorlwf.loss.reference_summary import Summary, summary_loss
+from anchorlwf.model.attention import attention_kind, network_inputs, within_records
+from anchorlwf.model.batch import Batch, Turn, collate
+from anchorlwf.model.head import captured_hidden, read_head
 from anchorlwf.model.language_model import LanguageModel
 
 __all__ = ["completion_hidden", "divergence", "token_kl"]

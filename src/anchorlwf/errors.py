@@ -16,16 +16,18 @@
     AnchorLwfWarning            (UserWarning)
     ├── ModelWarning            the model's files disagree, or it answers otherwise elsewhere than here
     ├── PromptWarning           the model does not read a prompt as it was written
-    └── BadLineWarning          a line of a file was skipped on request (anchorlwf.data.lines)
+    └── BadLineWarning          a line of a file was skipped on request (anchorlwf.data.jsonl)
 
 Each message says what was expected, what was got and how to fix it. All of them mean that input or surroundings are at
 fault; a failure of our own code is an `AssertionError` or whatever it raised. What a user should know although nothing
 stops is an `AnchorLwfWarning`.
 """
 
-from anchorlwf.redaction import redacted
+import os
+import re
 
 __all__ = [
+    "KEY_VARIABLE",
     "AnchorLwfError",
     "AnchorLwfWarning",
     "ConfigError",
@@ -41,6 +43,8 @@ __all__ = [
     "ServerError",
     "StampError",
     "StorageError",
+    "api_key",
+    "redacted",
     "wrong",
 ]
 
@@ -108,3 +112,35 @@ class PromptWarning(AnchorLwfWarning):
 def wrong(what: str, expected: object, got: object, fix: str) -> str:
     """The one form of our error messages. Keys and passwords, in addresses for instance, are left out."""
     return redacted(f"{what}: expected {expected}, got {got}. {fix}")
+
+
+KEY_VARIABLE = "ANCHORLWF_API_KEY"
+"""Environment variable of a remote model's key; there is no other way to give it, and it is written nowhere."""
+_HIDDEN = "***"
+_SHORTEST_KEY = 6
+"""A shorter one is no secret ("x", "none"), and hiding it would tear words apart."""
+_ADDRESS = re.compile(r"(?<=://)[^\s'\"<>]+")
+
+
+def api_key() -> str | None:
+    """The key as the environment gives it; None where there is none."""
+    return os.environ.get(KEY_VARIABLE) or None
+
+
+def redacted(text: str) -> str:
+    """The text without what is secret in it: the API key, and in addresses user, password, query and fragment."""
+    key = api_key()
+    if key is not None and len(key.strip()) >= _SHORTEST_KEY:
+        text = text.replace(key, _HIDDEN).replace(key.strip(), _HIDDEN)
+    return _ADDRESS.sub(lambda match: _without_secrets(match[0]), text)
+
+
+def _without_secrets(address: str) -> str:
+    # A password may hold an @ of its own, so all before the last one goes; and where that holds a ? or #, nobody can
+    # tell which part is which.
+    before, at, rest = address.rpartition("@")
+    if at and re.search("[?#]", before):
+        return _HIDDEN
+    # What follows a ? or # may be a key (`?api_key=`).
+    shown = re.sub("([?#]).+", rf"\1{_HIDDEN}", rest)
+    return f"{_HIDDEN}@{shown}" if at else shown

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from anchorlwf.files import append_line, clear_leftovers, ensure_writable, write_atomic
-from anchorlwf.data.lines import row_of
-from anchorlwf.lock import process_lock
+from anchorlwf.data.jsonl import row_of
+from anchorlwf.files import append_line, clear_leftovers, ensure_writable, process_lock, write_atomic
 
 __all__ = ["RunFolder", "environment", "held_folder", "seed_everything"]
 

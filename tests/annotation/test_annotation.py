@@ -39,11 +39,11 @@ from anchorlwf.annotation import (
     verify_records,
 )
 from anchorlwf.config import AnnotateConfig
+from anchorlwf.data.jsonl import BadLineWarning, load_records, save_lines
+from anchorlwf.data.record import Prompt, Record
 from anchorlwf.decoding.greedy import GreedyDecoder
 from anchorlwf.errors import AnchorLwfError, NothingToDoError, PromptError, RecordError, StampError, StorageError
-from anchorlwf.data.jsonl import BadLineWarning, load_records, save_lines
 from anchorlwf.model.language_model import LanguageModel, load_model
-from anchorlwf.data.record import Prompt, Record
 from anchorlwf.world import build_world, draw_errata, templates
 
 LIMIT = 16

@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorlwf.annotator.store import queue
-from anchorlwf.annotator.web import payloads as views
-from anchorlwf.annotator.prefetch import Ahead
-from anchorlwf.annotator.backends.local import LocalDecoder
-from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotation.events import Decided
-from anchorlwf.annotator.project import Exchange
 from anchorlwf.annotation.importers.record_import import import_lawftrack
+from anchorlwf.annotator.backends.local import LocalDecoder
+from anchorlwf.annotator.prefetch import Ahead
+from anchorlwf.annotator.project import Exchange
+from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.sessions.ledger import Ledger
+from anchorlwf.annotator.store import queue
 from anchorlwf.annotator.store.queue import add_items, export_records, progress, unproposed
 from anchorlwf.annotator.store.store import Store
+from anchorlwf.annotator.web import payloads as views
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.errors import PromptError, RecordError, StampError, StorageError
 from anchorlwf.data.jsonl import load_records
 from anchorlwf.data.record import ModelStamp, Prompt, Record, new_id
+from anchorlwf.errors import PromptError, RecordError, StampError, StorageError
 
 ASK = [{"role": "user", "content": "hello"}]
 LONG = [{"role": "user", "content": "she " * 200}]

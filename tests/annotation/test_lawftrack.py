@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anchorlwf.annotation.importers.lawftrack import CHECK, read_lawftrack
-from anchorlwf.model.vocabulary import TokenTable
 from anchorlwf.cli import main
-from anchorlwf.errors import RecordError
 from anchorlwf.data.jsonl import load_records, save_records
-from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.errors import RecordError
 from anchorlwf.model.codec import Codec
+from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.model.vocabulary import TokenTable
 
 ASK = [{"role": "user", "content": "你好 👋"}]
 

@@ -20,8 +20,8 @@ from anchorlwf.annotation.events import (
     Weighed,
 )
 from anchorlwf.annotation.tree import Tree, apply, replay
-from anchorlwf.errors import AnchorLwfError, ConflictError, RecordError
 from anchorlwf.data.record import Anchor
+from anchorlwf.errors import AnchorLwfError, ConflictError, RecordError
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 IDS = st.lists(st.integers(0, 9), max_size=5).map(tuple)

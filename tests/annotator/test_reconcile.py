@@ -5,13 +5,13 @@ from contextlib import contextmanager
 import pytest
 
 from anchorlwf.annotator.backends.local import LocalDecoder
-from anchorlwf.annotator.sessions.ledger import Ledger
 from anchorlwf.annotator.open import open_exchange
+from anchorlwf.annotator.sessions.ledger import Ledger
 from anchorlwf.annotator.store.store import Store
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.errors import PromptError, RecordError
 from anchorlwf.data.jsonl import BadLineWarning, load_records, save_lines
 from anchorlwf.data.record import Prompt
+from anchorlwf.errors import PromptError, RecordError
 
 CONFIG = AnnotateConfig(max_new_tokens=6, alternatives=3)
 

@@ -15,8 +15,9 @@ from sqlalchemy import event as alchemy_event
 from sqlalchemy import text
 from store_worker import write_until_killed
 
-from anchorlwf.annotator.store import tables as schema
 from anchorlwf.annotation.events import Decided, Noted, Reopened, Started
+from anchorlwf.annotation.tree import replay
+from anchorlwf.annotator.store import tables as schema
 from anchorlwf.annotator.store.queue import (
     Proposal,
     add_items,
@@ -29,9 +30,8 @@ from anchorlwf.annotator.store.queue import (
     waiting,
 )
 from anchorlwf.annotator.store.store import Store
-from anchorlwf.annotation.tree import replay
-from anchorlwf.errors import ConfigError, ConflictError, MissingError, StampError, StorageError
 from anchorlwf.data.record import Anchor, ModelStamp, Prompt, Record, new_id
+from anchorlwf.errors import ConfigError, ConflictError, MissingError, StampError, StorageError
 
 STAMP = ModelStamp(name="m", tokenizer_sha="t", template_sha="c")
 BOTH = pytest.mark.parametrize("kind", ["sqlite", "postgresql"], indirect=True)

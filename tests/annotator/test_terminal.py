@@ -29,24 +29,24 @@ from test_web_api import Person, whole
 from vllm_server import vllm_server
 
 from anchorlwf.annotation import Correct, Quit, Session, annotate, verify_records
-from anchorlwf.annotator.terminal import terminal
+from anchorlwf.annotation.tree import Tree, replay
 from anchorlwf.annotator.backends.local import LocalDecoder
-from anchorlwf.annotator.terminal.render import Painter, draw_prompt, readable, visible
-from anchorlwf.annotator.project import Exchange
 from anchorlwf.annotator.open import Work
+from anchorlwf.annotator.project import Exchange
 from anchorlwf.annotator.store.queue import progress
 from anchorlwf.annotator.store.store import LEASE, Store
-from anchorlwf.annotator.terminal.terminal import Terminal
-from anchorlwf.model.vocabulary import TokenTable, TokenText
-from anchorlwf.annotation.tree import Tree, replay
+from anchorlwf.annotator.terminal import terminal
 from anchorlwf.annotator.terminal.commands import HELP, Act, Go, Look, Note, Put, Tag, Weigh, parse
+from anchorlwf.annotator.terminal.render import Painter, draw_prompt, readable, visible
+from anchorlwf.annotator.terminal.terminal import Terminal
 from anchorlwf.cli import main
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.errors import RecordError, StorageError
 from anchorlwf.data.jsonl import load_records, save_lines
-from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.data.record import Prompt, Record
+from anchorlwf.errors import RecordError, StorageError
 from anchorlwf.model.codec import Codec
+from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.model.vocabulary import TokenTable, TokenText
 
 # --- what a line means ---
 

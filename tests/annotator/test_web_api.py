@@ -14,23 +14,23 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
-from anchorlwf.annotator.sessions import live
-from anchorlwf.annotator.prefetch import Ahead
+from anchorlwf.annotation.verify import verify_records
 from anchorlwf.annotator.backends.local import Chosen, LocalDecoder
-from anchorlwf.annotator.sessions.desk import Desk
+from anchorlwf.annotator.prefetch import Ahead
 from anchorlwf.annotator.project import Exchange
+from anchorlwf.annotator.sessions import live
+from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.sessions.ledger import Ledger
 from anchorlwf.annotator.sessions.live import Prepared
 from anchorlwf.annotator.store.queue import unproposed
 from anchorlwf.annotator.store.store import Store
-from anchorlwf.annotation.verify import verify_records
-from anchorlwf.config import AnnotateConfig
-from anchorlwf.errors import ConfigError, PromptWarning, StorageError
-from anchorlwf.data.jsonl import load_records
-from anchorlwf.data.record import Prompt
 from anchorlwf.annotator.web.app import create_app
 from anchorlwf.annotator.web.guard import HEADERS
 from anchorlwf.annotator.web.settings import WebSettings, checked_hosts, kept_token, load_annotators
+from anchorlwf.config import AnnotateConfig
+from anchorlwf.data.jsonl import load_records
+from anchorlwf.data.record import Prompt
+from anchorlwf.errors import ConfigError, PromptWarning, StorageError
 
 ADA, BOB = "a" * 32, "b" * 32
 ORIGIN = "http://127.0.0.1:8642"

@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from anchorlwf.arena.baselines.rivals import context_chats
 from anchorlwf.arena.cell import records_of, run_cell, train_cell
 from anchorlwf.arena.collect import collect, differences
 from anchorlwf.arena.conduct import load_plan
 from anchorlwf.arena.costs import annotation_cost, peak_memory, reset_peak_memory, train_tokens
 from anchorlwf.arena.lab import Lab
 from anchorlwf.arena.methods import METHODS
-from anchorlwf.arena.baselines.rivals import context_chats
 from anchorlwf.arena.plan import Plan, Regime
 from anchorlwf.arena.study import Job, Sources, jobs_of, run_study, run_sweep
 from anchorlwf.arena.tasks import user_task, world_task
+from anchorlwf.data.jsonl import save_lines
+from anchorlwf.data.probe import Probe, score
 from anchorlwf.divergence import completion_hidden, divergence
 from anchorlwf.errors import AnchorLwfError, ConfigError, RecordError
-from anchorlwf.data.jsonl import save_lines
 from anchorlwf.loss.reduce import Counts, reduce_loss
-from anchorlwf.data.probe import Probe, score
 
 BY_NAME = {method.name: method for method in METHODS}
 SHORT = Regime(name="short", title="short", facts=2, wordings=2, steps=12, methods=["anchorlwf", "sft_human"])

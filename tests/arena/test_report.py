@@ -22,10 +22,10 @@ from anchorlwf.arena.report import tables as views
 from anchorlwf.arena.report.claims import headline, judge
 from anchorlwf.arena.report.comparison import compare_all
 from anchorlwf.arena.report.label_placement import place
-from anchorlwf.arena.report.style import DARK, FAMILIES, LIGHT, glyph
 from anchorlwf.arena.report.page import summarize, write_plots, write_report
-from anchorlwf.arena.study_results import Study
 from anchorlwf.arena.report.statistics import VIEWS, estimates, extremes, front, pareto
+from anchorlwf.arena.report.style import DARK, FAMILIES, LIGHT, glyph
+from anchorlwf.arena.study_results import Study
 from anchorlwf.errors import ConfigError, RecordError, StorageError
 from anchorlwf.evaluation.stats import bootstrap_interval, holm, paired_bootstrap, paired_ratio, sign_flip
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from peft import PeftModel
 
+from anchorlwf.arena.baselines.trl_methods import PeerPrompt, train_dpo, train_grpo, train_sdft
 from anchorlwf.config import PeerConfig
 from anchorlwf.decoding.greedy import GreedyDecoder
 from anchorlwf.errors import ConfigError, PromptError, RecordError
 from anchorlwf.model.language_model import load_model
-from anchorlwf.arena.baselines.trl_methods import PeerPrompt, train_dpo, train_grpo, train_sdft
 from anchorlwf.world import build_world, draw_errata
 
 METHODS = {"grpo": train_grpo, "dpo": train_dpo, "sdft": train_sdft}

@@ -20,8 +20,8 @@ from anchorlwf.annotation.events import Started
 from anchorlwf.annotator.sessions.ledger import Ledger
 from anchorlwf.annotator.store.queue import Proposal, add_items, propose, unproposed
 from anchorlwf.annotator.store.store import Store
-from anchorlwf.model.language_model import LanguageModel, embedded_path
 from anchorlwf.data.record import Prompt
+from anchorlwf.model.language_model import LanguageModel, embedded_path
 
 __all__ = ["Server", "free_port", "given", "long_model", "prepare", "register"]
 

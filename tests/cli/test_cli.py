@@ -24,8 +24,8 @@ from anchorlwf.annotation import annotate
 from anchorlwf.cli import app, main
 from anchorlwf.config import AnnotateConfig, TrainConfig
 from anchorlwf.data.jsonl import load_records, save_lines, save_records
-from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.data.record import Prompt, Record
+from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.world import build_world, draw_errata, fact_probe, skill_probes, templates
 
 SCRIPT = Path(sys.executable).with_name("anchorlwf")

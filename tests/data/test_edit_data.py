@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from test_cli import refused, run, well
 
 from anchorlwf.data.edit_data import Edits, load_edits
-from anchorlwf.errors import RecordError
 from anchorlwf.data.jsonl import BadLineWarning, load_probes, load_prompts
 from anchorlwf.data.probe import Probe, score
+from anchorlwf.errors import RecordError
 
 ZSRE = {
     "subject": "Watts Humphrey",

@@ -8,13 +8,13 @@ from torch.utils.data import ConcatDataset
 
 from anchorlwf.annotation import annotate, as_prompts
 from anchorlwf.config import EvaluateConfig
-from anchorlwf.errors import RecordError
-from anchorlwf.evaluation import evaluate
 from anchorlwf.data.jsonl import load_probes, load_records, save_records
-from anchorlwf.model.language_model import load_model
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Prompt
 from anchorlwf.data.record_file import RecordFile
+from anchorlwf.errors import RecordError
+from anchorlwf.evaluation import evaluate
+from anchorlwf.model.language_model import load_model
 from anchorlwf.training import train
 from anchorlwf.training.dataset import by_number
 

@@ -10,8 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import records
 
-from anchorlwf.errors import RecordError, StorageError
-from anchorlwf.data.trl_rows import dpo_rows, sft_rows
 from anchorlwf.data.jsonl import (
     BadLineWarning,
     append_record,
@@ -24,6 +22,8 @@ from anchorlwf.data.jsonl import (
 )
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Anchor, ModelStamp, Prompt, Record, new_id
+from anchorlwf.data.trl_rows import dpo_rows, sft_rows
+from anchorlwf.errors import RecordError, StorageError
 
 STAMP = ModelStamp(name="m", tokenizer_sha="t", template_sha="c")
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from anchorlwf.annotation import annotate, verify_records
-from anchorlwf.errors import AnchorLwfError, PromptError, RecordError
-from anchorlwf.data.trl_rows import dpo_rows, sft_rows
 from anchorlwf.data.jsonl import BadLine, each_line, load_probes, read_lines
-from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.data.probe import Probe, score
 from anchorlwf.data.record import Prompt, Record
+from anchorlwf.data.trl_rows import dpo_rows, sft_rows
+from anchorlwf.errors import AnchorLwfError, PromptError, RecordError
+from anchorlwf.model.language_model import LanguageModel
 
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 5, 1000.0, 0.5, 1e400, float("nan"), 2**31, 2**63, 10**30, "", " ", "5", "true",

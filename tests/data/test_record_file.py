@@ -12,19 +12,18 @@ from hypothesis import strategies as st
 from strategies import records
 from torch.utils.data import ConcatDataset, DataLoader
 
-from anchorlwf.training import reference_cache as reference
-from anchorlwf.model.batch import KeepTurn
 from anchorlwf.bench.memory import train_many
 from anchorlwf.config import TrainConfig
-from anchorlwf.training.contents import Contents, length_sorted
-from anchorlwf.errors import AnchorLwfError, RecordError, StampError
 from anchorlwf.data.jsonl import append_record, load_records, save_records
-from anchorlwf.model.language_model import load_model
 from anchorlwf.data.record import Anchor, Record, new_id
 from anchorlwf.data.record_file import RecordFile
-from anchorlwf.training.reference_cache import GIB, build_reference_cache
+from anchorlwf.errors import AnchorLwfError, RecordError, StampError
+from anchorlwf.model.batch import KeepTurn
+from anchorlwf.model.language_model import load_model
+from anchorlwf.training import reference_cache as reference
 from anchorlwf.training import train
 from anchorlwf.training.dataset import by_number, take_in
+from anchorlwf.training.reference_cache import GIB, Contents, build_reference_cache, length_sorted
 
 BAD = [b"[1]", b"{}", b'{"id": "\xff"}', b"{", b"nothing"]
 BLANK = [b"", b"   ", b"\r"]

@@ -9,17 +9,17 @@ import pytest
 from append_worker import append_many, made
 
 from anchorlwf.annotation import annotate, annotate_stream, import_lawftrack, stage
-from anchorlwf.annotation.annotator import Accept
+from anchorlwf.annotation.protocol import Accept
 from anchorlwf.annotator.backends.local import LocalDecoder
-from anchorlwf.annotator.sessions.ledger import Ledger
 from anchorlwf.annotator.open import open_exchange
+from anchorlwf.annotator.sessions.ledger import Ledger
 from anchorlwf.annotator.store.store import Store
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.errors import RecordError
-from anchorlwf.files import append_line, append_lines, held_file, write_atomic
 from anchorlwf.data.jsonl import BadLineWarning, append_record, load_records, save_lines, save_records
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.data.record_file import RecordJournal
+from anchorlwf.errors import RecordError
+from anchorlwf.files import append_line, append_lines, held_file, write_atomic
 
 CONFIG = AnnotateConfig(max_new_tokens=4, alternatives=3)
 QUESTIONS = ["hello", "Who?", "Where was she born?"]

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig, Lfm2Config, Lfm2ForCausalLM
 
 from anchorlwf.annotation import Session
+from anchorlwf.annotation.tree import Node, Tree
 from anchorlwf.annotator.backends.local import LocalDecoder
 from anchorlwf.annotator.sessions.live import Live
-from anchorlwf.annotation.tree import Node, Tree
 from anchorlwf.bench.correction_time import correction_of, measure_correction, steady_model
 from anchorlwf.config import AnnotateConfig
+from anchorlwf.data.record import Prompt
 from anchorlwf.decoding.greedy import Decoded, GreedyDecoder
 from anchorlwf.decoding.speculation import MOST, Draft
-from anchorlwf.model.language_model import LanguageModel, load_model
-from anchorlwf.data.record import Prompt
 from anchorlwf.decoding.teacher_forcing import greedy_choices
+from anchorlwf.model.language_model import LanguageModel, load_model
 
 LIMIT = 40
 TRIALS = 25

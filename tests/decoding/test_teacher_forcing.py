@@ -8,16 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anchorlwf.decoding import teacher_forcing as module
 from anchorlwf.annotation import annotate, annotate_stream, verify_records
-from anchorlwf.model.batch import KeepTurn
 from anchorlwf.bench.annotation_time import measure_annotation, wrong_biographies
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.errors import RecordError
 from anchorlwf.data.jsonl import BadLineWarning, load_records, save_lines
-from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.data.record import Prompt, Record
+from anchorlwf.decoding import teacher_forcing as module
 from anchorlwf.decoding.teacher_forcing import Choices, greedy_choices, replay, windows
+from anchorlwf.errors import RecordError
+from anchorlwf.model.batch import KeepTurn
+from anchorlwf.model.language_model import LanguageModel, load_model
 
 PLAIN = AnnotateConfig(original=False)
 

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 
 from anchorlwf.annotation import annotate, retention_records
 from anchorlwf.config import AnnotateConfig, EvaluateConfig
+from anchorlwf.data.jsonl import save_lines, save_records
+from anchorlwf.data.probe import Probe
+from anchorlwf.data.record import Prompt, Record
 from anchorlwf.decoding.greedy import GreedyDecoder, decode_batch
 from anchorlwf.errors import RecordError, StampError, StorageError
 from anchorlwf.evaluation import (
@@ -26,10 +29,7 @@ from anchorlwf.evaluation import (
     recall_probes,
     summarize,
 )
-from anchorlwf.data.jsonl import save_lines, save_records
 from anchorlwf.model.language_model import LanguageModel, load_model
-from anchorlwf.data.probe import Probe
-from anchorlwf.data.record import Prompt, Record
 
 CONFIG = EvaluateConfig(max_new_tokens=10, resamples=200)
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30)

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from test_cli import run
 
 from anchorlwf.config import EvaluateConfig, GateConfig
+from anchorlwf.data.jsonl import save_lines
+from anchorlwf.data.probe import Probe
 from anchorlwf.decoding.greedy import GreedyDecoder
 from anchorlwf.errors import ConfigError, ModelError, RecordError
 from anchorlwf.evaluation import (
@@ -31,9 +33,7 @@ from anchorlwf.evaluation import (
     summarize,
 )
 from anchorlwf.evaluation.gate import hold
-from anchorlwf.data.jsonl import save_lines
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel, embedded_path, load_model
-from anchorlwf.data.probe import Probe
 
 CONFIG = EvaluateConfig(max_new_tokens=8, resamples=100)
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from test_cli import run
 
 from anchorlwf.config import EvaluateConfig, GateConfig
+from anchorlwf.data.jsonl import save_lines
+from anchorlwf.data.probe import Probe
 from anchorlwf.errors import AnchorLwfError, ConfigError, ModelError, RecordError
 from anchorlwf.evaluation import Results, certify, check_certificate, evaluate, named_hashes
-from anchorlwf.data.jsonl import save_lines
 from anchorlwf.model.language_model import LanguageModel, load_model
-from anchorlwf.data.probe import Probe
 
 CONFIG = EvaluateConfig(max_new_tokens=4, resamples=50, kl_prompts=1)
 GATE = GateConfig(kept=0.0)

@@ -19,12 +19,12 @@ from lm_eval.tasks import TaskManager
 from test_cli import run
 
 from anchorlwf.config import EvaluateConfig
+from anchorlwf.data.jsonl import save_lines
+from anchorlwf.data.probe import Probe
 from anchorlwf.decoding.greedy import decode_batch
 from anchorlwf.errors import ConfigError
 from anchorlwf.evaluation import bootstrap_interval, evaluate, paired_interval, run_tasks
-from anchorlwf.data.jsonl import save_lines
 from anchorlwf.model.language_model import LanguageModel, load_model
-from anchorlwf.data.probe import Probe
 
 # --- paired intervals ---
 

@@ -9,9 +9,9 @@ from triton_cases import case
 
 from anchorlwf.annotation import annotate
 from anchorlwf.config import AnnotateConfig, TrainConfig
+from anchorlwf.data.record import Prompt
 from anchorlwf.loss import anchor_loss
 from anchorlwf.model.language_model import load_model
-from anchorlwf.data.record import Prompt
 from anchorlwf.training import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -10,8 +10,8 @@ import torch
 
 from anchorlwf.loss import Direction, anchor_loss, chunked
 from anchorlwf.loss.inputs import Head, LossInputs
-from anchorlwf.loss.scores import token_scores
 from anchorlwf.loss.reference_summary import summarize, summary_loss
+from anchorlwf.loss.scores import token_scores
 
 WIDTH, VOCABULARY, OUT = 5, 11, [2, 7]
 """`OUT`: the tokens that are excluded."""

@@ -11,10 +11,10 @@ from peft import PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_loading import damages, edit_json, edit_weights, logits
 
-from anchorlwf.model.adapter import NOTES, note_adapter
 from anchorlwf.cli import main
 from anchorlwf.errors import ModelError, ModelWarning
 from anchorlwf.evaluation.weights import named_hashes
+from anchorlwf.model.adapter import NOTES, note_adapter
 from anchorlwf.model.fingerprint import base_sha
 from anchorlwf.model.language_model import LanguageModel, embedded_path, load_model
 

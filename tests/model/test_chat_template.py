@@ -14,18 +14,18 @@ import pytest
 from test_terminal import sit, work_of
 from tokenizers import AddedToken
 
-from anchorlwf.model import chat_template
-from anchorlwf.model import codec as text
 from anchorlwf.annotation import annotate
-from anchorlwf.annotator.web import payloads as views
-from anchorlwf.annotation.fitting import fits
+from anchorlwf.annotation.protocol import fits
 from anchorlwf.annotator.store.queue import progress
+from anchorlwf.annotator.web import payloads as views
 from anchorlwf.config import EvaluateConfig
+from anchorlwf.data.jsonl import load_prompts, load_records
 from anchorlwf.errors import ModelError, ModelWarning, PromptWarning
 from anchorlwf.evaluation import evaluate
-from anchorlwf.data.jsonl import load_prompts, load_records
-from anchorlwf.model.language_model import load_model
+from anchorlwf.model import chat_template
+from anchorlwf.model import codec as text
 from anchorlwf.model.codec import Codec
+from anchorlwf.model.language_model import load_model
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

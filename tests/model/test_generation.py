@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from anchorlwf.annotation import annotate, retention_records
 from anchorlwf.annotation.verify import verify_records
 from anchorlwf.config import AnnotateConfig, EvaluateConfig, TrainConfig
+from anchorlwf.data.probe import Probe
+from anchorlwf.data.record import Record
 from anchorlwf.decoding.greedy import decode_batch
 from anchorlwf.errors import ModelWarning
 from anchorlwf.evaluation import answers, evaluate
 from anchorlwf.model.generation import changes_greedy, greedy_call
 from anchorlwf.model.language_model import load_model
-from anchorlwf.data.probe import Probe
-from anchorlwf.data.record import Record
 from anchorlwf.training import train
 
 TEXTS = ["Where was she born?", "Who?", "The river there is the Arrel, and where is it?", "How are you?"]

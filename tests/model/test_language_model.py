@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from anchorlwf.errors import ModelError, PromptError, RecordError, StampError
-from anchorlwf.model.language_model import EMBEDDED, LanguageModel, embedded_path, load_model
 from anchorlwf.data.record import ModelStamp, Record, new_id
+from anchorlwf.errors import ModelError, PromptError, RecordError, StampError
 from anchorlwf.model.codec import Codec
+from anchorlwf.model.language_model import EMBEDDED, LanguageModel, embedded_path, load_model
 
 
 def logits(model: LanguageModel, ids: list[int]) -> torch.Tensor:

@@ -12,17 +12,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from anchorlwf.annotation import annotate, verify_records
 from anchorlwf.config import RetainConfig
+from anchorlwf.data.jsonl import load_prompts, load_records, save_lines, save_records
+from anchorlwf.data.record import Prompt
 from anchorlwf.decoding.greedy import Decoded
 from anchorlwf.errors import ConfigError, ModelError, RecordError, StampError
-from anchorlwf.data.jsonl import load_prompts, load_records, save_lines, save_records
+from anchorlwf.model.codec import Codec
 from anchorlwf.model.language_model import LanguageModel, load_model
-from anchorlwf.data.record import Prompt
 from anchorlwf.retention import HELD_OUT_TAG, openings, retain, writer
 from anchorlwf.retention.rounds import Answered
 from anchorlwf.retention.same_fact import Background, Corrected, same_fact
 from anchorlwf.retention.screening import Screen
 from anchorlwf.retention.sources import own_prompts
-from anchorlwf.model.codec import Codec
 
 SMALL = RetainConfig(general=8, near=6, prompt_tokens=32, answer_tokens=6, batch_size=16)
 WORDS = "where was she born in the year town capital who are you how good new user system assistant Ab 7 中 ( ?".split()

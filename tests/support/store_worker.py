@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 
 from anchorlwf.annotation.events import Continued, Corrected, Decided, Moved, Noted, Reopened
-from anchorlwf.annotator.store.store import Store
 from anchorlwf.annotation.tree import Tree, apply, replay
+from anchorlwf.annotator.store.store import Store
 from anchorlwf.data.record import Record
 
 

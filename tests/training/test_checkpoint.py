@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from test_training import corrections
 
 from anchorlwf.config import TrainConfig
-from anchorlwf.errors import AnchorLwfWarning, ConfigError, ConflictError
 from anchorlwf.data.jsonl import save_records
-from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.data.record import Record
+from anchorlwf.errors import AnchorLwfWarning, ConfigError, ConflictError
+from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.run import held_folder
 from anchorlwf.training import train
 from anchorlwf.training.checkpoint import Checkpoints, RunKey

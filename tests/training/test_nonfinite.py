@@ -14,19 +14,19 @@ from test_training import adapter, corrections, largest_gap, steps
 from transformers import GPTJConfig, GPTJForCausalLM
 
 from anchorlwf.annotation import annotate, retention_records, verify_records
-from anchorlwf.model.batch import KeepTurn, collate, pack
+from anchorlwf.arena.baselines.trl_methods import PeerPrompt, train_dpo, train_grpo
 from anchorlwf.config import AnnotateConfig, PeerConfig, TrainConfig
+from anchorlwf.data.jsonl import save_lines, save_records
+from anchorlwf.data.probe import Probe
 from anchorlwf.decoding.greedy import GreedyDecoder, decode_batch
 from anchorlwf.divergence import token_kl
 from anchorlwf.errors import ModelError
 from anchorlwf.evaluation import evaluate
+from anchorlwf.model.batch import KeepTurn, collate, pack
 from anchorlwf.model.head import probe_head
-from anchorlwf.data.jsonl import save_lines, save_records
 from anchorlwf.model.language_model import LanguageModel, load_model
-from anchorlwf.data.probe import Probe
 from anchorlwf.training import train
 from anchorlwf.training.nonfinite import nonfinite_error
-from anchorlwf.arena.baselines.trl_methods import PeerPrompt, train_dpo, train_grpo
 from anchorlwf.workflow import SideBySide
 
 ROOT = Path(__file__).parents[2]

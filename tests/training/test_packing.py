@@ -13,18 +13,17 @@ from tiny import CONTEXT, WINDOW
 from transformers import AttentionInterface, AutoModelForCausalLM
 
 from anchorlwf import divergence
-from anchorlwf.model import attention
 from anchorlwf.annotation import Session
+from anchorlwf.config import AnnotateConfig, TrainConfig
+from anchorlwf.data.record import Prompt
+from anchorlwf.divergence import completion_hidden
+from anchorlwf.model import attention
 from anchorlwf.model.attention import WITHIN_RECORDS, attention_kind, within_records
 from anchorlwf.model.batch import KeepTurn, collate, pack
-from anchorlwf.config import AnnotateConfig, TrainConfig
-from anchorlwf.training.contents import Contents
-from anchorlwf.divergence import completion_hidden
 from anchorlwf.model.language_model import LanguageModel, load_model
-from anchorlwf.training.packing import fed_length, packing_flaw
-from anchorlwf.data.record import Prompt
-from anchorlwf.training.reference_cache import ReferenceKey
 from anchorlwf.training import train, trainer
+from anchorlwf.training.packing import fed_length, packing_flaw
+from anchorlwf.training.reference_cache import Contents, ReferenceKey
 
 _SIZES = {
     "hidden_size": 32,

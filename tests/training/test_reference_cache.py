@@ -7,17 +7,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anchorlwf.training import reference_cache as reference
 from anchorlwf.annotation import Session
-from anchorlwf.model.batch import KeepTurn, collate
 from anchorlwf.config import AnnotateConfig, TrainConfig
-from anchorlwf.training.contents import Contents, length_sorted
+from anchorlwf.data.record import Prompt
 from anchorlwf.divergence import completion_hidden
 from anchorlwf.errors import ConfigError, RecordError
+from anchorlwf.model.batch import KeepTurn, collate
 from anchorlwf.model.language_model import LanguageModel, load_model
-from anchorlwf.data.record import Prompt
-from anchorlwf.training.reference_cache import GIB, ReferenceKey, build_reference_cache, reference_bytes
+from anchorlwf.training import reference_cache as reference
 from anchorlwf.training import train
+from anchorlwf.training.reference_cache import (
+    GIB,
+    Contents,
+    ReferenceKey,
+    build_reference_cache,
+    length_sorted,
+    reference_bytes,
+)
 
 
 @pytest.fixture(scope="module")

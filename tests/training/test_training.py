@@ -12,14 +12,14 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from anchorlwf.annotation import Session, annotate, retention_records
 from anchorlwf.config import AnnotateConfig, TrainConfig
+from anchorlwf.data.jsonl import save_records
+from anchorlwf.data.record import Prompt
 from anchorlwf.decoding.greedy import GreedyDecoder
 from anchorlwf.divergence import token_kl
 from anchorlwf.errors import ConfigError, ModelError, RecordError, StampError, StorageError
 from anchorlwf.model.fingerprint import base_sha
 from anchorlwf.model.head import probe_head
-from anchorlwf.data.jsonl import save_records
 from anchorlwf.model.language_model import LanguageModel, load_model
-from anchorlwf.data.record import Prompt
 from anchorlwf.training import DriftBudget, holding, train
 from anchorlwf.world import build_world, draw_errata
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from anchorlwf.cache_folder import CACHE_VARIABLE, cache_folder
-from anchorlwf.errors import ModelError
 from anchorlwf.data.probe import score
+from anchorlwf.errors import ModelError
+from anchorlwf.files import CACHE_VARIABLE, cache_folder
 from anchorlwf.world.real import asked, facts, model, tasks
 from anchorlwf.world.real.asked import Said, ask
 from anchorlwf.world.real.long_answers import LONG_ANSWERS

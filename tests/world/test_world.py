@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from anchorlwf.config import EvaluateConfig
+from anchorlwf.data.probe import Probe, score
 from anchorlwf.evaluation import answers
 from anchorlwf.model.language_model import LanguageModel, embedded_path
-from anchorlwf.data.probe import Probe, score
 from anchorlwf.world import (
     ASSISTANT,
     Fact,

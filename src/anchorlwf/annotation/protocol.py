@@ -3,16 +3,138 @@
 Positions before a correction never change again; everything behind it is dropped and decoded greedily anew.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from anchorlwf.annotation.annotator import Accept, Annotator, Correct, Quit, Reject, Undo, View
+from anchorlwf.annotation.target import target_turn
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.decoding.greedy import Choices, GreedyDecoder, Step
-from anchorlwf.errors import AnchorLwfError, NothingToDoError, RecordError, wrong
-from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.data.record import Anchor, Prompt, Record
+from anchorlwf.decoding.greedy import Choices, GreedyDecoder, Step
+from anchorlwf.errors import AnchorLwfError, NothingToDoError, PromptError, RecordError, wrong
+from anchorlwf.model.codec import Codec
+from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.model.vocabulary import TokenTable
 
-__all__ = ["Session", "State", "anchors_of", "drive"]
+__all__ = [
+    "Accept",
+    "Annotator",
+    "Correct",
+    "Quit",
+    "Reject",
+    "Room",
+    "Session",
+    "State",
+    "Undo",
+    "Verdict",
+    "View",
+    "anchors_of",
+    "check_record",
+    "drive",
+    "fits",
+]
+
+
+@dataclass(frozen=True)
+class View:
+    """What the annotator sees: prompt, the answer so far, and what the model would rather have said."""
+
+    prompt: Prompt
+    codec: Codec
+    completion_ids: list[int]
+    anchors: list[Anchor]
+    truncated: bool
+    steps: Callable[[], list[Step]]
+    """The model's choice and its alternatives at every position, computed when first asked for."""
+
+
+@dataclass(frozen=True)
+class Accept:
+    """The answer is right."""
+
+
+@dataclass(frozen=True)
+class Reject:
+    """The prompt or answer is not worth correcting; the record is kept as rejected."""
+
+
+@dataclass(frozen=True)
+class Undo:
+    """Take the last correction back."""
+
+
+@dataclass(frozen=True)
+class Quit:
+    """Stop here; the present answer is kept as a draft, to be resumed."""
+
+
+@dataclass(frozen=True)
+class Correct:
+    """The token at `position` is the first wrong one; `token_ids` should stand there."""
+
+    position: int
+    token_ids: list[int]
+    confidence: float = 1.0
+
+
+Verdict = Accept | Reject | Undo | Quit | Correct
+
+
+class Annotator(Protocol):
+    """Anything that can judge an answer."""
+
+    source: str
+    """Goes into `Anchor.source`, such as `human:ada` or `target`."""
+
+    def review(self, view: View) -> Verdict:
+        """Point at the first wrong token and give the right ones, or accept."""
+        ...
+
+    def complain(self, error: AnchorLwfError) -> None:
+        """Hear that the last correction was not taken; a program that cannot do better raises the error."""
+        ...
+
+
+Room = Callable[[Sequence[int], int], int]
+"""`Decoder.room`: how many of so many completion tokens fit behind a prompt. Raises `PromptError`."""
+
+
+def fits(model: LanguageModel, *, target: bool = False) -> Callable[[Prompt], list[str]]:
+    """A check for `load_prompts`, which warns of the remarks it returns (`Codec.remarks`).
+
+    Args:
+        model: whose context is the limit.
+        target: the prompt's answer must be there, and fit as well.
+
+    Returns:
+        A function that raises `PromptError` (too long) or `RecordError` (no answer where one is needed).
+    """
+
+    def check(prompt: Prompt) -> list[str]:
+        if target:
+            target_turn(model, prompt)
+        return model.check_prompt(prompt)
+
+    return check
+
+
+def check_record(record: Record, table: TokenTable, room: Room) -> None:
+    """What is asked of a prompt, asked of a record that comes from outside.
+
+    Raises:
+        RecordError: a token id that the vocabulary does not have.
+        PromptError: messages that the chat template refuses, or more tokens than the context has.
+        ValidationError: messages that no prompt may have, such as those without roles.
+    """
+    prompt = Prompt(messages=record.messages, tools=record.tools)
+    replaced = [anchor.rejected_id for anchor in record.anchors if anchor.rejected_id is not None]
+    table.check([*record.prompt_ids, *record.original_ids, *record.completion_ids, *replaced])
+    wanted = len(record.completion_ids)
+    for prompt_ids in (record.prompt_ids, table.codec.encode_prompt(prompt.messages, prompt.tools)):
+        fitting = room(prompt_ids, wanted)
+        if fitting < wanted:
+            expected, got = f"at most {len(prompt_ids) + fitting} tokens (context)", f"{len(prompt_ids)} + {wanted}"
+            raise PromptError(wrong("prompt + completion", expected, got, "Shorten them."))
 
 
 @dataclass(frozen=True)

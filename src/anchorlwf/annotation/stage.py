@@ -6,22 +6,19 @@ from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
-from anchorlwf.annotation.annotator import Annotator
-from anchorlwf.annotation.fitting import fits
-from anchorlwf.annotation.protocol import Session, drive
+from anchorlwf.annotation.protocol import Annotator, Session, drive, fits
 from anchorlwf.annotation.target import target_records, target_turn
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.decoding.greedy import Decoded, GreedyDecoder, decode_batch
-from anchorlwf.files import ensure_writable
-from anchorlwf.model.generation import warn_of_generation
-from anchorlwf.data.jsonl import each_line, each_prompt, load_prompts
-from anchorlwf.decoding.keep_records import keep_records
-from anchorlwf.data.lines import Check, rows_of
-from anchorlwf.model.language_model import LanguageModel, load_model
+from anchorlwf.data.jsonl import Check, each_line, each_prompt, load_prompts, rows_of
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.data.record_file import RecordJournal
+from anchorlwf.decoding.greedy import Decoded, GreedyDecoder, decode_batch
+from anchorlwf.decoding.keep_records import keep_records
 from anchorlwf.decoding.teacher_forcing import windows
+from anchorlwf.files import ensure_writable
 from anchorlwf.model.codec import Codec
+from anchorlwf.model.generation import warn_of_generation
+from anchorlwf.model.language_model import LanguageModel, load_model
 
 __all__ = ["PromptLike", "annotate", "annotate_stream", "as_prompts", "retention_records"]
 

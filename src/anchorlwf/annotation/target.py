@@ -6,15 +6,14 @@ prompt and answer shows them all. `TargetAnnotator` finds the same anchors step 
 
 from collections.abc import Sequence
 
-from anchorlwf.annotation.annotator import Accept, Correct, Verdict, View
-from anchorlwf.annotation.protocol import anchors_of
-from anchorlwf.model.batch import KeepTurn
+from anchorlwf.annotation.protocol import Accept, Correct, Verdict, View, anchors_of
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.decoding.greedy import Decoded
-from anchorlwf.errors import AnchorLwfError, PromptError, RecordError, wrong
-from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.data.record import Prompt, Record
+from anchorlwf.decoding.greedy import Decoded
 from anchorlwf.decoding.teacher_forcing import replay
+from anchorlwf.errors import AnchorLwfError, PromptError, RecordError, wrong
+from anchorlwf.model.batch import KeepTurn
+from anchorlwf.model.language_model import LanguageModel
 
 __all__ = ["TargetAnnotator", "target_ids", "target_record", "target_records", "target_turn"]
 

@@ -22,8 +22,8 @@ from anchorlwf.annotation.events import (
     Verdict,
     Weighed,
 )
-from anchorlwf.errors import ConflictError, RecordError, wrong
 from anchorlwf.data.record import Anchor
+from anchorlwf.errors import ConflictError, RecordError, wrong
 
 __all__ = ["Node", "Tree", "apply", "replay"]
 

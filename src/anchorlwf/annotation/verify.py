@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.data.record import Record
 from anchorlwf.decoding.teacher_forcing import Choices, replay, windows
+from anchorlwf.model.language_model import LanguageModel
 
 __all__ = ["Finding", "verify_records"]
 

@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from anchorlwf.annotator.prefetch import Ahead
 from anchorlwf.annotator.backends.connect import connect_remote
 from anchorlwf.annotator.backends.local import Decoder, LocalDecoder
-from anchorlwf.annotator.sessions.desk import Desk
-from anchorlwf.annotator.project import Exchange
-from anchorlwf.annotator.sessions.ledger import Ledger
 from anchorlwf.annotator.backends.remote import check_url
+from anchorlwf.annotator.prefetch import Ahead
+from anchorlwf.annotator.project import Exchange
+from anchorlwf.annotator.sessions.desk import Desk
+from anchorlwf.annotator.sessions.ledger import Ledger
 from anchorlwf.annotator.store.store import Store
 from anchorlwf.config import AnnotateConfig
+from anchorlwf.data.jsonl import load_prompts
 from anchorlwf.errors import ConfigError, wrong
 from anchorlwf.files import ensure_writable
 from anchorlwf.model.generation import warn_of_generation
-from anchorlwf.data.jsonl import load_prompts
 from anchorlwf.model.language_model import load_model
 
 __all__ = ["MEMORY", "Work", "open_exchange"]

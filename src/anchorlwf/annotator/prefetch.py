@@ -7,14 +7,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from anchorlwf.annotator.backends.local import Chosen, Decoder
 from anchorlwf.annotation.events import Started
+from anchorlwf.annotator.backends.local import Chosen, Decoder
 from anchorlwf.annotator.sessions.live import Prepared
 from anchorlwf.annotator.store.queue import Proposal, propose, unproposed
 from anchorlwf.annotator.store.store import Store
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.errors import AnchorLwfError, PromptError
 from anchorlwf.data.record import Prompt
+from anchorlwf.errors import AnchorLwfError, PromptError
 
 __all__ = ["Ahead", "proposal_of"]
 

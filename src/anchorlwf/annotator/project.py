@@ -4,18 +4,18 @@ from collections import defaultdict
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
-from anchorlwf.annotator.prefetch import Ahead
-from anchorlwf.annotator.backends.local import LocalDecoder
-from anchorlwf.annotator.sessions.desk import Desk
-from anchorlwf.annotation.fitting import check_record
 from anchorlwf.annotation.importers.lawftrack import Span, read_lawftrack
+from anchorlwf.annotation.protocol import check_record
+from anchorlwf.annotation.tree import replay
+from anchorlwf.annotator.backends.local import LocalDecoder
+from anchorlwf.annotator.prefetch import Ahead
+from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.store.queue import add_items, finished, reopened
 from anchorlwf.annotator.store.store import SessionRow
-from anchorlwf.annotation.tree import replay
 from anchorlwf.annotator.web.payloads import tokens
-from anchorlwf.errors import ModelError, RecordError, StampError, wrong
-from anchorlwf.data.lines import BadLine, Line, Row, checked_line, refusal, row_of
+from anchorlwf.data.jsonl import BadLine, Line, Row, checked_line, refusal, row_of
 from anchorlwf.data.record import Prompt, Record
+from anchorlwf.errors import ModelError, RecordError, StampError, wrong
 
 __all__ = ["Exchange"]
 

@@ -9,15 +9,15 @@ from typing import Any
 from peft import PeftModel
 
 from anchorlwf.annotation import annotate, retention_records
+from anchorlwf.arena.baselines.rivals import context_chats, run_peer
 from anchorlwf.arena.costs import annotation_cost, peak_memory, reset_peak_memory, train_flops, train_tokens
 from anchorlwf.arena.lab import Lab
-from anchorlwf.arena.baselines.rivals import context_chats, run_peer
 from anchorlwf.arena.plan import Method, Plan, Regime
 from anchorlwf.arena.tasks import Correction, Task
 from anchorlwf.arena.trained import Trained
 from anchorlwf.config import AnnotateConfig, TrainConfig
-from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.data.record import Anchor, Record
+from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.training import train
 
 __all__ = ["records_of", "run_cell", "train_cell"]

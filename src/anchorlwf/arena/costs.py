@@ -6,8 +6,8 @@ from pathlib import Path
 
 from anchorlwf.arena.plan import Method
 from anchorlwf.arena.tasks import Correction
-from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.data.record import Record
+from anchorlwf.model.language_model import LanguageModel
 
 __all__ = ["annotation_cost", "peak_memory", "peer_flops", "reset_peak_memory", "train_flops", "train_tokens"]
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from anchorlwf.arena.tasks import Task
-from anchorlwf.model.batch import KeepTurn
 from anchorlwf.config import EvaluateConfig
+from anchorlwf.data.probe import Probe, score
+from anchorlwf.data.record import Message
 from anchorlwf.decoding.greedy import decode_batch
 from anchorlwf.divergence import token_kl
 from anchorlwf.evaluation import answers
+from anchorlwf.model.batch import KeepTurn
 from anchorlwf.model.language_model import LanguageModel
-from anchorlwf.data.probe import Probe, score
-from anchorlwf.data.record import Message
 
 __all__ = ["Lab", "Measured"]
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anchorlwf.arena.plan import Plan, Regime
-from anchorlwf.errors import RecordError, wrong
 from anchorlwf.data.jsonl import load_probes, load_prompts
 from anchorlwf.data.probe import Probe, ProbeKind, Scorer
 from anchorlwf.data.record import Message, Prompt
+from anchorlwf.errors import RecordError, wrong
 from anchorlwf.world import (
     Erratum,
     World,

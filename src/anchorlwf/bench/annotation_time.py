@@ -12,9 +12,9 @@ from anchorlwf.annotation import Session, TargetAnnotator, annotate, annotate_st
 from anchorlwf.bench.memory import peak_mib
 from anchorlwf.bench.race import quiet
 from anchorlwf.config import AnnotateConfig
+from anchorlwf.data.record import Prompt, Record
 from anchorlwf.decoding.greedy import GreedyDecoder
 from anchorlwf.model.language_model import LanguageModel
-from anchorlwf.data.record import Prompt, Record
 from anchorlwf.world import biography, build_world
 
 __all__ = ["annotate_many", "measure_annotation", "wrong_biographies"]

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field, field_validator
 
-from anchorlwf.bench.rival_losses import OBJECTIVES, Problem, make_problem
 from anchorlwf.bench.race import OnRun, Turn, race
+from anchorlwf.bench.rival_losses import OBJECTIVES, Problem, make_problem
 from anchorlwf.config import Config, Count, Fraction, Listed
 from anchorlwf.errors import ConfigError, wrong
 

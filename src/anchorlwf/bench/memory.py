@@ -10,8 +10,8 @@ from typing import Any
 
 from anchorlwf.bench.race import quiet, resident
 from anchorlwf.config import TrainConfig
-from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.data.record import Anchor, Record, new_id
+from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.training import train
 
 __all__ = ["in_its_own_process", "peak_mib", "synthetic_records", "train_many"]

@@ -19,12 +19,12 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from anchorlwf.model.batch import Batch, collate
-from anchorlwf.bench.rival_losses import top4_loss
 from anchorlwf.bench.race import OnRun, Turn, quiet, race
+from anchorlwf.bench.rival_losses import top4_loss
 from anchorlwf.config import Config, Count, Fraction, TrainConfig
-from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.data.record import Anchor, Record, new_id
+from anchorlwf.model.batch import Batch, collate
+from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.training import train
 
 __all__ = ["STEPS", "StepSetup", "compare_steps"]

@@ -13,8 +13,8 @@ from anchorlwf.bench.annotation_time import annotate_many, measure_annotation, w
 from anchorlwf.bench.correction_time import correction_of, measure_correction, prompt_of, steady_model
 from anchorlwf.bench.loss_cost import GrowthSetup, LossSetup, compare_losses, measure_growth
 from anchorlwf.bench.memory import in_its_own_process, train_many
-from anchorlwf.bench.rival_losses import OBJECTIVES
 from anchorlwf.bench.race import OnRun
+from anchorlwf.bench.rival_losses import OBJECTIVES
 from anchorlwf.bench.step_cost import STEPS, StepSetup, compare_steps
 from anchorlwf.config import Config, Count, Listed
 from anchorlwf.errors import ConfigError, wrong

@@ -27,8 +27,7 @@ from anchorlwf.cli import (
     train,
     verify,
 )
-from anchorlwf.errors import AnchorLwfError, wrong
-from anchorlwf.redaction import redacted
+from anchorlwf.errors import AnchorLwfError, redacted, wrong
 
 __all__ = ["app", "main"]
 

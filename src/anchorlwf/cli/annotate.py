@@ -72,8 +72,8 @@ def annotate(
     trust_remote_code: TrustCode = False,
 ) -> None:
     from anchorlwf.annotator.open import Work
-    from anchorlwf.config import AnnotateConfig
     from anchorlwf.annotator.web.start import PageOptions, serve_page
+    from anchorlwf.config import AnnotateConfig
 
     _check_given(_given(context), web=web, terminal=annotator == "terminal")
     quiet_libraries()

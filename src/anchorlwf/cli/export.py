@@ -25,8 +25,8 @@ def export(
     skip_bad: SkipBad = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
-    from anchorlwf.data.trl_rows import dpo_rows, sft_rows
     from anchorlwf.data.jsonl import load_records, save_lines
+    from anchorlwf.data.trl_rows import dpo_rows, sft_rows
 
     plain_warnings()
     if to == "sft":
@@ -43,8 +43,8 @@ def export(
 def _codec(model: str | None, trust: bool) -> tuple[Any, Any]:
     """The tokenizer, and whether a record's ids are its own: those of the original answer are all that DPO has."""
     from anchorlwf.annotator.backends.connect import load_codec
-    from anchorlwf.model.language_model import EMBEDDED
     from anchorlwf.data.record import ModelStamp
+    from anchorlwf.model.language_model import EMBEDDED
 
     quiet_libraries()
     name = model or EMBEDDED

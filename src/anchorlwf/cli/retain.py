@@ -18,9 +18,9 @@ import typer
 
 from anchorlwf.cli.shared import AsJson, Model, TrustCode, out, phase_progress, print_json, quiet_libraries
 from anchorlwf.config import RetainConfig
-from anchorlwf.files import ensure_writable
 from anchorlwf.data.jsonl import save_lines, save_records
 from anchorlwf.data.record import Prompt
+from anchorlwf.files import ensure_writable
 
 Own = Annotated[list[str] | None, typer.Option(help="Your own: .jsonl, .txt or a data set; repeatable.")]
 CacheDir = Annotated[Path | None, typer.Option(help="Instead of ANCHORLWF_CACHE or the platform's cache folder.")]

@@ -87,8 +87,8 @@ def _inputs(model: str | None, records: Path, retain: Path | None, skip_bad: boo
     from torch.utils.data import ConcatDataset
 
     from anchorlwf.annotation import retention_records
-    from anchorlwf.model.language_model import load_model
     from anchorlwf.data.record_file import RecordFile
+    from anchorlwf.model.language_model import load_model
 
     # Whatever has a length and numbers is a dataset to torch, which its types do not say.
     chosen: Any = RecordFile(records, skip_bad=skip_bad)

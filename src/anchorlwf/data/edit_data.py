@@ -13,10 +13,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from anchorlwf.errors import RecordError, wrong
-from anchorlwf.data.lines import BadLineWarning, problem_of
+from anchorlwf.data.jsonl import BadLineWarning, problem_of
 from anchorlwf.data.probe import Probe, ProbeKind
 from anchorlwf.data.record import Prompt
+from anchorlwf.errors import RecordError, wrong
 
 __all__ = ["BadEntry", "Edits", "Layout", "load_edits"]
 

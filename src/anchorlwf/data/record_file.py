@@ -12,10 +12,10 @@ from typing import BinaryIO, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from anchorlwf.data.jsonl import BadLine, BadLineWarning, Line, checked_line, good_lines, refusal, row_of
+from anchorlwf.data.record import Record
 from anchorlwf.errors import RecordError, wrong
 from anchorlwf.files import append_held, held_file
-from anchorlwf.data.lines import BadLine, BadLineWarning, Line, checked_line, good_lines, refusal, row_of
-from anchorlwf.data.record import Record
 
 __all__ = ["RecordFile", "RecordJournal"]
 

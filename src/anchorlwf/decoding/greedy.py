@@ -16,8 +16,8 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 from transformers.cache_utils import DynamicLayer
 
 from anchorlwf.decoding.speculation import Draft
-from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.decoding.teacher_forcing import TIE, Choices, choices_of, greedy_choices
+from anchorlwf.model.language_model import LanguageModel
 
 __all__ = ["TIE", "Choices", "Decoded", "GreedyDecoder", "Step", "decode_batch", "greedy_choices", "sample_batch"]
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+from anchorlwf.data.record import ModelStamp, Prompt, Record
 from anchorlwf.decoding.greedy import Decoded, decode_batch
 from anchorlwf.model.language_model import LanguageModel
-from anchorlwf.data.record import ModelStamp, Prompt, Record
 
 __all__ = ["KEEP_TAG", "keep_record", "keep_records"]
 

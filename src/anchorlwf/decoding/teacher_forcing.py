@@ -11,8 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from anchorlwf.model.batch import KeepTurn, Turn, collate
 from anchorlwf.divergence import completion_hidden
+from anchorlwf.model.batch import KeepTurn, Turn, collate
 from anchorlwf.model.language_model import LanguageModel
 
 __all__ = ["TIE", "Choices", "choices_of", "greedy_choices", "replay", "windows"]

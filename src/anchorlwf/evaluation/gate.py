@@ -14,16 +14,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from anchorlwf.config import EvaluateConfig, GateConfig
+from anchorlwf.data.jsonl import problem_of, row_of
+from anchorlwf.data.probe import Probe
+from anchorlwf.data.record import ModelStamp, Record
 from anchorlwf.errors import AnchorLwfError, ConfigError, ModelError, RecordError, wrong
 from anchorlwf.evaluation.measure import Drift
 from anchorlwf.evaluation.results import DataStamp, Origin, Results
 from anchorlwf.evaluation.stage import models_of
 from anchorlwf.evaluation.weights import Hashes, differences, model_hashes
 from anchorlwf.files import write_atomic
-from anchorlwf.data.lines import problem_of, row_of
 from anchorlwf.model.language_model import LanguageModel
-from anchorlwf.data.probe import Probe
-from anchorlwf.data.record import ModelStamp, Record
 from anchorlwf.run import environment
 
 __all__ = ["Check", "GateReport", "certify", "check_certificate", "compared_data", "hold"]

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from transformers import set_seed
 
-from anchorlwf.model.batch import KeepTurn
 from anchorlwf.config import EvaluateConfig
-from anchorlwf.decoding.greedy import decode_batch
-from anchorlwf.divergence import token_kl
-from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.data.probe import Probe, score
 from anchorlwf.data.record import Record
+from anchorlwf.decoding.greedy import decode_batch
+from anchorlwf.divergence import token_kl
+from anchorlwf.model.batch import KeepTurn
+from anchorlwf.model.language_model import LanguageModel
 
 __all__ = ["Drift", "ProbeResult", "answers", "compare", "drift", "recall_probes"]
 

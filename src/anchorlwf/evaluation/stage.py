@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from anchorlwf.config import EvaluateConfig
+from anchorlwf.data.jsonl import Source, given_rows, load_probes, load_records
+from anchorlwf.data.probe import Probe
+from anchorlwf.data.record import Record
 from anchorlwf.errors import PromptWarning, RecordError, StampError, wrong
 from anchorlwf.evaluation.lm_eval import run_tasks
 from anchorlwf.evaluation.measure import Progress, compare, drift, recall_probes
 from anchorlwf.evaluation.results import DataStamp, Origin, Results, summarize
 from anchorlwf.files import ensure_writable
 from anchorlwf.model.generation import warn_of_generation
-from anchorlwf.data.jsonl import given_rows, load_probes, load_records
-from anchorlwf.data.lines import Source
 from anchorlwf.model.language_model import LanguageModel
-from anchorlwf.data.probe import Probe
-from anchorlwf.data.record import Record
 
 __all__ = ["evaluate", "models_of"]
 

@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from anchorlwf.data.jsonl import problem_of
+from anchorlwf.data.record import ModelStamp
 from anchorlwf.errors import ModelError, ModelWarning, wrong
 from anchorlwf.model.fingerprint import base_sha, tensors_sha
-from anchorlwf.data.lines import problem_of
 from anchorlwf.model.loading import few, read_json, reading, refuse_integers, stored
-from anchorlwf.data.record import ModelStamp
 
 __all__ = ["NOTES", "AdapterNotes", "adapter_settings", "note_adapter", "put_adapter"]
 

@@ -12,9 +12,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils as chats
 
-from anchorlwf.model import chat_template
-from anchorlwf.errors import ModelError, ModelWarning, PromptError, RecordError, StampError, wrong
 from anchorlwf.data.record import Messages, ModelStamp, Record
+from anchorlwf.errors import ModelError, ModelWarning, PromptError, RecordError, StampError, wrong
+from anchorlwf.model import chat_template
 
 __all__ = ["Codec"]
 

@@ -15,13 +15,13 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from anchorlwf.data.record import ModelStamp, Prompt, Record
+from anchorlwf.errors import ModelError, PromptError, wrong
 from anchorlwf.model import chat_template
 from anchorlwf.model.adapter import adapter_settings, put_adapter
-from anchorlwf.errors import ModelError, PromptError, wrong
+from anchorlwf.model.codec import Codec
 from anchorlwf.model.loading import Checkpoint, reading
 from anchorlwf.model.model_files import EMBEDDED, Marks, embedded_path, marks_of
-from anchorlwf.data.record import ModelStamp, Prompt, Record
-from anchorlwf.model.codec import Codec
 
 __all__ = ["EMBEDDED", "LanguageModel", "adapter_of", "canonical_name", "checkpoint_of", "embedded_path", "load_model"]
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from anchorlwf.config import RetainConfig
+from anchorlwf.data.record import Message, Record
 from anchorlwf.decoding.greedy import Decoded, sample_batch
 from anchorlwf.errors import ModelError, wrong
 from anchorlwf.model.language_model import LanguageModel
-from anchorlwf.data.record import Message, Record
 
 __all__ = ["Opening", "Written", "general_opening", "near_opening", "write"]
 

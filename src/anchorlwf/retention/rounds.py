@@ -5,8 +5,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from anchorlwf.files import append_line
 from anchorlwf.data.record import Prompt
+from anchorlwf.files import append_line
 
 __all__ = ["Answered", "Round", "rounds"]
 

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.data.record import Prompt, Record
+from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.retention.rounds import Answered
 from anchorlwf.retention.screening import words
 

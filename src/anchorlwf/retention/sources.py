@@ -5,10 +5,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from anchorlwf.errors import ConfigError, RecordError, wrong
-from anchorlwf.data.jsonl import load_prompts
-from anchorlwf.data.lines import Check
+from anchorlwf.data.jsonl import Check, load_prompts
 from anchorlwf.data.record import Prompt
+from anchorlwf.errors import ConfigError, RecordError, wrong
 
 __all__ = ["own_prompts"]
 

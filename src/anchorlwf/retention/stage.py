@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from anchorlwf.cache_folder import cache_folder
 from anchorlwf.config import RetainConfig
-from anchorlwf.decoding.greedy import Decoded
 from anchorlwf.data.jsonl import load_records
-from anchorlwf.decoding.keep_records import keep_record
-from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.data.record import Record
+from anchorlwf.decoding.greedy import Decoded
+from anchorlwf.decoding.keep_records import keep_record
+from anchorlwf.files import cache_folder
+from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.retention.rounds import Answered, Round
 from anchorlwf.retention.same_fact import Background, Candidate, Corrected, same_fact
 from anchorlwf.retention.sources import own_prompts

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from anchorlwf.config import RetainConfig
+from anchorlwf.data.record import Prompt, Record
 from anchorlwf.decoding.greedy import Decoded, decode_batch
 from anchorlwf.files import write_atomic
 from anchorlwf.model.language_model import LanguageModel
-from anchorlwf.data.record import Prompt, Record
-from anchorlwf.training.reference_cache import reference_sha
 from anchorlwf.retention.openings import Opening, general_opening, near_opening, write
 from anchorlwf.retention.rounds import Answered, Round, rounds
 from anchorlwf.retention.screening import Screen
+from anchorlwf.training.reference_cache import reference_sha
 
 __all__ = ["Writer"]
 

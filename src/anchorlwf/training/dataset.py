@@ -11,14 +11,13 @@ from typing import Any, Protocol, cast
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from anchorlwf.config import TrainConfig
-from anchorlwf.training.contents import Contents
-from anchorlwf.errors import ConfigError, PromptError, RecordError, wrong
-from anchorlwf.data.jsonl import given_rows, load_records
-from anchorlwf.data.lines import Source
-from anchorlwf.model.language_model import LanguageModel
-from anchorlwf.training.packing import fed_length
+from anchorlwf.data.jsonl import Source, given_rows, load_records
 from anchorlwf.data.record import Record
 from anchorlwf.data.record_file import RecordFile
+from anchorlwf.errors import ConfigError, PromptError, RecordError, wrong
+from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.training.packing import fed_length
+from anchorlwf.training.reference_cache import Contents
 
 __all__ = ["Intake", "Records", "by_number", "take_in"]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from anchorlwf.model.batch import Batch, KeepTurn
-from anchorlwf.errors import ModelError, wrong
 from anchorlwf.data.record import Record
+from anchorlwf.errors import ModelError, wrong
+from anchorlwf.model.batch import Batch, KeepTurn
 
 __all__ = ["nonfinite_error", "nonfinite_turns"]
 

@@ -9,9 +9,9 @@ import logging
 import torch
 from torch import Tensor
 
+from anchorlwf.divergence import completion_hidden
 from anchorlwf.model.attention import attention_kind
 from anchorlwf.model.batch import Batch, KeepTurn, Turn, collate, pack
-from anchorlwf.divergence import completion_hidden
 from anchorlwf.model.language_model import LanguageModel
 
 __all__ = ["fed_length", "may_pack", "packing_flaw"]

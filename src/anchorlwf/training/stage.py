@@ -18,23 +18,28 @@ from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from transformers import TrainingArguments, set_seed
 
-from anchorlwf.model.adapter import note_adapter
 from anchorlwf.config import TrainConfig
-from anchorlwf.training.contents import Contents
+from anchorlwf.data.jsonl import Source
 from anchorlwf.errors import AnchorLwfWarning, ConfigError, ModelError, wrong
 from anchorlwf.files import staged_folder
+from anchorlwf.model.adapter import note_adapter
 from anchorlwf.model.generation import warn_of_generation
 from anchorlwf.model.head import probe_head
-from anchorlwf.data.lines import Source
 from anchorlwf.model.language_model import LanguageModel, load_model
-from anchorlwf.training.reference_cache import GIB, ReferenceCache, build_reference_cache, reference_bytes, reference_sha
 from anchorlwf.run import RunFolder, environment, held_folder
 from anchorlwf.training.card import card
 from anchorlwf.training.checkpoint import Checkpoints, RunKey
-from anchorlwf.training.control import Certificate
 from anchorlwf.training.dataset import Intake, Records, by_number, take_in
 from anchorlwf.training.interrupt import Interrupt
-from anchorlwf.training.stop_rule import StopRule
+from anchorlwf.training.reference_cache import (
+    GIB,
+    Contents,
+    ReferenceCache,
+    build_reference_cache,
+    reference_bytes,
+    reference_sha,
+)
+from anchorlwf.training.stop_rule import Certificate, StopRule
 from anchorlwf.training.trainer import AnchorTrainer
 
 __all__ = ["TrainResult", "run_folder", "train"]

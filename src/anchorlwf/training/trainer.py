@@ -16,23 +16,23 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 
-from anchorlwf.model.attention import within_records
-from anchorlwf.model.batch import Batch, KeepTurn, collate, pack
 from anchorlwf.config import TrainConfig
+from anchorlwf.data.record import Record
 from anchorlwf.divergence import completion_hidden, divergence
 from anchorlwf.files import staged_folder, storage_errors
-from anchorlwf.model.head import read_head, reference_head
 from anchorlwf.loss.reduce import Counts, reduce_loss
-from anchorlwf.loss.scores import token_scores
 from anchorlwf.loss.reference_summary import Summary, can_summarize
+from anchorlwf.loss.scores import token_scores
+from anchorlwf.model.attention import within_records
+from anchorlwf.model.batch import Batch, KeepTurn, collate, pack
+from anchorlwf.model.head import read_head, reference_head
 from anchorlwf.model.language_model import LanguageModel
-from anchorlwf.training.packing import may_pack
-from anchorlwf.data.record import Record
-from anchorlwf.training.reference_cache import ReferenceCache
 from anchorlwf.training.checkpoint import Checkpoints
-from anchorlwf.training.control import Certificate, DriftBudget, holding, mean
 from anchorlwf.training.dataset import Records
 from anchorlwf.training.nonfinite import nonfinite_error, nonfinite_turns
+from anchorlwf.training.packing import may_pack
+from anchorlwf.training.reference_cache import ReferenceCache
+from anchorlwf.training.stop_rule import Certificate, DriftBudget, holding, mean
 
 __all__ = ["AnchorTrainer"]
 

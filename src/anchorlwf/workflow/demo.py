@@ -8,10 +8,10 @@ from typing import Any
 
 from anchorlwf.annotation import annotate
 from anchorlwf.config import EvaluateConfig, TrainConfig
-from anchorlwf.evaluation import Results, evaluate
 from anchorlwf.data.jsonl import save_lines, save_records
-from anchorlwf.model.language_model import load_model
 from anchorlwf.data.record import Record
+from anchorlwf.evaluation import Results, evaluate
+from anchorlwf.model.language_model import load_model
 from anchorlwf.training import TrainResult, run_folder, train
 from anchorlwf.world import build_world, draw_errata, probes_for
 

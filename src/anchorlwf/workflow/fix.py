@@ -8,12 +8,12 @@ from typing import Any
 
 from anchorlwf.annotation import PromptLike, annotate, as_prompts, fits, retention_records
 from anchorlwf.config import AnnotateConfig, EvaluateConfig, TrainConfig
-from anchorlwf.errors import NothingToDoError, PromptWarning, wrong
-from anchorlwf.evaluation import Results, answers, evaluate
 from anchorlwf.data.jsonl import save_records
-from anchorlwf.model.language_model import EMBEDDED, LanguageModel, load_model
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Prompt, Record
+from anchorlwf.errors import NothingToDoError, PromptWarning, wrong
+from anchorlwf.evaluation import Results, answers, evaluate
+from anchorlwf.model.language_model import EMBEDDED, LanguageModel, load_model
 from anchorlwf.training import TrainResult, run_folder, train
 from anchorlwf.world import build_world, retention_prompts
 

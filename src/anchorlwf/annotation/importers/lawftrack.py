@@ -16,11 +16,11 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from anchorlwf.annotation.importers.markers import Markers, messages_of
-from anchorlwf.model.vocabulary import TokenTable
 from anchorlwf.annotation.importers.traces import is_trace, trace_record
-from anchorlwf.errors import AnchorLwfError, RecordError, wrong
-from anchorlwf.data.lines import problem_of
+from anchorlwf.data.jsonl import problem_of
 from anchorlwf.data.record import Anchor, ModelStamp, Record, chat_key, new_id
+from anchorlwf.errors import AnchorLwfError, RecordError, wrong
+from anchorlwf.model.vocabulary import TokenTable
 
 __all__ = ["CHECK", "Flag", "Found", "Span", "read_lawftrack"]
 

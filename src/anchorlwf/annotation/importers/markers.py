@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterable
 
-from anchorlwf.errors import RecordError, wrong
 from anchorlwf.data.record import Message
+from anchorlwf.errors import RecordError, wrong
 from anchorlwf.model.codec import Codec
 
 __all__ = ["Markers", "messages_of"]

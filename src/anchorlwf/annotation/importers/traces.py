@@ -3,9 +3,9 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from anchorlwf.model.vocabulary import TokenTable
-from anchorlwf.errors import RecordError, wrong
 from anchorlwf.data.record import Anchor, Message, ModelStamp, Record, new_id
+from anchorlwf.errors import RecordError, wrong
+from anchorlwf.model.vocabulary import TokenTable
 
 __all__ = ["is_trace", "trace_record"]
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import httpx
 
-from anchorlwf.model import chat_template
 from anchorlwf.annotator.backends.remote import KEY_VARIABLE, Patience, RemoteDecoder, check_url, key_header
 from anchorlwf.errors import ModelError, ServerError, wrong
-from anchorlwf.model.language_model import canonical_name, checkpoint_of
+from anchorlwf.model import chat_template
 from anchorlwf.model.codec import Codec
+from anchorlwf.model.language_model import canonical_name, checkpoint_of
 
 __all__ = ["connect_remote", "load_codec"]
 

@@ -12,15 +12,15 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from anchorlwf.model.vocabulary import TokenTable
 from anchorlwf.annotator.backends.scheduler import Several, Turns
-from anchorlwf.model.batch import KeepTurn
-from anchorlwf.decoding.greedy import Choices, GreedyDecoder, Step
-from anchorlwf.divergence import token_kl
-from anchorlwf.decoding.speculation import Draft
-from anchorlwf.errors import ModelError, wrong
-from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.data.record import ModelStamp
+from anchorlwf.decoding.greedy import Choices, GreedyDecoder, Step
+from anchorlwf.decoding.speculation import Draft
+from anchorlwf.divergence import token_kl
+from anchorlwf.errors import ModelError, wrong
+from anchorlwf.model.batch import KeepTurn
+from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.model.vocabulary import TokenTable
 
 __all__ = ["Chosen", "Decoder", "LocalDecoder", "Stream"]
 

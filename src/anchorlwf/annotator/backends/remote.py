@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from anchorlwf.annotator.backends.local import Chosen
 from anchorlwf.annotator.backends.remote_wire import (
     Later,
     Piece,
@@ -25,13 +26,11 @@ from anchorlwf.annotator.backends.remote_wire import (
     read_choice,
     refuse,
 )
-from anchorlwf.annotator.backends.local import Chosen
-from anchorlwf.model.vocabulary import TokenTable
-from anchorlwf.decoding.greedy import TIE, Choices
-from anchorlwf.errors import ConfigError, ModelError, PromptError, ServerError, wrong
 from anchorlwf.data.record import ModelStamp
-from anchorlwf.redaction import KEY_VARIABLE, api_key, redacted
+from anchorlwf.decoding.greedy import TIE, Choices
+from anchorlwf.errors import KEY_VARIABLE, ConfigError, ModelError, PromptError, ServerError, api_key, redacted, wrong
 from anchorlwf.model.codec import Codec
+from anchorlwf.model.vocabulary import TokenTable
 
 __all__ = ["KEY_VARIABLE", "Patience", "RemoteDecoder", "check_url", "key_header"]
 

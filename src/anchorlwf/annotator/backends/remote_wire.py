@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anchorlwf.annotator.backends.local import Chosen
-from anchorlwf.errors import ModelError, wrong
-from anchorlwf.redaction import redacted
+from anchorlwf.errors import ModelError, redacted, wrong
 
 __all__ = ["Later", "Piece", "first_of", "next_logprobs", "piece_of", "prompt_logprobs", "read_choice", "refuse"]
 

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
-from anchorlwf.annotator.backends.local import Decoder
 from anchorlwf.annotation.events import (
     Continued,
     Corrected,
@@ -25,12 +24,14 @@ from anchorlwf.annotation.events import (
     Verdict,
     Weighed,
 )
+from anchorlwf.annotation.protocol import anchors_of
+from anchorlwf.annotation.tree import apply, replay
+from anchorlwf.annotator.backends.local import Decoder
 from anchorlwf.annotator.sessions.ledger import Ledger
 from anchorlwf.annotator.sessions.live import Continuation, Live, Prepared, check_correction
-from anchorlwf.annotation.protocol import anchors_of
 from anchorlwf.annotator.store.store import Order, SessionRow, Store
-from anchorlwf.annotation.tree import apply, replay
 from anchorlwf.config import AnnotateConfig
+from anchorlwf.data.jsonl import problem_of
 from anchorlwf.errors import (
     ConflictError,
     MissingError,
@@ -40,7 +41,6 @@ from anchorlwf.errors import (
     StorageError,
     wrong,
 )
-from anchorlwf.data.lines import problem_of
 
 __all__ = ["Desk"]
 

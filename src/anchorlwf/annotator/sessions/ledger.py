@@ -4,12 +4,12 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
-from anchorlwf.annotator.store.store import SessionRow
 from anchorlwf.annotation.tree import Tree
-from anchorlwf.errors import StorageError
+from anchorlwf.annotator.store.store import SessionRow
 from anchorlwf.data.jsonl import append_record
 from anchorlwf.data.record import ModelStamp, Prompt, Record, new_id
 from anchorlwf.data.record_file import RecordJournal
+from anchorlwf.errors import StorageError
 from anchorlwf.model.codec import Codec
 
 __all__ = ["Ledger"]

@@ -6,10 +6,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from anchorlwf.annotator.backends.local import Chosen, Decoder, Stream
 from anchorlwf.annotation.events import Continued
-from anchorlwf.annotator.store.store import SessionRow
 from anchorlwf.annotation.tree import Tree
+from anchorlwf.annotator.backends.local import Chosen, Decoder, Stream
+from anchorlwf.annotator.store.store import SessionRow
 from anchorlwf.errors import AnchorLwfError, ConflictError, ModelError, NothingToDoError, RecordError, wrong
 
 __all__ = ["Continuation", "Live", "Memory", "Prepared", "check_correction"]

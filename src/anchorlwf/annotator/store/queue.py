@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, func, insert, select, update
 
 from anchorlwf.annotation.events import Started
-from anchorlwf.annotator.store.tables import events, items, projects, reading, records, seats, sessions, settle, writing
 from anchorlwf.annotator.store.store import Order, Store, ordering
-from anchorlwf.errors import MissingError, RecordError, wrong
+from anchorlwf.annotator.store.tables import events, items, projects, reading, records, seats, sessions, settle, writing
 from anchorlwf.data.record import Prompt, Record
+from anchorlwf.errors import MissingError, RecordError, wrong
 
 __all__ = [
     "Proposal",

@@ -27,10 +27,20 @@ from sqlalchemy import (
 )
 
 from anchorlwf.annotation.events import EVENTS, Decided, Event, Reopened
-from anchorlwf.annotator.store.tables import connect, events, items, projects, reading, records, seats, sessions, writing
-from anchorlwf.errors import ConflictError, MissingError, RecordError, StampError, wrong
-from anchorlwf.data.lines import problem_of
+from anchorlwf.annotator.store.tables import (
+    connect,
+    events,
+    items,
+    projects,
+    reading,
+    records,
+    seats,
+    sessions,
+    writing,
+)
+from anchorlwf.data.jsonl import problem_of
 from anchorlwf.data.record import ModelStamp, Prompt, Record
+from anchorlwf.errors import ConflictError, MissingError, RecordError, StampError, wrong
 
 __all__ = ["IDLE", "LEASE", "Order", "SessionRow", "Store", "ordering"]
 

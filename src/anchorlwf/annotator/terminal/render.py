@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from anchorlwf.model.vocabulary import TokenTable, TokenText
 from anchorlwf.data.record import Prompt
+from anchorlwf.model.vocabulary import TokenTable, TokenText
 
 __all__ = ["Painter", "draw_history", "draw_options", "draw_prompt", "readable", "visible"]
 

@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.text import Text
 
-from anchorlwf.annotator.sessions import queries as looking
-from anchorlwf.annotator.web import payloads as views
-from anchorlwf.annotator.sessions.desk import Desk
-from anchorlwf.annotator.terminal.render import Painter, draw_history, draw_options, draw_prompt, readable
 from anchorlwf.annotation.events import Verdict
+from anchorlwf.annotator.sessions import queries as looking
+from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.sessions.live import Continuation, Live
 from anchorlwf.annotator.store.queue import progress
 from anchorlwf.annotator.terminal.commands import HELP, Act, Command, Go, Look, Note, Put, Tag, Weigh, parse, read_line
-from anchorlwf.errors import AnchorLwfError, ConflictError, NothingToDoError, RecordError, wrong
+from anchorlwf.annotator.terminal.render import Painter, draw_history, draw_options, draw_prompt, readable
+from anchorlwf.annotator.web import payloads as views
 from anchorlwf.data.record import Record
+from anchorlwf.errors import AnchorLwfError, ConflictError, NothingToDoError, RecordError, wrong
 
 __all__ = ["Terminal"]
 

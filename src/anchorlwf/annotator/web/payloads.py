@@ -5,9 +5,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from anchorlwf.annotation.tree import Tree
 from anchorlwf.annotator.sessions.live import Live
 from anchorlwf.model.vocabulary import TokenTable
-from anchorlwf.annotation.tree import Tree
 
 __all__ = ["diff", "head", "prompt", "session", "step", "tokens"]
 

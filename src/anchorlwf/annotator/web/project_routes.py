@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from anchorlwf.annotator.web.requests import Choice, Import, Number, Order, Priority, Start, Text
 from anchorlwf.annotator.web.people import Who
+from anchorlwf.annotator.web.requests import Choice, Import, Number, Order, Priority, Start, Text
 from anchorlwf.annotator.web.responses import Json
 
 if TYPE_CHECKING:

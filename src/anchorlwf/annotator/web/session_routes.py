@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from anchorlwf.errors import RecordError, wrong
+from anchorlwf.annotator.web.people import Who
 from anchorlwf.annotator.web.requests import (
     Comparison,
     Confidence,
@@ -20,12 +20,12 @@ from anchorlwf.annotator.web.requests import (
     Top,
     Verdict,
 )
-from anchorlwf.annotator.web.people import Who
 from anchorlwf.annotator.web.responses import Json
+from anchorlwf.errors import RecordError, wrong
 
 if TYPE_CHECKING:
-    from anchorlwf.annotator.sessions.desk import Desk
     from anchorlwf.annotator.project import Exchange
+    from anchorlwf.annotator.sessions.desk import Desk
     from anchorlwf.annotator.sessions.live import Live
 
 __all__ = ["look_routes", "step_routes"]

@@ -9,10 +9,10 @@ from fastapi import APIRouter, Header, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from anchorlwf.errors import ConflictError, wrong
-from anchorlwf.annotator.web.requests import Number, Position, Start
 from anchorlwf.annotator.web.people import Who
+from anchorlwf.annotator.web.requests import Number, Position, Start
 from anchorlwf.annotator.web.responses import problem_of
+from anchorlwf.errors import ConflictError, wrong
 
 if TYPE_CHECKING:
     from anchorlwf.annotator.sessions.desk import Desk

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from anchorlwf.annotation import annotate
+from anchorlwf.arena.baselines.trl_methods import PeerPrompt, train_dpo, train_grpo, train_sdft
 from anchorlwf.arena.costs import annotation_cost, peer_flops
 from anchorlwf.arena.plan import Method, Regime
 from anchorlwf.arena.tasks import Correction, Task
 from anchorlwf.arena.trained import Trained
 from anchorlwf.config import AnnotateConfig, PeerConfig, TrainConfig
+from anchorlwf.data.record import Message, Record
 from anchorlwf.decoding.greedy import greedy_choices
 from anchorlwf.model.language_model import LanguageModel
-from anchorlwf.data.record import Message, Record
 from anchorlwf.training import train
-from anchorlwf.arena.baselines.trl_methods import PeerPrompt, train_dpo, train_grpo, train_sdft
 
 __all__ = ["context_chats", "run_peer"]
 

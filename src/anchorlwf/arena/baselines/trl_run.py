@@ -31,9 +31,9 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from anchorlwf.config import PeerConfig
+from anchorlwf.data.probe import Scorer
 from anchorlwf.errors import ConfigError, ModelError, wrong
 from anchorlwf.model.language_model import LanguageModel
-from anchorlwf.data.probe import Scorer
 
 __all__ = ["Build", "OnStep", "PeerPrompt", "PeerResult", "require_trl", "run"]
 

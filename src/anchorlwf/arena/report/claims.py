@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from anchorlwf.arena.report.comparison import Ratio, lost_ratio
-from anchorlwf.arena.study_results import OURS, Study
 from anchorlwf.arena.report.statistics import TOLERANCE, Front
+from anchorlwf.arena.study_results import OURS, Study
 
 __all__ = ["CLAIMS", "QUARTER", "Claim", "Judged", "headline", "judge"]
 

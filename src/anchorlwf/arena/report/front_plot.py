@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from anchorlwf.arena.report.label_placement import Box, place
-from anchorlwf.arena.report.style import LIGHT, Mark, marks
 from anchorlwf.arena.report.plots import settle, styled
-from anchorlwf.arena.study_results import OURS, Study
 from anchorlwf.arena.report.statistics import Estimate, Front, View
+from anchorlwf.arena.report.style import LIGHT, Mark, marks
+from anchorlwf.arena.study_results import OURS, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

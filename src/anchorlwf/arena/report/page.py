@@ -9,10 +9,10 @@ from anchorlwf.arena.report import tables as views
 from anchorlwf.arena.report.claims import CLAIMS, Judged, headline, judge
 from anchorlwf.arena.report.comparison import Comparison, compare_all
 from anchorlwf.arena.report.front_plot import pareto_plot
-from anchorlwf.arena.report.style import DARK, FAMILIES, LIGHT, glyph, inline, marks
 from anchorlwf.arena.report.plots import curves, differences, save, svg
-from anchorlwf.arena.study_results import OURS, Study
 from anchorlwf.arena.report.statistics import COSTS, MEASURES, VIEWS, Estimate, Front, View, estimates, front
+from anchorlwf.arena.report.style import DARK, FAMILIES, LIGHT, glyph, inline, marks
+from anchorlwf.arena.study_results import OURS, Study
 from anchorlwf.errors import ConfigError, wrong
 from anchorlwf.files import write_atomic
 

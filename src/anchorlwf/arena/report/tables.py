@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from anchorlwf.arena.study_results import OURS, Cell, Example, Strip, Study, Trial
 from anchorlwf.arena.report.statistics import Estimate, Measure, extremes
+from anchorlwf.arena.study_results import OURS, Cell, Example, Strip, Study, Trial
 
 __all__ = [
     "Row",

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anchorlwf.cache_folder import cache_folder
 from anchorlwf.decoding.greedy import decode_batch
-from anchorlwf.files import write_atomic
+from anchorlwf.files import cache_folder, write_atomic
 from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.training.reference_cache import reference_sha
 

@@ -4,9 +4,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anchorlwf.cache_folder import cache_folder
 from anchorlwf.errors import ModelError, wrong
-from anchorlwf.files import staged_folder
+from anchorlwf.files import cache_folder, staged_folder
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig

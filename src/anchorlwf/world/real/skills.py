@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from anchorlwf.errors import ModelError, wrong
 from anchorlwf.data.probe import Probe
+from anchorlwf.errors import ModelError, wrong
 
 __all__ = ["real_skills"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from anchorlwf.data.jsonl import load_prompts
-from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.data.probe import Probe, ProbeKind, score
 from anchorlwf.data.record import Prompt
+from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.world.facts import Fact
 from anchorlwf.world.real.asked import Said, ask
 from anchorlwf.world.real.facts import facts_about, real_facts
