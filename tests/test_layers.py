@@ -7,6 +7,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -18,56 +19,21 @@ import anchorlwf
 
 ROOT = Path(anchorlwf.__file__).parent
 
-VALUES = {
-    "redaction",
-    "errors",
-    "files",
-    "lock",
-    "record",
-    "words",
-    "probe",
-    "lines",
-    "jsonl",
-    "record_file",
-    "export",
-    "edit_data",
-    "config",
-    "run",
-    "cache_folder",
-}
-TENSORS = {
-    "chat_template",
-    "chat_template_worker",
-    "generation",
-    "text",
-    "model_files",
-    "loading",
-    "fingerprint",
-    "adapter",
-    "model",
-    "draft",
-    "replay",
-    "decode",
-    "batch",
-    "attention",
-    "contents",
-    "loss",
-    "head",
-    "divergence",
-    "packing",
-    "reference",
-    "keep",
-}
-STAGES = {"annotation", "retention", "training", "evaluation", "ship", "world"}
+VALUES = {"errors", "files", "config", "run", "data"}
+TENSORS = {"model", "loss", "decoding", "divergence"}
+STAGES = {"annotation", "retention", "training", "evaluation", "world"}
 # Each puts several stages to work, which is why no stage need know another.
 COMPOSITIONS = {
     "workflow": "fix, chat and demo: annotate, train and evaluate in one go",
+    "annotator": "the application for people: a page and a terminal over one store",
     "bench": "measuring functions: how fast, how much memory, against what",
     "arena": "the paper's experiments: methods x seeds over all stages, on one world",
 }
 # `""` is the package itself: the public names, loaded when first used.
-EDGES = {"cli", "web", "__main__", ""}
+EDGES = {"cli", "__main__", ""}
 LAYERS = [VALUES, TENSORS, STAGES, set(COMPOSITIONS), EDGES]
+SAME_NAME = {"__init__", "stage"}
+"""Modules that may bear one name in several rooms; commands are named as what they run."""
 
 LAZY = {"trl", "lm_eval", "openai", "vllm", "matplotlib", "jinja2", "markupsafe"}
 """Optional, slow or talkative at import."""
@@ -189,6 +155,47 @@ def test_no_module_needs_itself_to_be_imported():
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
 
+def room(module: str) -> str:
+    """The folder a module stands in: `annotator.store` for anchorlwf.annotator.store.queue."""
+    path = modules()[module]
+    return ".".join(path.relative_to(ROOT).parent.parts)
+
+
+def rooms_needed(inside: str) -> dict[str, set[str]]:
+    """Which rooms below a folder need which others of them, whenever their imports happen."""
+    depth = len(inside.split(".")) if inside else 0
+    graph: dict[str, set[str]] = {}
+    for one in imports():
+        if not ours(one.target) or one.target not in modules() or not room(one.source) or not room(one.target):
+            continue
+        source, target = (".".join(room(name).split(".")[: depth + 1]) for name in (one.source, one.target))
+        if all(name.startswith(f"{inside}.") if inside else True for name in (source, target)) and source != target:
+            graph.setdefault(source, set()).add(target)
+    return graph
+
+
+@pytest.mark.parametrize("inside", ["", "annotator"])
+def test_rooms_do_not_need_one_another_in_circles(inside):
+    graph = rooms_needed(inside)
+    assert graph
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_the_root_holds_what_every_room_needs_and_nothing_else():
+    loose = {path.stem for path in ROOT.glob("*.py")}
+    assert loose == {"__init__", "__main__", "errors", "files", "config", "run", "divergence"}
+
+
+def test_no_room_is_crowded():
+    folders = Counter(path.parent for path in modules().values())
+    assert {folder.name: size for folder, size in folders.items() if size > 15 and folder.name != "cli"} == {}
+
+
+def test_no_two_modules_bear_one_name():
+    names = Counter(path.stem for path in modules().values() if path.parent.name != "cli")
+    assert {name for name, count in names.items() if count > 1} <= SAME_NAME
+
+
 def test_the_bottom_layer_knows_no_tensors():
     outside = [one for one in imports() if unit(one.source) in VALUES and not ours(one.target)]
     allowed = VALUE_LIBRARIES | sys.stdlib_module_names
@@ -201,7 +208,15 @@ def test_optional_libraries_are_imported_late():
 
 def test_commands_import_their_stages_late():
     # `anchorlwf --help` must not wait for torch.
-    edges = [one for one in imports() if unit(one.source) in EDGES and one.top]
+    page = "anchorlwf.annotator.web"
+    edges = [
+        one
+        for one in imports()
+        if one.top
+        and (unit(one.source) in EDGES or one.source.startswith(page))
+        and one.source != f"{page}.payloads"
+        and not one.target.startswith(page)
+    ]
     heavy = {"torch", "transformers", "peft", "datasets"}
     assert not broken(
         [

@@ -5,7 +5,6 @@ import ctypes
 import errno
 import fcntl
 import hashlib
-import logging
 import os
 import re
 import shutil
@@ -36,7 +35,6 @@ __all__ = [
     "write_atomic",
 ]
 
-_log = logging.getLogger(__name__)
 # File systems without locks: Lustre as it is often mounted, some that are reached over a network.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
@@ -107,19 +105,23 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
         _sync_folder(target.parent)
 
 
-def _lock(stream: FileIO, target: Path) -> None:
+def _lock(handle: int, place: Path, *, wait: bool) -> None:
+    """Take the lock of an open file. Raises `BlockingIOError` where another has it and nobody wants to wait."""
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        _log.warning("%s: this file system has no locks. Let one process at a time write there.", target)
+        told = f"{place}: this file system has no locks; make sure yourself that no other process writes there."
+        warnings.warn(told, AnchorLwfWarning, stacklevel=4)
 
 
-def _stands_at(stream: FileIO, target: Path) -> bool:
+def _stands_at(handle: int, place: Path) -> bool:
     """Nobody put another file in its place, or took it away, while we waited for the lock."""
     try:
-        return os.path.samestat(os.fstat(stream.fileno()), os.stat(target))
+        return os.path.samestat(os.fstat(handle), os.stat(place))
     except FileNotFoundError:
         return False
 
@@ -140,8 +142,8 @@ def held_file(path: str | Path) -> Iterator[FileIO]:
         while True:
             # Unbuffered: a buffer keeps what could not be written and writes it on closing, behind the line taken back.
             with open(target, "ab+", buffering=0) as stream:
-                _lock(stream, target)
-                if _stands_at(stream, target):
+                _lock(stream.fileno(), target, wait=True)
+                if _stands_at(stream.fileno(), target):
                     yield stream
                     return
 
@@ -269,10 +271,6 @@ def file_sha(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
-"""What file systems without locks answer, such as some of clusters."""
-
-
 @contextlib.contextmanager
 def process_lock(path: str | Path, what: str) -> Iterator[None]:
     """Hold the lock file `path` while the context lasts. The system lets go of it when the process ends, however.
@@ -302,7 +300,7 @@ def _open_locked(place: Path, what: str) -> int:
         while True:
             handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                _lock(handle, place)
+                _lock(handle, place, wait=False)
                 if _stands_at(handle, place):
                     now = datetime.now(UTC).isoformat(timespec="seconds")
                     os.truncate(handle, 0)
@@ -318,23 +316,6 @@ def _open_locked(place: Path, what: str) -> int:
                 raise
             # Its holder removed the file between our opening and our locking it.
             os.close(handle)
-
-
-def _lock(handle: int, place: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        told = f"{place}: this file system has no locks; make sure yourself that no other process writes there."
-        warnings.warn(told, AnchorLwfWarning, stacklevel=2)
-
-
-def _stands_at(handle: int, place: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), place.stat())
-    except FileNotFoundError:
-        return False
 
 
 CACHE_VARIABLE = "ANCHORLWF_CACHE"

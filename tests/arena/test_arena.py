@@ -16,8 +16,8 @@ from anchorlwf.arena.costs import annotation_cost, peak_memory, reset_peak_memor
 from anchorlwf.arena.lab import Lab
 from anchorlwf.arena.methods import METHODS
 from anchorlwf.arena.plan import Plan, Regime
+from anchorlwf.arena.questions import user_task, world_task
 from anchorlwf.arena.study import Job, Sources, jobs_of, run_study, run_sweep
-from anchorlwf.arena.tasks import user_task, world_task
 from anchorlwf.data.jsonl import save_lines
 from anchorlwf.data.probe import Probe, score
 from anchorlwf.divergence import completion_hidden, divergence

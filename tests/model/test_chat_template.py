@@ -15,7 +15,7 @@ from test_terminal import sit, work_of
 from tokenizers import AddedToken
 
 from anchorlwf.annotation import annotate
-from anchorlwf.annotation.protocol import fits
+from anchorlwf.annotation.checks import fits
 from anchorlwf.annotator.store.queue import progress
 from anchorlwf.annotator.web import payloads as views
 from anchorlwf.config import EvaluateConfig

@@ -20,10 +20,9 @@ from transformers import (
     GPTNeoForCausalLM,
 )
 
-from anchorlwf.annotator.backends.connect import load_codec
 from anchorlwf.cli import main
 from anchorlwf.errors import ModelError, PromptError
-from anchorlwf.model.language_model import LanguageModel, load_model
+from anchorlwf.model.language_model import LanguageModel, load_codec, load_model
 from anchorlwf.model.loading import few, reading
 
 Edit = Callable[[dict[str, torch.Tensor]], None]

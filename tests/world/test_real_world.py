@@ -14,8 +14,8 @@ from anchorlwf.files import CACHE_VARIABLE, cache_folder
 from anchorlwf.world.real import asked, facts, model, tasks
 from anchorlwf.world.real.asked import Said, ask
 from anchorlwf.world.real.long_answers import LONG_ANSWERS
-from anchorlwf.world.real.skills import real_skills
-from anchorlwf.world.real.tasks import RealWorld, everyday_prompts
+from anchorlwf.world.real.multiple_choice import real_skills
+from anchorlwf.world.real.real_world import RealWorld, everyday_prompts
 from anchorlwf.world.real.wordings import IDENTITY, PERSONAS, TRAINED, real_templates
 
 NAMES = "Ardia,Bolmia,Cordia,Dunia,Elmia,Forgia,Gelmia,Holdia,Irmia,Jordia,Kelmia,Lordia,Mexia,Hong Kong".split(",")

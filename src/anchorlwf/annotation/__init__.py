@@ -1,19 +1,9 @@
 """Stage one: prompts in, records out (paper section 3.1)."""
 
+from anchorlwf.annotation.checks import fits
 from anchorlwf.annotation.importers.record_import import Imported, import_lawftrack
-from anchorlwf.annotation.protocol import (
-    Accept,
-    Annotator,
-    Correct,
-    Quit,
-    Reject,
-    Session,
-    Undo,
-    Verdict,
-    View,
-    drive,
-    fits,
-)
+from anchorlwf.annotation.protocol import Accept, Annotator, Correct, Quit, Reject, Undo, Verdict, View
+from anchorlwf.annotation.session import Session, drive
 from anchorlwf.annotation.stage import PromptLike, annotate, annotate_stream, as_prompts, retention_records
 from anchorlwf.annotation.target import TargetAnnotator, target_record
 from anchorlwf.annotation.verify import Finding, verify_records

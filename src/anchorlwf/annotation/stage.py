@@ -6,7 +6,9 @@ from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
-from anchorlwf.annotation.protocol import Annotator, Session, drive, fits
+from anchorlwf.annotation.checks import fits
+from anchorlwf.annotation.protocol import Annotator
+from anchorlwf.annotation.session import Session, drive
 from anchorlwf.annotation.target import target_records, target_turn
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.jsonl import Check, each_line, each_prompt, load_prompts, rows_of

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
+from anchorlwf.annotation.checks import check_record
 from anchorlwf.annotation.importers.lawftrack import Span, read_lawftrack
-from anchorlwf.annotation.protocol import check_record
 from anchorlwf.annotation.tree import replay
 from anchorlwf.annotator.backends.local import LocalDecoder
 from anchorlwf.annotator.prefetch import Ahead

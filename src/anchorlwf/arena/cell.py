@@ -13,7 +13,7 @@ from anchorlwf.arena.baselines.rivals import context_chats, run_peer
 from anchorlwf.arena.costs import annotation_cost, peak_memory, reset_peak_memory, train_flops, train_tokens
 from anchorlwf.arena.lab import Lab
 from anchorlwf.arena.plan import Method, Plan, Regime
-from anchorlwf.arena.tasks import Correction, Task
+from anchorlwf.arena.questions import Correction, Task
 from anchorlwf.arena.trained import Trained
 from anchorlwf.config import AnnotateConfig, TrainConfig
 from anchorlwf.data.record import Anchor, Record

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anchorlwf.arena.plan import Method
-from anchorlwf.arena.tasks import Correction
+from anchorlwf.arena.questions import Correction
 from anchorlwf.data.record import Record
 from anchorlwf.model.language_model import LanguageModel
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from anchorlwf.arena.tasks import Task
+from anchorlwf.arena.questions import Task
 from anchorlwf.config import EvaluateConfig
 from anchorlwf.data.probe import Probe, score
 from anchorlwf.data.record import Message

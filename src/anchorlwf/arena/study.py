@@ -17,7 +17,7 @@ import torch
 from anchorlwf.arena.cell import run_cell, train_cell
 from anchorlwf.arena.lab import Lab
 from anchorlwf.arena.plan import Method, Plan, Regime
-from anchorlwf.arena.tasks import Task, user_task, world_task
+from anchorlwf.arena.questions import Task, user_task, world_task
 from anchorlwf.errors import AnchorLwfError
 from anchorlwf.files import write_atomic
 from anchorlwf.model.language_model import LanguageModel, load_model

@@ -156,7 +156,7 @@ class _AfterStep(TrainerCallback):
 
 def _trl(lane: Lane) -> None:
     """TRL's SFTTrainer on the same completions (its head is fused and chunked; it has no reference)."""
-    from anchorlwf.arena.baselines.trl_run import require_trl
+    from anchorlwf.training.trl_library import require_trl
 
     require_trl()
     from datasets import Dataset, disable_progress_bars

@@ -42,9 +42,8 @@ def export(
 
 def _codec(model: str | None, trust: bool) -> tuple[Any, Any]:
     """The tokenizer, and whether a record's ids are its own: those of the original answer are all that DPO has."""
-    from anchorlwf.annotator.backends.connect import load_codec
     from anchorlwf.data.record import ModelStamp
-    from anchorlwf.model.language_model import EMBEDDED
+    from anchorlwf.model.language_model import EMBEDDED, load_codec
 
     quiet_libraries()
     name = model or EMBEDDED

@@ -30,8 +30,8 @@ class Probe(Frozen):
     expected: _Text | Annotated[list[_Text], Field(min_length=1)]
     """The text (or pattern) of a right answer; of a list, any will do."""
     scorer: Scorer = "contains"
-    """exact: the whole answer, but for white space at its ends. contains: as whole words (`anchorlwf.data.words`), in any
-    case. regex: found."""
+    """exact: the whole answer, but for white space at its ends. contains: as whole words (`anchorlwf.data.words`), in
+    any case. regex: found."""
     group: str | None = None
     """Which correction or fact this probe belongs to."""
     tags: list[str] = Field(default_factory=list)

@@ -1,13 +1,15 @@
 """Hashes of tensors, and of the base network under whatever adapter lies on it."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-__all__ = ["base_sha", "base_tensors", "tensors_sha"]
+__all__ = ["base_sha", "base_tensors", "network_sha", "tensors_sha"]
 
 
 def tensors_sha(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
@@ -52,3 +54,12 @@ def base_sha(net: nn.Module) -> str:
     adds, are left out; rounded, a base is the same whether it was loaded in bfloat16 or in float32.
     """
     return tensors_sha(_below_adapter(net.named_parameters()), torch.bfloat16)
+
+
+def network_sha(net: PreTrainedModel) -> str:
+    """SHA-256 of all that a network computes with: its weights and its configuration, adapters left out."""
+    attention = getattr(net.config, "_attn_implementation", None)
+    # Where the files lay says nothing of what is computed; how attention is computed does.
+    config = {**net.config.to_dict(), "_name_or_path": None, "attention": attention}
+    settings = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(f"{tensors_sha(base_tensors(net))} {settings}".encode()).hexdigest()

@@ -20,10 +20,20 @@ from anchorlwf.errors import ModelError, PromptError, wrong
 from anchorlwf.model import chat_template
 from anchorlwf.model.adapter import adapter_settings, put_adapter
 from anchorlwf.model.codec import Codec
+from anchorlwf.model.fingerprint import network_sha
 from anchorlwf.model.loading import Checkpoint, reading
 from anchorlwf.model.model_files import EMBEDDED, Marks, embedded_path, marks_of
 
-__all__ = ["EMBEDDED", "LanguageModel", "adapter_of", "canonical_name", "checkpoint_of", "embedded_path", "load_model"]
+__all__ = [
+    "EMBEDDED",
+    "LanguageModel",
+    "adapter_of",
+    "canonical_name",
+    "checkpoint_of",
+    "embedded_path",
+    "load_codec",
+    "load_model",
+]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -243,6 +253,11 @@ class LanguageModel:
                 for weight in frozen:
                     weight.requires_grad_(False)
 
+    def reference_sha(self) -> str:
+        """SHA-256 of the reference in memory, the same with an adapter on it and without."""
+        with self.reference() as net:
+            return network_sha(net if net is self._copy else self.causal)
+
 
 def _flawed(weight: Tensor) -> bool:
     """Whether a parameter holds NaN or infinity; a bias may hold -inf."""
@@ -269,6 +284,17 @@ def checkpoint_of(name: str, *, revision: str | None = None, trust_remote_code: 
     """Where the files of a model lie. Raises `ModelError` for what can be no model's name."""
     source = str(embedded_path()) if name == EMBEDDED else name
     return Checkpoint(name, source, revision, trust_remote_code)
+
+
+def load_codec(name: str, trust_remote_code: bool) -> tuple[Codec, frozenset[int]]:
+    """Tokenizer and end-of-turn ids of a model, without its weights. Raises `ModelError`."""
+    chat_template.start()
+    checkpoint = checkpoint_of(name, trust_remote_code=trust_remote_code)
+    codec = Codec(checkpoint.tokenizer())
+    # A tokenizer without a model beside it names its own end.
+    ends = (checkpoint.settings("generation_config.json") or {}).get("eos_token_id")
+    codec.warn_of_ends(ends)
+    return codec, codec.stop_ids(ends)
 
 
 def load_model(

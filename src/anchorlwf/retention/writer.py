@@ -18,7 +18,6 @@ from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.retention.openings import Opening, general_opening, near_opening, write
 from anchorlwf.retention.rounds import Answered, Round, rounds
 from anchorlwf.retention.screening import Screen
-from anchorlwf.training.reference_cache import reference_sha
 
 __all__ = ["Writer"]
 
@@ -42,7 +41,7 @@ class Writer:
         """The writer of this reference (give it as it is to be sampled: `as_reference`), with its folder in `root`."""
         stamp = model.stamp
         key = {
-            "weights": reference_sha(model),
+            "weights": model.reference_sha(),
             "tokenizer": stamp.tokenizer_sha,
             "template": stamp.template_sha,
             "dtype": str(model.causal.dtype),

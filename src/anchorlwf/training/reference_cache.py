@@ -34,7 +34,7 @@ from anchorlwf.errors import ConfigError, RecordError, wrong
 from anchorlwf.files import clear_leftovers, write_atomic
 from anchorlwf.loss.reference_summary import summarize
 from anchorlwf.model.batch import Turn, collate, pack
-from anchorlwf.model.fingerprint import base_tensors, tensors_sha
+from anchorlwf.model.fingerprint import tensors_sha
 from anchorlwf.model.head import reference_head
 from anchorlwf.model.language_model import LanguageModel
 
@@ -47,7 +47,6 @@ __all__ = [
     "build_reference_cache",
     "length_sorted",
     "reference_bytes",
-    "reference_sha",
 ]
 
 _BATCH_TOKENS = 8192
@@ -177,7 +176,7 @@ class ReferenceKey:
         if torch.is_autocast_enabled(kind):
             dtype += f", autocast to {torch.get_autocast_dtype(kind)}"
         return cls(
-            weights or reference_sha(model),
+            weights or model.reference_sha(),
             stamp.tokenizer_sha,
             stamp.template_sha,
             contents.sha,
@@ -306,17 +305,6 @@ def build_reference_cache(
 
 def _file_name(number: int) -> str:
     return f"{number:06d}.safetensors"
-
-
-def reference_sha(model: LanguageModel) -> str:
-    """SHA-256 of the reference in memory, the same with an adapter on it and without."""
-    with model.reference() as net:
-        causal: Any = net if net is not model.net else model.causal
-    attention = getattr(causal.config, "_attn_implementation", None)
-    # Where the files lay says nothing of what is computed; how attention is computed does.
-    config = {**causal.config.to_dict(), "_name_or_path": None, "attention": attention}
-    settings = json.dumps(config, sort_keys=True, default=str)
-    return hashlib.sha256(f"{tensors_sha(base_tensors(causal))} {settings}".encode()).hexdigest()
 
 
 def _sweep(folder: Path) -> None:

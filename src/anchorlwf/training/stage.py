@@ -31,14 +31,7 @@ from anchorlwf.training.card import card
 from anchorlwf.training.checkpoint import Checkpoints, RunKey
 from anchorlwf.training.dataset import Intake, Records, by_number, take_in
 from anchorlwf.training.interrupt import Interrupt
-from anchorlwf.training.reference_cache import (
-    GIB,
-    Contents,
-    ReferenceCache,
-    build_reference_cache,
-    reference_bytes,
-    reference_sha,
-)
+from anchorlwf.training.reference_cache import GIB, Contents, ReferenceCache, build_reference_cache, reference_bytes
 from anchorlwf.training.stop_rule import Certificate, StopRule
 from anchorlwf.training.trainer import AnchorTrainer
 
@@ -134,7 +127,7 @@ def train(
         warn_of_generation(language_model.causal.generation_config)
         intake = take_in(language_model, listed, config)
         _prepare(language_model, config)
-        reference = reference_sha(language_model)
+        reference = language_model.reference_sha()
         checkpoints = _checkpoints(folder, intake, reference, config, language_model)
         start = _start(checkpoints, folder, config, resume)
         _attach(language_model, config)

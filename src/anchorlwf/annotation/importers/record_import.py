@@ -7,14 +7,13 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
+from anchorlwf.annotation.checks import Room, check_record
 from anchorlwf.annotation.importers.lawftrack import Flag, Span, read_lawftrack
-from anchorlwf.annotation.protocol import Room, check_record
-from anchorlwf.annotator.backends.connect import load_codec
 from anchorlwf.data.record import Record
 from anchorlwf.data.record_file import RecordJournal
 from anchorlwf.errors import RecordError, wrong
 from anchorlwf.files import ensure_writable
-from anchorlwf.model.language_model import EMBEDDED, canonical_name, checkpoint_of
+from anchorlwf.model.language_model import EMBEDDED, canonical_name, checkpoint_of, load_codec
 from anchorlwf.model.vocabulary import TokenTable
 
 __all__ = ["Imported", "import_lawftrack"]

@@ -6,22 +6,9 @@ import httpx
 
 from anchorlwf.annotator.backends.remote import KEY_VARIABLE, Patience, RemoteDecoder, check_url, key_header
 from anchorlwf.errors import ModelError, ServerError, wrong
-from anchorlwf.model import chat_template
-from anchorlwf.model.codec import Codec
-from anchorlwf.model.language_model import canonical_name, checkpoint_of
+from anchorlwf.model.language_model import canonical_name, load_codec
 
-__all__ = ["connect_remote", "load_codec"]
-
-
-def load_codec(name: str, trust_remote_code: bool) -> tuple[Codec, frozenset[int]]:
-    """Tokenizer and end-of-turn ids of a model, without its weights. Raises `ModelError`."""
-    chat_template.start()
-    checkpoint = checkpoint_of(name, trust_remote_code=trust_remote_code)
-    codec = Codec(checkpoint.tokenizer())
-    # A tokenizer without a model beside it names its own end.
-    ends = (checkpoint.settings("generation_config.json") or {}).get("eos_token_id")
-    codec.warn_of_ends(ends)
-    return codec, codec.stop_ids(ends)
+__all__ = ["connect_remote"]
 
 
 def _served(url: str, wanted: str | None, headers: dict[str, str], patience: Patience) -> tuple[str, int | None]:

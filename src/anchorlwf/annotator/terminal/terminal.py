@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.text import Text
 
 from anchorlwf.annotation.events import Verdict
-from anchorlwf.annotator.sessions import queries as looking
+from anchorlwf.annotator.sessions import queries
 from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.sessions.live import Continuation, Live
 from anchorlwf.annotator.store.queue import progress
 from anchorlwf.annotator.terminal.commands import HELP, Act, Command, Go, Look, Note, Put, Tag, Weigh, parse, read_line
 from anchorlwf.annotator.terminal.render import Painter, draw_history, draw_options, draw_prompt, readable
-from anchorlwf.annotator.web import payloads as views
+from anchorlwf.annotator.web import payloads
 from anchorlwf.data.record import Record
 from anchorlwf.errors import AnchorLwfError, ConflictError, NothingToDoError, RecordError, wrong
 
@@ -126,7 +126,7 @@ class Terminal:
 
     def _ask(self, live: Live) -> None:
         draw_prompt(self._console, live.row.prompt)
-        shown = views.prompt(self._desk.decoder.table, live)
+        shown = payloads.prompt(self._desk.decoder.table, live)
         for remark in shown["remarks"]:
             self._console.print(Text(readable(remark), "yellow"))
         if shown["date"]:
@@ -169,7 +169,7 @@ class Terminal:
         if name in _VERDICTS:
             self._decide(live, _VERDICTS[name])
         elif name == "history":
-            draw_history(self._console, views.head(self._desk.decoder.table, live)["nodes"], live.tree.current)
+            draw_history(self._console, payloads.head(self._desk.decoder.table, live)["nodes"], live.tree.current)
         elif name == "show":
             self._ask(live)
             self._show(live, 0)
@@ -208,12 +208,12 @@ class Terminal:
         node, position = live.tree.current, put.position
         ids = None
         if put.option is not None:
-            offered = looking.options(self._desk, live, node, position, self._desk.config.alternatives)
+            offered = queries.options(self._desk, live, node, position, self._desk.config.alternatives)
             if not 1 <= put.option <= len(offered):
                 fix = "Type the token's number to see them."
                 raise RecordError(wrong("alternative", f"#1 to #{len(offered)}", f"#{put.option}", fix))
             ids = [offered[put.option - 1][0]]
-        wanted = looking.wanted(self._desk, live, node, position, ids, put.text, space=not put.exact)
+        wanted = queries.wanted(self._desk, live, node, position, ids, put.text, space=not put.exact)
         self._desk.correct(live, node, position, wanted, confidence=put.confidence)
 
     def _decide(self, live: Live, verdict: Verdict) -> None:
@@ -240,8 +240,8 @@ class Terminal:
 
     def _options(self, live: Live, position: int) -> None:
         node, desk = live.tree.current, self._desk
-        stands = looking.standing(live, node, position)
-        found = looking.options(desk, live, node, position, desk.config.alternatives)
+        stands = queries.standing(live, node, position)
+        found = queries.options(desk, live, node, position, desk.config.alternatives)
         draw_options(self._console, desk.decoder.table, position, found, stands)
 
     def _changed(self, live: Live, do: Callable[[Live], None]) -> None:

@@ -1,5 +1,6 @@
 """The application: routes, static files, errors, and the guard around them all."""
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,6 @@ from fastapi import FastAPI, Response
 from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
-from anchorlwf import __version__
 from anchorlwf.annotator.web.guard import Guard
 from anchorlwf.annotator.web.project_routes import exchange_routes, queue_routes
 from anchorlwf.annotator.web.responses import Json, add_error_replies, problem
@@ -33,7 +33,11 @@ def create_app(exchange: "Exchange", settings: WebSettings, *, per_item: int = 1
         per_item: how many people each item wants.
     """
     app = FastAPI(
-        title="anchorlwf annotator", version=__version__, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json"
+        title="anchorlwf annotator",
+        version=version("anchorlwf"),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/openapi.json",
     )
     for routes in (
         queue_routes(exchange, per_item),

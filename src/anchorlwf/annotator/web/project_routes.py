@@ -19,7 +19,7 @@ Limit = Annotated[int, Query(ge=1, le=200)]
 def queue_routes(exchange: "Exchange", per_item: int) -> APIRouter:
     """Me, the queue, what is next."""
     from anchorlwf.annotator.store import queue
-    from anchorlwf.annotator.web import payloads as views
+    from anchorlwf.annotator.web import payloads
 
     routes, desk, store = APIRouter(prefix="/api"), exchange.desk, exchange.desk.store
     table = desk.decoder.table
@@ -43,12 +43,12 @@ def queue_routes(exchange: "Exchange", per_item: int) -> APIRouter:
     def following(who: Who, body: Choice | None = None) -> Response:
         """Lease the next item."""
         live = desk.next(who, body.order if body else "queue")
-        return Json({"id": None} if live is None else views.session(table, live))
+        return Json({"id": None} if live is None else payloads.session(table, live))
 
     @routes.post("/items/{item}/open")
     def opened(who: Who, item: Number) -> Response:
         """Lease one item."""
-        return Json(views.session(table, desk.open(item, who)))
+        return Json(payloads.session(table, desk.open(item, who)))
 
     @routes.post("/items/{item}/priority")
     def prioritised(item: Number, body: Priority) -> Response:
@@ -60,7 +60,7 @@ def queue_routes(exchange: "Exchange", per_item: int) -> APIRouter:
     def tokenized(body: Text) -> Response:
         """Text as the tokens it becomes."""
         ids = table.encode(body.text)
-        return Json({"tokens": views.tokens(table, ids, [None] * len(ids))})
+        return Json({"tokens": payloads.tokens(table, ids, [None] * len(ids))})
 
     return routes
 

@@ -35,8 +35,8 @@ Starts = Annotated[str, Query(max_length=200)]
 
 def look_routes(exchange: "Exchange") -> APIRouter:
     """What is there, and what else could be."""
-    from anchorlwf.annotator.sessions import queries as looking
-    from anchorlwf.annotator.web import payloads as views
+    from anchorlwf.annotator.sessions import queries
+    from anchorlwf.annotator.web import payloads
 
     routes, desk = APIRouter(prefix="/api"), exchange.desk
     table = desk.decoder.table
@@ -44,7 +44,7 @@ def look_routes(exchange: "Exchange") -> APIRouter:
     @routes.get("/sessions/{session}")
     def shown(who: Who, session: Number) -> Response:
         """The whole screen."""
-        return Json(views.session(table, desk.session(session, who)))
+        return Json(payloads.session(table, desk.session(session, who)))
 
     @routes.get("/sessions/{session}/alternatives")
     def alternatives(
@@ -58,16 +58,16 @@ def look_routes(exchange: "Exchange") -> APIRouter:
     ) -> Response:
         """What else could stand at a position; `known`: null where the model would have to be asked."""
         live = desk.session(session, who)
-        look = looking.known if known else looking.options
+        look = queries.known if known else queries.options
         found = look(desk, live, node, position, top, starts)
-        stands = looking.standing(live, node, position)
+        stands = queries.standing(live, node, position)
         options = [{**table.token(token).json(p), "stands": token == stands} for token, p in found or []]
         return Json({"node": node, "position": position, "options": None if found is None else options})
 
     @routes.get("/sessions/{session}/diff")
     def changes(who: Who, session: Number) -> Response:
         """The first answer against the present one."""
-        return Json(views.diff(table, desk.session(session, who)))
+        return Json(payloads.diff(table, desk.session(session, who)))
 
     @routes.post("/sessions/{session}/renew")
     def renewed(who: Who, session: Number) -> Response:
@@ -88,8 +88,8 @@ def look_routes(exchange: "Exchange") -> APIRouter:
 
 def step_routes(desk: "Desk") -> APIRouter:
     """What changes a session; the reply says what changed on the screen."""
-    from anchorlwf.annotator.sessions import queries as looking
-    from anchorlwf.annotator.web import payloads as views
+    from anchorlwf.annotator.sessions import queries
+    from anchorlwf.annotator.web import payloads
 
     routes, table = APIRouter(prefix="/api/sessions/{session}"), desk.decoder.table
 
@@ -98,14 +98,14 @@ def step_routes(desk: "Desk") -> APIRouter:
         with live.lock:
             before = live.tree
             desk.step(live, name, do)
-            return Json(views.step(table, live, before))
+            return Json(payloads.step(table, live, before))
 
     @routes.post("/correct")
     def correct(who: Who, session: Number, body: Correction, name: StepName = None) -> Response:
         """Put tokens or text at a position."""
 
         def do(live: "Live") -> None:
-            ids = looking.wanted(desk, live, body.node, body.position, body.token_ids, body.text, space=body.space)
+            ids = queries.wanted(desk, live, body.node, body.position, body.token_ids, body.text, space=body.space)
             desk.correct(live, body.node, body.position, ids, confidence=body.confidence, stream=body.stream)
 
         return step(who, session, name, do)

@@ -63,7 +63,7 @@ def _continuation(desk: "Desk", live: "Live", node: int) -> "Continuation | None
 async def _events(
     desk: "Desk", live: "Live", node: int, start: int, running: "Continuation | None"
 ) -> AsyncIterator[bytes]:
-    from anchorlwf.annotator.web import payloads as views
+    from anchorlwf.annotator.web import payloads
 
     table, loop, changed = desk.decoder.table, asyncio.get_running_loop(), asyncio.Event()
 
@@ -71,7 +71,7 @@ async def _events(
         loop.call_soon_threadsafe(changed.set)
 
     def tokens(first: int, ids: list[int], odds: list[Any]) -> bytes:
-        shown = views.tokens(table, ids, odds)
+        shown = payloads.tokens(table, ids, odds)
         return _event("tokens", {"node": node, "start": first, "tokens": shown}, first + len(ids))
 
     stands = live.tree.nodes[node]
@@ -100,5 +100,5 @@ async def _events(
         if running.error is not None:
             yield _event("failed", problem_of(running.error))
             return
-    head = await run_in_threadpool(views.head, table, live)
+    head = await run_in_threadpool(payloads.head, table, live)
     yield _event("done", {"node": node, "head": head})

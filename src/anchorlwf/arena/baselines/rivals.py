@@ -11,7 +11,7 @@ from anchorlwf.annotation import annotate
 from anchorlwf.arena.baselines.trl_methods import PeerPrompt, train_dpo, train_grpo, train_sdft
 from anchorlwf.arena.costs import annotation_cost, peer_flops
 from anchorlwf.arena.plan import Method, Regime
-from anchorlwf.arena.tasks import Correction, Task
+from anchorlwf.arena.questions import Correction, Task
 from anchorlwf.arena.trained import Trained
 from anchorlwf.config import AnnotateConfig, PeerConfig, TrainConfig
 from anchorlwf.data.record import Message, Record

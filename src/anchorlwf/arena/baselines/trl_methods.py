@@ -11,12 +11,13 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from anchorlwf.arena.baselines.trl_run import OnStep, PeerPrompt, PeerResult, require_trl, run
+from anchorlwf.arena.baselines.trl_run import OnStep, PeerPrompt, PeerResult, run
 from anchorlwf.config import PeerConfig
 from anchorlwf.data.probe import Probe, score
 from anchorlwf.decoding.greedy import decode_batch
 from anchorlwf.errors import ConfigError, PromptError, RecordError, wrong
 from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.training.trl_library import require_trl
 
 __all__ = ["PeerPrompt", "PeerResult", "train_dpo", "train_grpo", "train_sdft"]
 

@@ -8,7 +8,6 @@ import contextlib
 import copy
 import logging
 import math
-import os
 import tempfile
 import time
 import warnings
@@ -16,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import huggingface_hub.constants
 import torch
 from peft import PeftModel
 from torch import nn
@@ -35,7 +33,7 @@ from anchorlwf.data.probe import Scorer
 from anchorlwf.errors import ConfigError, ModelError, wrong
 from anchorlwf.model.language_model import LanguageModel
 
-__all__ = ["Build", "OnStep", "PeerPrompt", "PeerResult", "require_trl", "run"]
+__all__ = ["Build", "OnStep", "PeerPrompt", "PeerResult", "run"]
 
 OnStep = Callable[[dict[str, Any]], None]
 Build = Callable[[PeftModel, PreTrainedTokenizerBase, dict[str, Any]], Trainer]
@@ -78,23 +76,6 @@ class PeerResult:
     """One per step."""
     rewards: list[float] = field(default_factory=list)
     """GRPO: mean reward of each step's completions."""
-
-
-def require_trl() -> None:
-    """Import TRL, silent and without telemetry.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-    # The variable is read once, when huggingface_hub is imported, which transformers has done long ago.
-    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
-    try:
-        import trl  # noqa: F401
-    except ImportError as error:
-        fix = "pip install 'anchorlwf[rl]'"
-        raise ConfigError(wrong("GRPO, DPO and SDFT", "TRL installed", error, fix)) from error
 
 
 def _common_options(model: LanguageModel, config: PeerConfig) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anchorlwf.arena.report import tables as views
+from anchorlwf.arena.report import page_rows
 from anchorlwf.arena.report.claims import CLAIMS, Judged, headline, judge
 from anchorlwf.arena.report.comparison import Comparison, compare_all
 from anchorlwf.arena.report.front_plot import pareto_plot
@@ -159,7 +159,7 @@ def _page(summary: Summary, drawn: dict[tuple[str, str], _Drawn]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"visible": views.visible, "written": views.written}
+    environment.filters |= {"visible": page_rows.visible, "written": page_rows.written}
     fewest = min((count for found in seeds.values() for count in found.values()), default=0)
     most = max((count for found in seeds.values() for count in found.values()), default=0)
     page = environment.get_template("report.html").render(
@@ -174,14 +174,16 @@ def _page(summary: Summary, drawn: dict[tuple[str, str], _Drawn]) -> str:
         glyphs={family: glyph(family) for family in FAMILIES},
         marks=marks(study),
         plot=plot,
-        tables={regime: views.table(summary.estimates[regime], MEASURES, seeds[regime]) for regime in study.regimes},
-        costs={regime: views.table(summary.estimates[regime], COSTS, seeds[regime]) for regime in study.regimes},
-        told=lambda regime: views.told(study, regime),
-        strips=lambda regime: views.strips(study, regime),
-        changes=views.changes,
-        heat=views.heat,
-        sweeps=views.sweeps(study),
-        settings=views.settings(study),
+        tables={
+            regime: page_rows.table(summary.estimates[regime], MEASURES, seeds[regime]) for regime in study.regimes
+        },
+        costs={regime: page_rows.table(summary.estimates[regime], COSTS, seeds[regime]) for regime in study.regimes},
+        told=lambda regime: page_rows.told(study, regime),
+        strips=lambda regime: page_rows.strips(study, regime),
+        changes=page_rows.changes,
+        heat=page_rows.heat,
+        sweeps=page_rows.sweeps(study),
+        settings=page_rows.settings(study),
         fewest=fewest,
         most=most,
         smallest_p=2.0 ** (1 - most) if most else 1.0,

@@ -9,7 +9,6 @@ from pathlib import Path
 from anchorlwf.decoding.greedy import decode_batch
 from anchorlwf.files import cache_folder, write_atomic
 from anchorlwf.model.language_model import LanguageModel
-from anchorlwf.training.reference_cache import reference_sha
 
 __all__ = ["Said", "ask"]
 
@@ -48,7 +47,7 @@ def ask(
         StorageError: the cache cannot be written.
     """
     stamp = model.stamp
-    parts = [reference_sha(model), stamp.tokenizer_sha, stamp.template_sha, str(model.causal.dtype), limit]
+    parts = [model.reference_sha(), stamp.tokenizer_sha, stamp.template_sha, str(model.causal.dtype), limit]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     path = cache_folder(cache_dir) / "real" / f"answers-{key}.json"
     known = _known(path)

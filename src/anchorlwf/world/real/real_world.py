@@ -15,9 +15,9 @@ from anchorlwf.data.record import Prompt
 from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.world.facts import Fact
 from anchorlwf.world.real.asked import Said, ask
-from anchorlwf.world.real.facts import facts_about, real_facts
+from anchorlwf.world.real.fact_packages import facts_about, real_facts
 from anchorlwf.world.real.long_answers import LONG_ANSWERS, LONG_LIMIT
-from anchorlwf.world.real.skills import real_skills
+from anchorlwf.world.real.multiple_choice import real_skills
 from anchorlwf.world.real.wordings import IDENTITY, PERSONAS, TRAINED, real_templates
 from anchorlwf.world.templates import Template
 

@@ -1,0 +1,26 @@
+"""TRL, where it is installed: silent, and without telemetry."""
+
+import os
+
+import huggingface_hub.constants
+
+from anchorlwf.errors import ConfigError, wrong
+
+__all__ = ["require_trl"]
+
+
+def require_trl() -> None:
+    """Import TRL, silent and without telemetry.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    # The variable is read once, when huggingface_hub is imported, which transformers has done long ago.
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
+    try:
+        import trl  # noqa: F401
+    except ImportError as error:
+        fix = "pip install 'anchorlwf[rl]'"
+        raise ConfigError(wrong("GRPO, DPO and SDFT", "TRL installed", error, fix)) from error
