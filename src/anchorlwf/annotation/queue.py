@@ -81,7 +81,7 @@ def add_items(
         last = db.execute(select(func.max(items.c.position)).where(items.c.project_id == project)).scalar()
     batch = _Batch(store, project, seats_each, known or {})
     position, seen, size, rest = 0 if last is None else last + 1, 0, _FIRST, iter(given)
-    added, held = 0, _HELD[store.engine.dialect.name]
+    added, noted, held = 0, _LARGEST, _HELD[store.engine.dialect.name]
     # What waits to come in is no garbage; a look through all of it would stop a transaction for half a second.
     gc.freeze()
     try:
@@ -89,7 +89,8 @@ def add_items(
             took, new = batch.add(dict(some), position + added)
             seen, added = seen + len(some), added + new
             size = max(1, min(_LARGEST, int(size * held / took)))
-            settle(store.engine)
+            settle(store.engine, grown := added >= 2 * noted)
+            noted = added if grown else noted
             time.sleep(_PAUSE)
     finally:
         gc.unfreeze()
