@@ -1,7 +1,7 @@
 """A project with all that goes in and out of it: prompts, records, lawftrack's data sets, comparisons."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Literal
 
 from anchorlwf.annotation.checks import check_record
@@ -48,9 +48,9 @@ class Exchange:
         self.desk.decoder.room(codec.encode_prompt(prompt.messages, prompt.tools), 1)
         return codec.remarks(prompt.messages, prompt.tools)
 
-    def add(self, prompts: list[Prompt], known: dict[str, Record] | None = None) -> tuple[int, int]:
+    def add(self, prompts: Iterable[Prompt], known: dict[str, Record] | None = None) -> tuple[int, int]:
         """Prompts that `fits` found good into the queue: how many were new, and how many there before."""
-        keyed = [(self.desk.ledger.key(prompt), prompt) for prompt in prompts]
+        keyed = ((self.desk.ledger.key(prompt), prompt) for prompt in prompts)
         counts = add_items(self.desk.store, self.desk.project, keyed, seats_each=self._per_item, known=known)
         if self._ahead is not None:
             self._ahead.more()
@@ -86,20 +86,26 @@ class Exchange:
         Raises:
             AnchorLwfError: nothing in it is any good; what is wrong with it.
         """
-        if form == "lawftrack":
+        bad: list[BadLine] = []
+        if form == "prompts":
+            added, known = self.add(_good(content, Prompt, self.fits, bad))
+        elif form == "records":
+            added, known = self._add_records(_good(content, Record, self._takes, bad))
+        else:
             decoder = self.desk.decoder
             found = read_lawftrack(
                 content, decoder.table, decoder.stamp, decoder.stop_ids, span=span, check=self._takes
             )
-            records, flagged = found.records, [flag.json() for flag in found.flags]
-        elif form == "records":
-            records, flagged = _checked(content, Record, self._takes)
-        else:
-            prompts, flagged = _checked(content, Prompt, self.fits)
-        added, known = self.add(prompts) if form == "prompts" else self._add_records(records)
+            added, known = self._add_records(found.records)
+            return {"added": added, "known": known, "flagged": [flag.json() for flag in found.flags]}
+        if not added + known:
+            if bad:
+                raise refusal(bad[:_NAMED], 0)
+            raise RecordError(wrong("content", "at least one line", "none", "Choose another file."))
+        flagged = [{"sample": f"line {one.line}", "anchor": None, "reason": one.problem} for one in bad]
         return {"added": added, "known": known, "flagged": flagged}
 
-    def _add_records(self, records: list[Record]) -> tuple[int, int]:
+    def _add_records(self, records: Iterable[Record]) -> tuple[int, int]:
         latest = {record.id: record for record in records}
         keyed = [
             (record.id, Prompt(messages=record.messages, tools=record.tools, tags=record.tags))
@@ -131,14 +137,8 @@ class Exchange:
         }
 
 
-def _checked(content: str, kind: type[Row], check: Callable[[Row], object]) -> tuple[list[Row], list[dict[str, Any]]]:
-    """The good lines of a JSONL file's content, and the bad ones as the flags of a reply.
-
-    Raises:
-        AnchorLwfError: there is no good one.
-    """
-    good: list[Row] = []
-    bad: list[BadLine] = []
+def _good(content: str, kind: type[Row], check: Callable[[Row], object], bad: list[BadLine]) -> Iterator[Row]:
+    """The good lines of a JSONL file's content one by one, since they may be many; the bad ones are put into `bad`."""
     for number, text in enumerate(content.split("\n"), 1):
         if not text.strip():
             continue
@@ -146,9 +146,4 @@ def _checked(content: str, kind: type[Row], check: Callable[[Row], object]) -> t
         if isinstance(row, BadLine):
             bad.append(row)
         else:
-            good.append(row)
-    if not good:
-        if bad:
-            raise refusal(bad[:_NAMED], 0)
-        raise RecordError(wrong("content", "at least one line", "none", "Choose another file."))
-    return good, [{"sample": f"line {one.line}", "anchor": None, "reason": one.problem} for one in bad]
+            yield row

@@ -1,5 +1,6 @@
 """The queue of a project: items in and out, their order, who did what, and how far people agree."""
 
+import gc
 import itertools
 import time
 from collections import Counter, defaultdict
@@ -80,13 +81,19 @@ def add_items(
         last = db.execute(select(func.max(items.c.position)).where(items.c.project_id == project)).scalar()
     batch = _Batch(store, project, seats_each, known or {})
     position, seen, size, rest = 0 if last is None else last + 1, 0, _FIRST, iter(given)
-    added, held = 0, _HELD[store.engine.dialect.name]
-    while some := list(itertools.islice(rest, size)):
-        took, new = batch.add(dict(some), position + added)
-        seen, added = seen + len(some), added + new
-        size = max(1, min(_LARGEST, int(size * held / took)))
-        settle(store.engine)
-        time.sleep(_PAUSE)
+    added, noted, held = 0, _LARGEST, _HELD[store.engine.dialect.name]
+    # What waits to come in is no garbage; a look through all of it would stop a transaction for half a second.
+    gc.freeze()
+    try:
+        while some := list(itertools.islice(rest, size)):
+            took, new = batch.add(dict(some), position + added)
+            seen, added = seen + len(some), added + new
+            size = max(1, min(_LARGEST, int(size * held / took)))
+            settle(store.engine, grown := added >= 2 * noted)
+            noted = added if grown else noted
+            time.sleep(_PAUSE)
+    finally:
+        gc.unfreeze()
     return added, seen - added
 
 

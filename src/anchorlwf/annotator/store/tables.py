@@ -222,12 +222,19 @@ def _taken(connection: Any) -> bool:
         connection.execute(f"PRAGMA busy_timeout={_PATIENCE}")
 
 
-def settle(engine: Engine) -> None:
-    """After much was written: carry SQLite's log over into its file, or the next writer would have to wait for that."""
+def settle(engine: Engine, grown: bool) -> None:
+    """After much was written: what the database would else do while somebody waits for it.
+
+    SQLite carries its log over into its file; PostgreSQL learns how long the queue is by now, where it has `grown` to
+    twice of what it knew, or it would sort all of it to find the first item.
+    """
     if engine.dialect.name == "sqlite":
         # Outside of any transaction; where it fails, nothing is lost, and the next step that is stored says why.
         with contextlib.closing(engine.raw_connection()) as connection, contextlib.suppress(sqlite3.Error):
             connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")
+    elif grown:
+        with writing(engine) as db:
+            db.execute(text(f"ANALYZE {items.name}, {seats.name}, {sessions.name}"))
 
 
 def _migrate(engine: Engine) -> None:
