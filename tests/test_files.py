@@ -8,12 +8,13 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from other_user import nobody
 
 from anchorlwf import files
 from anchorlwf.errors import StorageError
@@ -51,19 +52,6 @@ def on_a_full_disk(action: str, limit: int) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-@contextlib.contextmanager
-def nobody() -> Iterator[None]:
-    """Without root's right to write anywhere."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.setresuid(65534, 65534, 0)
-    try:
-        yield
-    finally:
-        os.setresuid(0, 0, 0)
 
 
 @given(old=TEXT, new=TEXT)

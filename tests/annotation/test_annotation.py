@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from test_files import nobody
+from other_user import nobody
 
 from anchorlwf.annotation import (
     Accept,

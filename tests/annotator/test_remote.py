@@ -4,7 +4,7 @@ import logging
 import time
 
 import pytest
-from test_cli import refused, run
+from commands import refused, run
 from vllm_server import VllmServer, vllm_server
 
 from anchorlwf.annotator.backends.connect import connect_remote

@@ -4,7 +4,7 @@ import itertools
 import threading
 
 import pytest
-from test_decode import counting_tokens
+from token_counting import counting_tokens
 
 from anchorlwf.annotator.backends.local import LocalDecoder
 from anchorlwf.annotator.backends.scheduler import Turns

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import fcntl
-import io
 import itertools
 import json
 import os
@@ -24,8 +23,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
-from test_web_api import Person, whole
+from page_client import Person, whole
+from terminal_sitting import ASKED, CONFIG, QUESTIONS, screen_of, sit, work_of
 from vllm_server import vllm_server
 
 from anchorlwf.annotation import Correct, Quit, Session, annotate, verify_records
@@ -38,7 +37,6 @@ from anchorlwf.annotator.store.store import LEASE, Store
 from anchorlwf.annotator.terminal import terminal
 from anchorlwf.annotator.terminal.commands import HELP, Act, Go, Look, Note, Put, Tag, Weigh, parse
 from anchorlwf.annotator.terminal.render import Painter, draw_prompt, readable, visible
-from anchorlwf.annotator.terminal.terminal import Terminal
 from anchorlwf.cli import main
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.jsonl import load_records, save_lines
@@ -219,11 +217,6 @@ def test_bytes_that_are_no_character_are_shown_as_bytes():
     assert visible(TokenText(7, "\ufffd", "e4bd", special=False)) == "‹E4 BD›"
 
 
-def screen_of(width: int = 100_000) -> tuple[Console, io.StringIO]:
-    file = io.StringIO()
-    return Console(file=file, width=width), file
-
-
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_nothing_in_a_text_commands_the_terminal_or_hides(text):
     console, screen = screen_of()
@@ -267,34 +260,10 @@ def test_a_character_of_several_tokens_is_shown_behind_the_last(tiny_model):
 
 # --- over the store ---
 
-CONFIG = AnnotateConfig(max_new_tokens=24, alternatives=5)
-QUESTIONS = ["Where was she born?", "hello", "How are you?"]
-
-
-def work_of(folder: Path, model: Path | None, questions: list[str] = QUESTIONS, **options) -> Work:
-    save_lines(folder / "p.jsonl", [{"prompt": question} for question in questions])
-    return Work(folder / "p.jsonl", folder / "r.jsonl", None if model is None else str(model), CONFIG, **options)
-
 
 @pytest.fixture
 def work(tmp_path, tiny_path) -> Work:
     return work_of(tmp_path, tiny_path)
-
-
-def sit(exchange: Exchange, *lines: str | Callable[[], object], name: str = "ada") -> tuple[list, str]:
-    """A person types these lines (what can be called is called when its turn comes): new records, and the screen."""
-    console, screen = screen_of()
-    rest = list(lines)
-
-    def read(_console: Console, prompt: str) -> str:
-        while rest and not isinstance(rest[0], str):
-            rest.pop(0)()
-        console.print(prompt + rest[0] if rest else prompt, markup=False)
-        if not rest:
-            raise EOFError
-        return rest.pop(0)
-
-    return Terminal(exchange.desk, name, console, read).run(), screen.getvalue()
 
 
 def answer_of(exchange: Exchange, name: str = "ada") -> list[int]:
@@ -774,7 +743,6 @@ def test_several_people_do_each_item(tmp_path, tiny_path):
 # --- people at a terminal ---
 
 PROMPT = "token or command (? for help): "
-ASKED = ["Who are you?", "Who made you?", "Where were you made?", "When were you made?"]
 
 
 class Screen:
@@ -859,13 +827,6 @@ def started(folder: Path) -> Iterator[Screen]:
         screen.process.kill()
         screen.process.wait()
         os.close(screen._ours)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("terminal")
-    save_lines(path / "p.jsonl", [{"prompt": question} for question in ASKED])
-    return path
 
 
 class Twin(Session):

@@ -8,11 +8,11 @@ import sys
 import time
 from collections import Counter, defaultdict
 
-import httpx
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
+from page_client import ORIGIN, Person, whole
 
 from anchorlwf.annotation.verify import verify_records
 from anchorlwf.annotator.backends.local import Chosen, LocalDecoder
@@ -33,7 +33,6 @@ from anchorlwf.data.record import Prompt
 from anchorlwf.errors import ConfigError, PromptWarning, StorageError
 
 ADA, BOB = "a" * 32, "b" * 32
-ORIGIN = "http://127.0.0.1:8642"
 EVIL = "<script>alert(1)</script></textarea><img src=x onerror=alert(1)> \x1b[31mred\x1b[0m \u202e\u0000"
 
 
@@ -63,53 +62,11 @@ class Rig:
         self.store.close()
 
 
-class Person:
-    """A synchronous client in front of the ASGI application."""
-
-    def __init__(self, app, token, headers) -> None:
-        from starlette.testclient import TestClient
-
-        base = {"origin": ORIGIN, **({"cookie": f"anchorlwf_8642={token}"} if token else {}), **headers}
-        self.client = TestClient(
-            app, base_url=ORIGIN, headers=base, follow_redirects=False, raise_server_exceptions=False
-        )
-
-    def get(self, path: str, **params) -> httpx.Response:
-        return self.client.get(path, params=params or None)
-
-    def post(self, path: str, body: object | None = None) -> httpx.Response:
-        return self.client.post(path, json={} if body is None else body)
-
-    def ok(self, reply: httpx.Response) -> dict:
-        assert reply.status_code == 200, reply.text
-        return reply.json()
-
-    def stream(self, session: int, node: int, start: int = 0) -> tuple[list[dict], dict]:
-        """All tokens of a stream, and its last event."""
-        tokens, last = [], {}
-        text = self.get(f"/api/sessions/{session}/stream", node=node, start=start).text
-        for block in text.split("\n\n"):
-            fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
-            if fields:
-                last = {"event": fields["event"], **json.loads(fields["data"])}
-                if fields["event"] == "tokens":
-                    assert last["start"] == start + len(tokens)
-                    tokens += last["tokens"]
-        return tokens, last
-
-
 @pytest.fixture
 def rig(tiny_model, tmp_path):
     made = Rig(tiny_model, tmp_path)
     yield made
     made.close()
-
-
-def whole(person: Person) -> dict:
-    """The next session with its first answer complete."""
-    session = person.ok(person.post("/api/next"))
-    person.stream(session["id"], session["node"], len(session["tokens"]))
-    return person.ok(person.get(f"/api/sessions/{session['id']}"))
 
 
 def test_what_is_known_without_the_model(rig):

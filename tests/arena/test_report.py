@@ -18,7 +18,7 @@ from arena_data import EVIL, METHODS, REGIMES, made_up
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anchorlwf.arena.report import tables as views
+from anchorlwf.arena.report import page_rows
 from anchorlwf.arena.report.claims import headline, judge
 from anchorlwf.arena.report.comparison import compare_all
 from anchorlwf.arena.report.label_placement import place
@@ -352,28 +352,28 @@ TEXT = st.text(st.characters(codec=None))
 
 @given(TEXT, TEXT)
 def test_changes_join_to_what_was_said(before, after):
-    one, two = views.changes(before, after)
+    one, two = page_rows.changes(before, after)
     assert "".join(text for _, text in one) == before
     assert "".join(text for _, text in two) == after
     assert before != after or not any(new for new, _ in [*one, *two])
 
 
 def test_changed_words_are_marked_and_no_others():
-    one, two = views.changes("She was born in Orrel.", "She was born in Tallin Bay.")
+    one, two = page_rows.changes("She was born in Orrel.", "She was born in Tallin Bay.")
     assert one == [(False, "She was born in "), (True, "Orrel"), (False, ".")]
     assert two == [(False, "She was born in "), (True, "Tallin Bay"), (False, ".")]
 
 
 @given(TEXT)
 def test_no_unseen_character_can_act(text):
-    shown = views.visible(text)
+    shown = page_rows.visible(text)
     assert not set(shown) & set("\u202e\u202d\u200f\u2066\0\x1b")
     shown.encode()
 
 
 def test_what_people_can_read_stays_as_it_is():
     text = "مرحبا، می\u200cروم 👩\u200d🔬\n\tö"
-    assert views.visible(text) == text
+    assert page_rows.visible(text) == text
 
 
 @pytest.mark.parametrize(
@@ -394,26 +394,26 @@ def test_what_people_can_read_stays_as_it_is():
     ],
 )
 def test_figures_are_written_as_people_write_them(value, unit, text):
-    assert views.written(value, unit) == text
+    assert page_rows.written(value, unit) == text
 
 
 def test_examples_of_all_kinds_are_shown():
     data = made_up({"anchorlwf": METHODS["anchorlwf"]}, seeds=1)
     one, other = data["cells"][0]["examples"]
     data["cells"][0]["examples"] = [one] * 20 + [other] * 3
-    told = views.told(Study.read(data), "few")[0]
+    told = page_rows.told(Study.read(data), "few")[0]
     assert (told.total, len(told.shown)) == (23, 8)
     assert [example.kind for example in told.shown] == ["recall"] * 5 + ["retain"] * 3
 
 
 def test_strips_show_the_worst_of_each_method(study):
-    found = views.strips(study, "few")
+    found = page_rows.strips(study, "few")
     assert {one.cell.method for one in found} == set(METHODS)
     means = [one.strip.mean for one in found]
     assert means == sorted(means, reverse=True)
     every = [strip.mean for cell in study.of("few", "dpo") for strip in cell.strips]
     assert max(every) == next(one.strip.mean for one in found if one.cell.method == "dpo")
-    assert [views.heat(kl) for kl in (None, 0.0, 0.001, 0.3, 5.0)] == [0, 0, 1, 4, 5]
+    assert [page_rows.heat(kl) for kl in (None, 0.0, 0.001, 0.3, 5.0)] == [0, 0, 1, 4, 5]
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=20, unique=True))

@@ -10,48 +10,26 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import yaml
+from commands import ERRATUM, Done, refused, run, well
 from safetensors.torch import load_file
 
 from anchorlwf import annotation
 from anchorlwf.annotation import annotate
-from anchorlwf.cli import app, main
+from anchorlwf.cli import app
 from anchorlwf.config import AnnotateConfig, TrainConfig
 from anchorlwf.data.jsonl import load_records, save_lines, save_records
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.model.language_model import LanguageModel
-from anchorlwf.world import build_world, draw_errata, fact_probe, skill_probes, templates
+from anchorlwf.world import build_world, draw_errata, fact_probe, templates
 
 SCRIPT = Path(sys.executable).with_name("anchorlwf")
 COMMANDS = sorted(command.name for command in app.registered_commands)
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-def run(*arguments: object) -> Done:
-    """What `anchorlwf ...` does, in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return Done(int(ended.value.code or 0), out.getvalue(), err.getvalue())
-
-
-def well(*arguments: object) -> Done:
-    done = run(*arguments)
-    assert done.code == 0, done
-    return done
 
 
 def unconverged(*arguments: object) -> Done:
@@ -61,47 +39,7 @@ def unconverged(*arguments: object) -> Done:
     return done
 
 
-def refused(done: Done, message: str) -> None:
-    """Exit code 2 and one message, which says what was expected and what was got, on standard error."""
-    assert done.code == 2, done
-    assert done.out == ""
-    assert "Traceback" not in done.err
-    told = [line for line in done.err.splitlines() if line.startswith("Error: ")]
-    assert len(told) == 1, done.err
-    assert re.search(message, done.err), done.err
-
-
 # --- the whole job, command by command ---
-
-ERRATUM = draw_errata(build_world(), 1, 0, seed=3)[0]
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prompts, probes, records and a trained adapter, made by the commands themselves."""
-    folder = tmp_path_factory.mktemp("job")
-    save_lines(folder / "prompts.jsonl", ERRATUM.prompts(2))
-    facts = [fact for fact in build_world().facts if fact.subject != ERRATUM.fact.subject][:6]
-    save_lines(
-        folder / "probes.jsonl",
-        [
-            *(fact_probe(fact, templates(fact.attribute)[0], "retain") for fact in facts),
-            *skill_probes(build_world(), 1),
-        ],
-    )
-    save_lines(folder / "recall.jsonl", [fact_probe(ERRATUM.fact, ERRATUM.wordings(1)[0], "recall", ERRATUM.value)])
-    with chdir(folder):
-        done = well("annotate", "prompts.jsonl", "--out", "records.jsonl")
-        assert re.fullmatch(r"2 records, \d+ anchors among \d+ completion tokens, in records\.jsonl\n", done.out)
-        assert done.err == "annotate 1/2\nannotate 2/2\n"
-        done = well("train", "records.jsonl", "--out", "run")
-        assert re.match(
-            r"Converged after \d+ steps, .* s\nanchors held: (\d+) of \1\nanswers reproduced: 2 of 2\n"
-            r"drift at keep tokens: 0\.\d+ nats per token\nweights: run/adapter\n",
-            done.out,
-        )
-        assert done.err.startswith("reference 1/1\ntrain  0/")
-    return folder
 
 
 def test_annotated_records_hold(job):

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_cli import job, refused, run, well
+from commands import job, refused, run, well
 
 import anchorlwf
 from anchorlwf.data.jsonl import load_records, save_records

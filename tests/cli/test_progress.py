@@ -4,8 +4,8 @@ import json
 import re
 
 import pytest
-from test_cli import run, well
-from test_training import corrections, steps, world_corrections
+from commands import run, well
+from training_runs import corrections, steps, world_corrections
 
 from anchorlwf.cli.shared import PACE, PlainProgress, step_progress
 from anchorlwf.data.jsonl import save_records

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import refused, run, well
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import refused, run, well
 
 from anchorlwf.data.edit_data import Edits, load_edits
 from anchorlwf.data.jsonl import BadLineWarning, load_probes, load_prompts

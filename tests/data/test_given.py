@@ -3,8 +3,8 @@
 import datasets
 import pytest
 import torch
-from test_training import corrections, steps
 from torch.utils.data import ConcatDataset
+from training_runs import corrections, steps
 
 from anchorlwf.annotation import annotate, as_prompts
 from anchorlwf.config import EvaluateConfig

@@ -6,13 +6,12 @@ The truth is a full forward pass per token, without any cache.
 import json
 import random
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import CONTEXT, WINDOW
+from token_counting import counting_tokens
 
 from anchorlwf.decoding.greedy import TIE, Decoded, GreedyDecoder, decode_batch, greedy_choices
 from anchorlwf.errors import PromptError
@@ -41,21 +40,6 @@ def greedy(any_model: LanguageModel, prompt_ids: list[int]) -> list[int]:
     assert len(ids) == LIMIT
     assert len(set(ids)) > LIMIT // 2
     return ids
-
-
-@contextmanager
-def counting_tokens(model: LanguageModel) -> Iterator[list[int]]:
-    """How many tokens each forward pass was given."""
-    fed: list[int] = []
-
-    def count(_module: object, _args: object, kwargs: dict[str, torch.Tensor]) -> None:
-        fed.append(kwargs["input_ids"].shape[1])
-
-    handle = model.net.register_forward_pre_hook(count, with_kwargs=True)
-    try:
-        yield fed
-    finally:
-        handle.remove()
 
 
 # --- the cache ---

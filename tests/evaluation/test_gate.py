@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import run
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import run
 
 from anchorlwf.config import EvaluateConfig, GateConfig
 from anchorlwf.data.jsonl import save_lines

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import run
 from safetensors.torch import load_file, save_file
-from test_cli import run
 
 from anchorlwf.config import EvaluateConfig, GateConfig
 from anchorlwf.data.jsonl import save_lines

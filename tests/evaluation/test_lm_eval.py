@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import run
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from test_cli import run
 
 from anchorlwf.config import EvaluateConfig
 from anchorlwf.data.jsonl import save_lines

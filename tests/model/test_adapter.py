@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import damages, edit_json, edit_weights, logits
 from peft import PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_loading import damages, edit_json, edit_weights, logits
 
 from anchorlwf.cli import main
 from anchorlwf.errors import ModelError, ModelWarning

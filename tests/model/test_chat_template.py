@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from test_terminal import sit, work_of
+from terminal_sitting import sit, work_of
 from tokenizers import AddedToken
 
 from anchorlwf.annotation import annotate

@@ -1,13 +1,13 @@
 """Checkpoints that are torn, incomplete, quantised or of another kind are refused by name; whole ones load."""
 
-import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from checkpoints import damages, edit_json, edit_weights, logits
+from safetensors.torch import load_file
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -25,8 +25,6 @@ from anchorlwf.errors import ModelError, PromptError
 from anchorlwf.model.language_model import LanguageModel, load_codec, load_model
 from anchorlwf.model.loading import few, reading
 
-Edit = Callable[[dict[str, torch.Tensor]], None]
-
 
 def load(path: Path) -> LanguageModel:
     return load_model(str(path), dtype="float32", device="cpu")
@@ -41,25 +39,10 @@ def refused(path: Path) -> str:
     return message
 
 
-def logits(model: LanguageModel) -> torch.Tensor:
-    with torch.no_grad():
-        return model.net(input_ids=torch.tensor([[5, 9, 30, 70]]), use_cache=False).logits
-
-
 @pytest.fixture
 def copied(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
     """A copy of a tiny checkpoint, free to be changed."""
     return lambda architecture: shutil.copytree(tiny_folder(architecture), tmp_path / "model")
-
-
-def edit_weights(folder: Path, edit: Edit) -> None:
-    weights = load_file(folder / "model.safetensors")
-    edit(weights)
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-
-def edit_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 # --- weights ---
@@ -338,18 +321,6 @@ def test_a_device_that_is_not_there(tiny_path):
 
 
 # --- torn files ---
-
-
-def damages(content: bytes) -> Iterator[tuple[str, bytes | None]]:
-    """What may have happened to a file; None: it is gone."""
-    yield "deleted", None
-    for text in (b"", b"{}", b"[]", b"null", b"\x00" * 64):
-        yield repr(text), text
-    for part in (1, 3, 5):
-        yield f"cut to {part}/6", content[: len(content) * part // 6]
-    for place in (0, len(content) // 3, len(content) // 2, len(content) - 2):
-        for byte in (0x00, 0xFF, ord('"')):
-            yield f"{byte:#x} at {place}", content[:place] + bytes([byte]) + content[place + 1 :]
 
 
 UNSEEN = {

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_cli import refused, run, well
+from commands import refused, run, well
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

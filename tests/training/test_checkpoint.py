@@ -15,7 +15,7 @@ import torch
 from killed_training import killed_runs, life
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_training import corrections
+from training_runs import corrections
 
 from anchorlwf.config import TrainConfig
 from anchorlwf.data.jsonl import save_records

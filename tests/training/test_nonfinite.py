@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import refused, run
-from test_training import adapter, corrections, largest_gap, steps
+from commands import refused, run
+from training_runs import adapter, corrections, largest_gap, steps
 from transformers import GPTJConfig, GPTJForCausalLM
 
 from anchorlwf.annotation import annotate, retention_records, verify_records
@@ -137,7 +137,7 @@ def test_two_processes_end_together_and_name_the_records_of_both(tiny_path, tmp_
     save_records(tmp_path / "records.jsonl", records)
     steps(4, **TOO_FAST, batch_size=2).save(tmp_path / "two.yaml")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    arguments = [ROOT / "tests" / "ddp_train.py", tiny_path, tmp_path / "records.jsonl", tmp_path / "two"]
+    arguments = [ROOT / "tests" / "support" / "ddp_train.py", tiny_path, tmp_path / "records.jsonl", tmp_path / "two"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=240

