@@ -53,7 +53,7 @@ def knows(monkeypatch, world):  # noqa: ARG001 - a fixture for its effect
         def fake(_model, questions, _limit, **_more):
             return {question: table.get(question, Said("Nonsense.", 3, False)) for question in questions}
 
-        monkeypatch.setattr(tasks, "ask", fake)
+        monkeypatch.setattr(real_world, "ask", fake)
 
     return answer
 
