@@ -75,3 +75,15 @@ def test_the_docs_build_as_a_site_without_a_broken_link(tmp_path):
     assert done.returncode == 0, done.stderr
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
     assert pages == {page for page in pages if (tmp_path / "site" / page / "index.html").exists()} | {"index"}
+
+
+def test_the_architecture_names_every_module_and_no_other():
+    source = ROOT / "src" / "anchorlwf"
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`([\w./]+\.(?:py|js))`", page))
+    modules = {path.relative_to(source).as_posix() for path in source.rglob("*.py") if path.name != "__init__.py"}
+    assert modules - named == set(), "each needs a line in docs/architecture.md"
+    # What the page names lies in the source; of the rest of the project it names tests and recipes.
+    assert {name for name in named if not any((folder / name).exists() for folder in (source, ROOT))} == set()
+    rooms = {path.parent.relative_to(source).as_posix() for path in source.rglob("__init__.py")} - {"."}
+    assert {room for room in rooms if f"`{room}/" not in page} == set(), "each room needs a heading or a line"
