@@ -204,27 +204,27 @@ def annotate(
     Args:
         model: the model to correct, its name, or None for the embedded one.
         prompts: a JSONL file, or prompts (text, dicts or `Prompt`).
-        annotator: "target" (every prompt holds its right `answer`; one forward pass per batch), or an `Annotator`.
-        out: append records durably as they are finished, in the order of the prompts; prompts already finished there
-            are skipped, and a draft is taken up where it was left. An interrupted run over targets loses no more than
-            the 128 prompts at hand. Several runs may append to one file; what another finished first is left to it.
+        annotator: "target" (every prompt contains its right `answer`; one forward pass per batch), or an `Annotator`.
+        out: append finished records to this file durably, in the order of the prompts. Prompts that are already
+            finished there are skipped, and a draft is resumed. An interrupted run with "target" loses at most 128
+            prompts of work. Several runs may append to one file; whatever one of them finishes first is kept.
         config: token limit, alternatives, confidence.
-        skip_bad: go on without the prompts that are no good (broken, without a target, too long) and warn of each
-            (`BadLineWarning`) instead of raising.
-        on_record: called with each new record, its number and how many there will be.
+        skip_bad: leave out bad prompts (broken, without an answer, too long) and warn of each (`BadLineWarning`)
+            instead of raising.
+        on_record: called with each new record, its number and the total number.
 
     Returns:
-        The new records, in order. A record without anchors says that the model was right already. A record whose
-        status is draft means that the annotator quit there. Where they are too many to hold, see `annotate_stream`.
+        The new records, in order. A record without anchors means that the model was right already; a record with the
+        status `draft` means that the annotator stopped there. `annotate_stream` does the same without holding records.
 
     Raises:
-        RecordError, PromptError: prompts without target, or too long; each is named by its line. All are looked at
-            before any work begins.
-        StorageError: `out` cannot be written; what it held is still there.
+        RecordError, PromptError: prompts without an answer, or too long; each is named by its line. All of them are
+            checked before any work begins.
+        StorageError: `out` cannot be written; its earlier content is unchanged.
 
     Warns:
         ModelWarning: the model's own generation config makes greedy answers differ from those annotated.
-        PromptWarning: the model does not read a prompt as it was written; named by its line.
+        PromptWarning: the model does not read a prompt as it was written; the line is named.
     """
     return list(
         annotate_stream(model, prompts, annotator, out=out, config=config, skip_bad=skip_bad, on_record=on_record)

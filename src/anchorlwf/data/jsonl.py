@@ -389,12 +389,12 @@ def save_records(path: str | Path, records: Source) -> None:
     """Write records as JSONL, atomically.
 
     Args:
-        path: of the file; what stood there is replaced.
+        path: the file; an existing one is replaced.
         records: anything that `load_records` takes.
 
     Raises:
-        RecordError: they are no records.
-        StorageError: the file cannot be written. The old one still stands either way.
+        RecordError: `records` contains something that is not a record. An existing file is then unchanged.
+        StorageError: the file cannot be written. An existing file is then unchanged.
     """
     save_lines(path, given_rows(records, Record, load_records))
 

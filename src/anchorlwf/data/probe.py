@@ -16,22 +16,23 @@ _Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 
 
 class Probe(Frozen):
-    """A question, what a right answer must look like, and what the answer tells about the model."""
+    """A question, the criterion for a right answer, and what the answer says about the model."""
 
     id: str
     """Unique within a file."""
     kind: ProbeKind
-    """recall: an annotated prompt. paraphrase: the same fact in words never trained on. reverse: the fact asked from
-    its other end. near: another attribute of a corrected subject. retain: an unrelated fact. skill: an ability."""
+    """recall: an annotated prompt. paraphrase: the same fact in words never trained on. reverse: the fact asked in
+    the opposite direction. near: another attribute of a corrected subject. retain: an unrelated fact. skill: an
+    ability."""
     messages: Messages
     """The chat to answer."""
     tools: Tools = Field(default_factory=list)
     """Tool descriptions given to the chat template."""
     expected: _Text | Annotated[list[_Text], Field(min_length=1)]
-    """The text (or pattern) of a right answer; of a list, any will do."""
+    """The text (or pattern) of a right answer, or a list of them, of which any one is enough."""
     scorer: Scorer = "contains"
-    """exact: the whole answer, but for white space at its ends. contains: as whole words (`anchorlwf.data.words`), in
-    any case. regex: found."""
+    """exact: the whole answer, apart from white space at its ends. contains: as whole words (`anchorlwf.data.words`),
+    ignoring case. regex: the pattern is found in the answer."""
     group: str | None = None
     """Which correction or fact this probe belongs to."""
     tags: list[str] = Field(default_factory=list)

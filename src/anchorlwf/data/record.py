@@ -91,7 +91,7 @@ class ModelStamp(Frozen):
     name: str
     """Absolute path of a local folder, hub name, or `embedded`."""
     revision: str | None = None
-    """Hub revision, where there is one."""
+    """Hub revision, if there is one."""
     tokenizer_sha: str
     """SHA-256 of the serialised tokenizer."""
     template_sha: str
@@ -108,15 +108,15 @@ class Anchor(Frozen):
     token_id: TokenId
     """The right token; equals `completion_ids[position]`."""
     rejected_id: TokenId | None = None
-    """What the model chose there."""
+    """The token that the model chose there."""
     confidence: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """The paper's c_t: 1 is certainty, less leaves room for the reference's alternatives."""
+    """The paper's c_t: 1 means certain; a lower value leaves room for the reference's alternatives."""
     ref_probability: Annotated[float, Field(ge=0, le=1)] | None = None
-    """The reference's probability of `token_id` when annotated."""
+    """The reference's probability of `token_id` at the time of annotation."""
     source: str = "human"
-    """Who said so: `human:<name>`, `target`, `judge:<model>`, `verifier:<name>`."""
+    """Who gave the token: `human:<name>`, `target`, `judge:<model>`, `verifier:<name>`."""
     created_at: Annotated[datetime, BeforeValidator(_moment)] = Field(default_factory=lambda: datetime.now(UTC))
-    """When, in UTC."""
+    """Time of annotation, in UTC."""
 
     @field_validator("created_at")
     @classmethod
@@ -141,19 +141,19 @@ class Record(Frozen):
     schema_version: Literal[1] = 1
     """Version of this layout."""
     id: str
-    """UUID. In a file, a later line replaces an earlier one of the same id."""
+    """UUID. In a file, a later line replaces an earlier one with the same id."""
     model: ModelStamp
     """The model that was annotated: the reference."""
     messages: Messages
-    """The readable prompt, in the ecosystem's chat columns."""
+    """The readable prompt: messages with `role` and `content`, as chat templates take them."""
     tools: Tools = []
     """Tool descriptions given to the chat template."""
     prompt_ids: Annotated[list[TokenId], Field(min_length=1)]
-    """The templated prompt."""
+    """The prompt after the chat template."""
     original_ids: list[TokenId] = []
-    """The model's first greedy answer, before any correction; empty where it was never decoded."""
+    """The model's first greedy answer, before any correction; empty if it was never decoded."""
     completion_ids: Annotated[list[TokenId], Field(min_length=1)]
-    """The corrected answer, its end-of-turn token included unless `truncated`."""
+    """The corrected answer, including its end-of-turn token unless `truncated`."""
     completion: str
     """The corrected answer decoded, for people and diffs."""
     anchors: list[Anchor] = []
@@ -161,11 +161,11 @@ class Record(Frozen):
     ties: list[Position] = []
     """Keep positions where the reference's two best tokens were too close to call, and the kept one came second."""
     truncated: bool = False
-    """The answer hit the token limit before its end of turn."""
+    """The answer reached the token limit before its end of turn."""
     status: Literal["draft", "complete", "rejected"] = "complete"
-    """Training reads `complete` records only."""
+    """Training uses only `complete` records; a `draft` is unfinished."""
     tags: list[str] = []
-    """Free labels, for grouping in evaluation."""
+    """Labels of your own, for grouping in evaluation."""
 
     @field_validator("schema_version", mode="before")
     @classmethod

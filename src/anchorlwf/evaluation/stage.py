@@ -40,25 +40,25 @@ def evaluate(
 
     Args:
         model: the tuned model.
-        probes: a JSONL file or probes, in any form in which `load_records` takes records. Without recall probes among
-            them, each corrected record becomes one.
-        records: the records it was trained on, likewise: for recall, and for the count of annotated tokens.
+        probes: a JSONL file or probes, in any form in which `load_records` takes records. If there are no recall probes
+            among them, each corrected record becomes one.
+        records: the records it was trained on, in the same forms, for recall and for the count of annotated tokens.
         base: the model before training; None: the reference inside `model` (adapter off, or frozen copy).
-        out: write results.json there, atomically.
+        out: write results.json to this path, atomically.
         config: limits, batch size, intervals, tasks of lm-evaluation-harness.
         facts: further top-level entries of results.json, such as training seconds.
-        skip_bad: go on after bad lines of the files and warn of each (`BadLineWarning`) instead of raising.
-        progress: called with (phase, done, all).
+        skip_bad: continue after bad lines in the files and warn of each (`BadLineWarning`) instead of raising.
+        progress: called with (phase, done, total).
 
     Raises:
-        RecordError: nothing to ask, what is no probe or record, a file that was written to while it was read, or a
-            record whose text is not that of its ids.
+        RecordError: there is nothing to ask, something is not a probe or record, a file was written to while it was
+            read, or the text of a record is not that of its ids.
         ConfigError: a task of lm-evaluation-harness cannot be run.
         StampError: `base` has another tokenizer or chat template than `model`.
         StorageError: `out` cannot be written.
 
     Warns:
-        ModelWarning, PromptWarning: greedy answers differ by its generation config; a probe is not read as written.
+        ModelWarning, PromptWarning: the generation config changes greedy answers; a probe is not read as it was written.
     """
     config = config or EvaluateConfig()
     if out is not None:

@@ -47,23 +47,23 @@ def anchor_loss(
     Args:
         hidden: [N, D] final hidden states of the model at the positions that predict the N completion tokens.
         ref_hidden: [N, D] the reference's hidden states at the same positions; never differentiated.
-        weight: [V, D] output projection. Its gradient is formed where it requires one.
-        token_ids: [N] int64, the tokens that stand there.
-        confidence: [N] float in [0, 1]; 0 marks a keep token, more an anchor.
+        weight: [V, D] output projection. Its gradient is formed if it requires one.
+        token_ids: [N] int64, the completion tokens.
+        confidence: [N] float in [0, 1]; 0 marks a keep token, a positive value an anchor.
         bias: [V] or None.
-        ref_weight, ref_bias: the reference's head; None: a detached `weight` and `bias`. Give them when the head
-            trains, for the reference must not move.
-        direction: "forward", or "reverse" for the printed formula. Reverse needs confidence < 1 at every anchor and
-            hardly learns anchors whose probability is near zero: its gradient carries a factor p_theta.
+        ref_weight, ref_bias: the reference's head. None: a detached `weight` and `bias`. Give them if the head is
+            trained, because the reference must not change.
+        direction: "forward", or "reverse" for the formula as the paper prints it. Reverse needs confidence < 1 at every
+            anchor and hardly learns anchors whose probability is near zero: its gradient contains a factor p_theta.
         logit_scale: multiplies the logits (Cohere, Granite).
         softcap: soft cap of the logits (Gemma 2), applied after the scale.
-        impl: "dense" (full logits, the oracle), "chunked" (bounded memory, any device), "triton" (CUDA; chunked where
-            the head trains or the inputs are float64). "auto": triton where it can, else chunked.
+        impl: "dense" (full logits, the oracle), "chunked" (bounded memory, any device), "triton" (CUDA; chunked if
+            the head is trained or the inputs are float64). "auto": triton where possible, otherwise chunked.
 
     Returns:
-        [N] in float32 (float64 for float64 inputs), whatever the dtype of the inputs. Empty for N = 0, with a graph. A
-        token whose bias is -inf has probability 0 and adds nothing; the divergence is infinite only where the target
-        gives it a share and the model none (reverse: the other way round).
+        [N] in float32 (float64 for float64 inputs), whatever the dtype of the inputs. For N = 0 it is empty but still
+        has a graph. A token whose bias is -inf has probability 0 and contributes nothing; the divergence is infinite
+        only where the target gives it some probability and the model none (reverse: the other way round).
 
     Raises:
         LossError: shapes that do not fit, token ids or confidences out of range, reverse at confidence 1, or "triton"

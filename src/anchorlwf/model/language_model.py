@@ -309,16 +309,17 @@ def load_model(
     """Load a causal language model in eval mode.
 
     Args:
-        name: local folder or hub name; a folder that holds an adapter loads its base too. None: the embedded model.
-        adapter: folder of a LoRA adapter to put on it.
+        name: local folder or hub name. A folder that contains an adapter is loaded with its base. None: the embedded
+            model.
+        adapter: folder of a LoRA adapter to attach.
         revision: hub revision.
         dtype: float32, bfloat16 or float16. None: bfloat16 on a GPU that has it, else float32.
         device: a torch device. None: the first GPU, else the CPU.
-        trust_remote_code: run code that came with the model. Off unless you trust its author.
+        trust_remote_code: run code that comes with the model. Leave it off unless you trust its author.
 
     Raises:
-        ModelError: nothing loadable under that name, weights that are missing or left over, an adapter that does not
-            fit or was made for another base, or a chat template without end.
+        ModelError: there is no model to load under that name; weights are missing or superfluous; the adapter does not
+            fit or was made for another base; or the chat template does not end.
 
     Warns:
         ModelWarning: the generation config does not stop where the chat template ends turns.

@@ -95,28 +95,31 @@ def train(
 ) -> TrainResult:
     """Train a model on records with the paper's loss until every anchor holds.
 
-    Ctrl-C and SIGTERM end it after the step that is under way, with a checkpoint; Ctrl-C keeps the weights too.
+    Ctrl-C and SIGTERM end it after the current step, with a checkpoint; Ctrl-C also keeps the weights.
 
     Args:
         model: the annotated model, its name, or None for the embedded one. It is changed in place: afterwards it is
             the tuned model.
-        records: a JSONL file, or records: whatever `load_records` takes. Only complete ones are used. A file (a
-            `RecordFile`, a torch `ConcatDataset` with one) stays on disk: leave it as it is meanwhile, except that
-            lines may be appended.
+        records: a JSONL file, or anything else that `load_records` takes. Only complete records are used. A file (a
+            `RecordFile`, a torch `ConcatDataset` with one) is read from disk as needed: do not change it during
+            training, except by appending lines.
         out: the run folder. Receives config.yaml, environment.json, metrics.jsonl, train.json, adapter/ (model/
             for full fine-tuning), checkpoints/ and, where it pays, reference/ (may be deleted afterwards).
         config: the objective and its limits.
-        resume: go on from the run folder's newest whole checkpoint. Without it, those of an earlier run are removed.
+        resume: continue from the newest complete checkpoint in the run folder. Otherwise checkpoints of an earlier run
+            are removed.
         on_step: called with every row of metrics.jsonl.
-        on_reference: called with (batches done, all) while the reference's states are computed.
+        on_reference: called with (batches done, total) while the reference's states are computed.
 
     Raises:
-        RecordError: what is no record; no complete record, or no anchor among them; or the file was changed meanwhile.
-        StampError, PromptError: a record of another tokenizer or chat template; one longer than the context.
-        ModelError: a head that cannot be projected outside the model, or LoRA on a tied head; or a loss that became NaN
-            or infinite, whose records are named. No weights are saved then, and those saved before stay.
-        ConfigError: nothing to resume, or another run than this; a reverse direction with confidence 1, or a reference
-            cache that is not ours.
+        RecordError: something is not a record; there is no complete record, or no anchor among them; or the file was
+            changed during training.
+        StampError: a record belongs to another tokenizer or chat template.
+        PromptError: a record is longer than the context.
+        ModelError: the head cannot be applied outside the model, or LoRA would go on a tied head; or the loss became
+            NaN or infinite, and the records are named. No weights are saved then, and those saved before remain.
+        ConfigError: there is nothing to resume, or it belongs to another run; the reverse direction has an anchor with
+            confidence 1; or the folder of the reference cache contains something else.
         ConflictError: another process trains into this folder.
         StorageError: the run folder cannot be written.
     """
