@@ -58,7 +58,7 @@ def evaluate(
         StorageError: `out` cannot be written.
 
     Warns:
-        ModelWarning, PromptWarning: the generation config changes greedy answers; a probe is not read as it was written.
+        ModelWarning, PromptWarning: the generation config changes greedy answers; a probe is not read as written.
     """
     config = config or EvaluateConfig()
     if out is not None:
