@@ -161,9 +161,9 @@ class Record(Frozen):
     ties: list[Position] = []
     """Keep positions where the reference's two best tokens were too close to call, and the kept one came second."""
     truncated: bool = False
-    """The answer reached the token limit before its end of turn."""
+    """The answer hit the token limit before its end of turn."""
     status: Literal["draft", "complete", "rejected"] = "complete"
-    """Training uses only `complete` records; a `draft` is unfinished."""
+    """Training reads `complete` records only."""
     tags: list[str] = []
     """Labels of your own, for grouping in evaluation."""
 
