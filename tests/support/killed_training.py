@@ -124,8 +124,8 @@ def _differences(whole: Path, run: Path) -> list[str]:
         if not (run / name).exists() or (run / name).read_bytes() != (whole / name).read_bytes()
     ]
     if (run / "train.json").exists():
-        certificates = [json.loads((place / "train.json").read_text())["certificate"] for place in (whole, run)]
-        told += [] if certificates[0] == certificates[1] else ["the certificate differs"]
+        reports = [json.loads((place / "train.json").read_text())["report"] for place in (whole, run)]
+        told += [] if reports[0] == reports[1] else ["the stop report differs"]
     else:
         told.append("no train.json")
     parts = [path.name for path in run.rglob(".*")]

@@ -275,7 +275,7 @@ def test_a_head_that_excludes_tokens_is_trained_and_measured(excluding, tmp_path
         excluding, records, out=tmp_path / "run", config=steps(10, learning_rate=5e-3, impl=impl), on_step=rows.append
     )
     assert rows[-1]["loss"] < rows[0]["loss"]
-    assert result.certificate.keep_kl > 0
+    assert result.report.keep_kl > 0
     assert all(value >= 0 for [kl] in [token_kl(excluding, None, records[:1])] for value in kl)
 
 
