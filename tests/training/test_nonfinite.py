@@ -201,7 +201,7 @@ def test_records_are_neither_verified_nor_trained_with_it(tiny_model, damaged, t
         list(verify_records(damaged, records))
     with pytest.raises(ModelError, match="which stand in its weights"):
         train(damaged, records, out=tmp_path / "run", config=TrainConfig())
-    assert [path.name for path in (tmp_path / "run").iterdir()] == []
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
