@@ -10,7 +10,7 @@ from training_runs import corrections, steps, world_corrections
 from anchorlwf.cli.shared import PACE, PlainProgress, step_progress
 from anchorlwf.data.jsonl import save_records
 from anchorlwf.model.language_model import load_model
-from anchorlwf.training import Certificate, train
+from anchorlwf.training import StopReport, train
 
 
 class Clock:
@@ -98,7 +98,7 @@ def test_every_row_of_the_metrics_counts_the_answers_that_are_reproduced(tmp_pat
 
 
 @pytest.mark.parametrize(("cache", "impl"), [(8, "auto"), (0, "auto"), (8, "dense"), (8, "chunked")])
-def test_it_is_the_certificates_count_however_the_loss_is_computed(tiny_path, tmp_path, cache, impl):
+def test_it_is_the_reports_count_however_the_loss_is_computed(tiny_path, tmp_path, cache, impl):
     model = load_model(str(tiny_path))
     records = corrections(model, 5)
     config = steps(4, learning_rate=1e-2, reference_cache_size=cache, impl=impl)
@@ -108,8 +108,8 @@ def test_it_is_the_certificates_count_however_the_loss_is_computed(tiny_path, tm
     after = train(again, records, out=tmp_path / "again", config=config.updated(max_steps=5), on_step=counts.append)
     # The fifth step looks at the weights that the first run ended with.
     assert after.steps == 5
-    assert counts[-1]["reproduced"] == result.certificate.records_reproduced
-    assert counts[-1]["held"] == result.certificate.anchors_held
+    assert counts[-1]["reproduced"] == result.report.records_reproduced
+    assert counts[-1]["held"] == result.report.anchors_held
 
 
 def test_micro_batches_add_up(tiny_path, tmp_path):
@@ -123,16 +123,16 @@ def test_micro_batches_add_up(tiny_path, tmp_path):
 
 
 def test_what_is_missing_is_said_in_words():
-    good = Certificate(anchors=5, anchors_held=5, records=4, records_reproduced=4, keep_tokens=9, keep_kl=0.01)
+    good = StopReport(anchors=5, anchors_held=5, records=4, records_reproduced=4, keep_tokens=9, keep_kl=0.01)
     assert good.missing(0.01) == []
     assert good.passes(0.01)
-    lacking = Certificate(anchors=5, anchors_held=3, records=4, records_reproduced=1, keep_tokens=9, keep_kl=0.02)
+    lacking = StopReport(anchors=5, anchors_held=3, records=4, records_reproduced=1, keep_tokens=9, keep_kl=0.02)
     assert [re.split(";|, which", lack)[0] for lack in lacking.missing(0.01)] == [
         "3 of 5 anchors held",
         "1 of 4 answers reproduced greedily",
         "a drift within 0.01 nats per token",
     ]
-    assert not Certificate(5, 5, 4, 3, 9, 0.0).passes(0.01), "the third condition alone"
+    assert not StopReport(5, 5, 4, 3, 9, 0.0).passes(0.01), "the third condition alone"
 
 
 def test_fix_and_train_end_with_the_same_code_where_training_did_not_converge(tmp_path):

@@ -22,7 +22,7 @@ from anchorlwf.model.batch import KeepTurn
 from anchorlwf.model.language_model import load_model
 from anchorlwf.training import reference_cache as reference
 from anchorlwf.training import train
-from anchorlwf.training.dataset import by_number, take_in
+from anchorlwf.training.dataset import by_number, read_training_set
 from anchorlwf.training.reference_cache import GIB, Contents, build_reference_cache, length_sorted
 
 BAD = [b"[1]", b"{}", b'{"id": "\xff"}', b"{", b"nothing"]
@@ -159,10 +159,12 @@ def test_only_what_is_trained_on_must_fit_the_model(tiny_model, tmp_path):
     foreign = made(tiny_model, 0, model=stamp)
     path = tmp_path / "r.jsonl"
     save_records(path, [foreign, made(tiny_model, 0), made(tiny_model, 1, model=stamp, status="draft")])
-    assert len(take_in(tiny_model, RecordFile(path), TrainConfig()).records) == 1, "replaced, and not finished"
+    assert len(read_training_set(tiny_model, RecordFile(path), TrainConfig()).records) == 1, (
+        "replaced, and not finished"
+    )
     append_record(path, foreign)
     with pytest.raises(StampError, match="tokenizer"):
-        take_in(tiny_model, RecordFile(path), TrainConfig())
+        read_training_set(tiny_model, RecordFile(path), TrainConfig())
 
 
 def peak(action):
@@ -177,7 +179,7 @@ def peak(action):
 
 def test_memory_hardly_grows_with_the_number_of_records(tiny_model, tmp_path, monkeypatch):
     def prepare(path):
-        intake = take_in(tiny_model, by_number(path), TrainConfig())
+        intake = read_training_set(tiny_model, by_number(path), TrainConfig())
         build_reference_cache(tiny_model, intake.records, intake.contents, tmp_path / path.stem, limit=GIB)
 
     # Small batches, so that either peak holds a whole one.

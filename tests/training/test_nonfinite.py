@@ -201,7 +201,7 @@ def test_records_are_neither_verified_nor_trained_with_it(tiny_model, damaged, t
         list(verify_records(damaged, records))
     with pytest.raises(ModelError, match="which stand in its weights"):
         train(damaged, records, out=tmp_path / "run", config=TrainConfig())
-    assert [path.name for path in (tmp_path / "run").iterdir()] == []
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
@@ -275,7 +275,7 @@ def test_a_head_that_excludes_tokens_is_trained_and_measured(excluding, tmp_path
         excluding, records, out=tmp_path / "run", config=steps(10, learning_rate=5e-3, impl=impl), on_step=rows.append
     )
     assert rows[-1]["loss"] < rows[0]["loss"]
-    assert result.certificate.keep_kl > 0
+    assert result.report.keep_kl > 0
     assert all(value >= 0 for [kl] in [token_kl(excluding, None, records[:1])] for value in kl)
 
 

@@ -21,7 +21,7 @@ from anchorlwf.model import attention
 from anchorlwf.model.attention import WITHIN_RECORDS, attention_kind, within_records
 from anchorlwf.model.batch import KeepTurn, collate, pack
 from anchorlwf.model.language_model import LanguageModel, load_model
-from anchorlwf.training import train, trainer
+from anchorlwf.training import step_context, step_sampler, train, trainer
 from anchorlwf.training.packing import fed_length, packing_flaw
 from anchorlwf.training.reference_cache import Contents, ReferenceKey
 
@@ -288,18 +288,21 @@ def trained(path, records, out, **options):
 )
 def test_training_ends_as_with_padded_batches(tiny_path, records, tmp_path, monkeypatch, options):
     rows, packed, _ = trained(tiny_path, records, tmp_path / "packed", **options)
-    monkeypatch.setattr(trainer, "may_pack", lambda model, longest: False)
+    monkeypatch.setattr(step_context, "may_pack", lambda model, longest: False)
     # To compare step by step, the same records must come together.
-    monkeypatch.setattr(trainer.AnchorTrainer, "_get_train_sampler", transformers.Trainer._get_train_sampler)
+    sampler = trainer.StepSampler
+    monkeypatch.setattr(trainer, "StepSampler", lambda *own, **given: sampler(*own, **{**given, "grouped": False}))
     others, padded, _ = trained(tiny_path, records, tmp_path / "padded", **options)
     assert rows[-1]["loss"] != rows[0]["loss"]
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in others], rel=1e-4)
-    assert packed.certificate.as_dict() == pytest.approx(padded.certificate.as_dict(), rel=1e-3, abs=1e-6)
+    packed_report, padded_report = packed.report.as_dict(), padded.report.as_dict()
+    assert packed_report.pop("held_out") == padded_report.pop("held_out") == {}
+    assert packed_report == pytest.approx(padded_report, rel=1e-3, abs=1e-6)
 
 
 def test_training_packs_and_leaves_the_model_its_own_attention(tiny_path, records, tmp_path, monkeypatch):
-    named, packs, plain = [], [], trainer.pack
-    monkeypatch.setattr(trainer, "pack", lambda records: packs.append(len(records)) or plain(records))
+    named, packs, plain = [], [], step_context.pack
+    monkeypatch.setattr(step_context, "pack", lambda records: packs.append(len(records)) or plain(records))
     model = load_model(str(tiny_path), dtype="float32", device="cpu")
     config = TrainConfig(max_steps=3, stop=False, method="full", learning_rate=1e-3, save_steps=2)
     train(
@@ -309,7 +312,7 @@ def test_training_packs_and_leaves_the_model_its_own_attention(tiny_path, record
         config=config,
         on_step=lambda row: named.append(model.causal.config._attn_implementation),
     )
-    assert packs == [6, 6, 6, 6], "three steps and the certificate"
+    assert packs == [6, 6, 6, 6], "three steps and the report"
     assert [*named, model.causal.config._attn_implementation] == ["sdpa"] * 4
     saved = [*(tmp_path / "run").rglob("config.json")]
     assert len(saved) == 2, "a checkpoint and the model"
@@ -339,7 +342,9 @@ def test_packed_and_padded_references_are_different_caches(tiny_model, records, 
 def collated(monkeypatch):
     """The records of every padded training batch, in order."""
     found = []
-    monkeypatch.setattr(trainer, "collate", lambda records, pad_id: found.append(records) or collate(records, pad_id))
+    monkeypatch.setattr(
+        step_context, "collate", lambda records, pad_id: found.append(records) or collate(records, pad_id)
+    )
     return found
 
 
@@ -393,6 +398,6 @@ def test_resuming_goes_on_in_the_same_order(tiny_folder, records, tmp_path, coll
 
 def test_what_fits_in_one_batch_is_sampled_as_ever(tiny_folder, records, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(trainer, "DistributedLengthGroupedSampler", lambda *_, **__: asked.append(1))
+    monkeypatch.setattr(step_sampler, "get_length_grouped_indices", lambda *_, **__: asked.append(1))
     trained(tiny_folder("gemma2"), records, tmp_path, batch_size=6, max_steps=2)
     assert not asked

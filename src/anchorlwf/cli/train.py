@@ -104,12 +104,15 @@ def _print(result: Any, as_json: bool) -> None:
     if as_json:
         print_json(asdict(result))
         return
-    certificate = result.certificate
+    report = result.report
     state = "Converged" if result.converged else "NOT converged"
     out.print(f"{state} after {result.steps} steps, {result.seconds:.1f} s")
     for lack in result.missing:
         out.print(f"missing: {lack}")
-    out.print(f"anchors held: {certificate.anchors_held} of {certificate.anchors}")
-    out.print(f"answers reproduced: {certificate.records_reproduced} of {certificate.records}")
-    out.print(f"drift at keep tokens: {certificate.keep_kl:.5f} nats per token")
+    out.print(f"anchors held: {report.anchors_held} of {report.anchors}")
+    out.print(f"answers reproduced: {report.records_reproduced} of {report.records}")
+    out.print(f"drift at keep tokens: {report.keep_kl:.5f} nats per token")
+    for kind, drift in report.held_out.items():
+        interval = f"({drift.low:.5f} to {drift.high:.5f}), worst per cent of tokens {drift.worst:.3f}"
+        out.print(f"drift on held-out answers, {kind}: {drift.mean:.5f} nats per token {interval}")
     out.print(f"weights: {escape(result.weights)}")

@@ -6,9 +6,11 @@ from anchorlwf.data.record import ModelStamp, Prompt, Record
 from anchorlwf.decoding.greedy import Decoded, decode_batch
 from anchorlwf.model.language_model import LanguageModel
 
-__all__ = ["KEEP_TAG", "keep_record", "keep_records"]
+__all__ = ["HELD_OUT_TAG", "KEEP_TAG", "keep_record", "keep_records"]
 
 KEEP_TAG = "retain"
+HELD_OUT_TAG = "held-out"
+"""Of keep records that are never trained on: drift is measured on them."""
 
 
 def keep_record(

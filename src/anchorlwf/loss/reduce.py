@@ -22,6 +22,9 @@ class Counts:
 
     anchors: int
     keeps: int
+    """Keep tokens of the records with anchors."""
+    retained: int = 0
+    """Tokens of keep records, which have no anchor."""
 
 
 def reduce_loss(
@@ -33,13 +36,15 @@ def reduce_loss(
     alpha: float = 1.0,
     beta: float = 1.0,
     pull_N: Tensor | None = None,
+    retained_N: Tensor | None = None,
 ) -> Tensor:
     """One micro-batch's share of the batch loss (a scalar, nats); shares add up to the whole.
 
     token:     sum_t w_t D_t / (anchors + keeps)               (the paper's sum, averaged)
     balanced:  alpha * mean over anchors + beta * mean over keep tokens
-    where w_t is alpha at anchors and beta at keep tokens. A batch without anchors, or with nothing else, is legal:
-    the empty side contributes a zero that keeps its graph.
+    where w_t is alpha at anchors and beta at keep tokens. Both are taken over the corrected records; keep records add
+    beta * mean over their own tokens. So neither how many of them there are nor how long they are makes an anchor pull
+    less. An empty side is legal: it contributes a zero that keeps its graph.
 
     Args:
         divergence_N: from `anchor_loss`.
@@ -48,10 +53,12 @@ def reduce_loss(
         reduction: "token" or "balanced".
         alpha, beta: weights of anchors and keep tokens.
         pull_N: float factor per token, 0 where a held anchor no longer pulls (hinge); None: all 1.
+        retained_N: bool, True at the tokens of keep records; None: there are none.
     """
     weighted_N = divergence_N if pull_N is None else divergence_N * pull_N
-    anchor_sum = weighted_N[anchor_N].sum()
-    keep_sum = weighted_N[~anchor_N].sum()
+    own_N = ~anchor_N if retained_N is None else ~(anchor_N | retained_N)
+    anchor_sum, keep_sum = weighted_N[anchor_N].sum(), weighted_N[own_N].sum()
+    retained = 0.0 if retained_N is None else beta * weighted_N[retained_N].sum() / max(1, counts.retained)
     if reduction == "token":
-        return (alpha * anchor_sum + beta * keep_sum) / max(1, counts.anchors + counts.keeps)
-    return alpha * anchor_sum / max(1, counts.anchors) + beta * keep_sum / max(1, counts.keeps)
+        return (alpha * anchor_sum + beta * keep_sum) / max(1, counts.anchors + counts.keeps) + retained
+    return alpha * anchor_sum / max(1, counts.anchors) + beta * keep_sum / max(1, counts.keeps) + retained

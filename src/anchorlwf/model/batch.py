@@ -82,6 +82,11 @@ class Batch(NamedTuple):
         return len(self.confidence_N) - self.anchors
 
     @property
+    def retained_N(self) -> Tensor:  # noqa: N802 - a tensor's name
+        """bool [N]: the token stands in a record without any anchor, a keep record."""
+        return (self.per_record((self.confidence_N > 0).int()) == 0)[self._record_N()]
+
+    @property
     def records(self) -> int:
         """R."""
         return len(self.input_ids_BT) if self.bounds is None else len(self.bounds) - 1

@@ -11,7 +11,7 @@ from anchorlwf.config import RetainConfig
 from anchorlwf.data.jsonl import load_records
 from anchorlwf.data.record import Record
 from anchorlwf.decoding.greedy import Decoded
-from anchorlwf.decoding.keep_records import keep_record
+from anchorlwf.decoding.keep_records import HELD_OUT_TAG, keep_record
 from anchorlwf.files import cache_folder
 from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.retention.rounds import Answered, Round
@@ -21,7 +21,6 @@ from anchorlwf.retention.writer import Writer
 
 __all__ = ["HELD_OUT_TAG", "Retained", "retain"]
 
-HELD_OUT_TAG = "held-out"
 _TRIES = 8
 """Prompts sampled for each that is wanted, at the most: some models write little that is new."""
 

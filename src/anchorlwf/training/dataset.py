@@ -14,12 +14,13 @@ from anchorlwf.config import TrainConfig
 from anchorlwf.data.jsonl import Source, given_rows, load_records
 from anchorlwf.data.record import Record
 from anchorlwf.data.record_file import RecordFile
+from anchorlwf.decoding.keep_records import HELD_OUT_TAG
 from anchorlwf.errors import ConfigError, PromptError, RecordError, wrong
 from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.training.packing import fed_length
 from anchorlwf.training.reference_cache import Contents
 
-__all__ = ["Intake", "Records", "by_number", "take_in"]
+__all__ = ["Records", "TrainingSet", "by_number", "read_training_set"]
 
 
 class Records(Protocol):
@@ -30,18 +31,30 @@ class Records(Protocol):
 
 
 @dataclass(frozen=True)
-class Intake:
+class TrainingSet:
     """The records of a training run, and what must be known of all of them beforehand."""
 
     records: Records
     """Complete ones only."""
+    corrections: Sequence[int]
+    """Numbers of those with anchors."""
+    keeps: Sequence[int]
+    """Numbers of the keep records, which have no anchor."""
+    held_out: Sequence[int]
+    """Numbers of the keep records that are tagged `held-out`: never trained on, the drift is measured on them."""
     contents: Contents
     """Of `records`, in their order."""
     lengths: Sequence[int]
     """`fed_length` of each."""
     completion_tokens: int
+    """Of the records that are trained on."""
     sha: str
-    """SHA-256 over what is learned of them, in their order: prompt and completion ids, anchors, confidences."""
+    """SHA-256 over what is learned of them, in their order: prompt and completion ids, confidences, tags that count."""
+
+    @property
+    def trained(self) -> int:
+        """How many records are trained on."""
+        return len(self.corrections) + len(self.keeps)
 
 
 def by_number(records: Source | Records) -> Records:
@@ -58,7 +71,7 @@ def by_number(records: Source | Records) -> Records:
     return given_rows(cast(Source, records), Record, load_records)
 
 
-def take_in(model: LanguageModel, records: Records, config: TrainConfig) -> Intake:
+def read_training_set(model: LanguageModel, records: Records, config: TrainConfig) -> TrainingSet:
     """Choose the complete records and make sure that all of them can be trained on. Each is read once.
 
     Raises:
@@ -67,33 +80,55 @@ def take_in(model: LanguageModel, records: Records, config: TrainConfig) -> Inta
         PromptError: a record is longer than the model's context.
         ConfigError: a reverse direction with confidence 1.
     """
-    chosen, lengths, anchors, tokens = array("Q"), array("I"), 0, 0
-    check, digest = _Check(model, config), hashlib.sha256()
+    reading = _Reading(model, config)
+    contents = Contents(reading.complete(records))
+    if not reading.chosen:
+        got = f"{len(records)} records, none complete"
+        raise RecordError(wrong("records", "at least one complete record", got, "Finish annotating first."))
+    if not reading.corrections:
+        fix = "There is nothing to learn; annotate a wrong answer."
+        raise RecordError(wrong("records", "at least one anchor", "none", fix))
+    return TrainingSet(
+        Subset(cast(Any, records), reading.chosen),
+        reading.corrections,
+        reading.keeps,
+        reading.held_out,
+        contents,
+        reading.lengths,
+        reading.tokens,
+        reading.digest.hexdigest(),
+    )
 
-    def complete() -> Iterator[Record]:
-        nonlocal anchors, tokens
+
+class _Reading:
+    """One pass over the records: which are chosen, of which kind, and how long they are."""
+
+    def __init__(self, model: LanguageModel, config: TrainConfig) -> None:
+        self.chosen, self.lengths = array("Q"), array("I")
+        self.corrections, self.keeps, self.held_out = array("Q"), array("Q"), array("Q")
+        self.tokens, self.digest = 0, hashlib.sha256()
+        self._check = _Check(model, config)
+
+    def complete(self, records: Records) -> Iterator[Record]:
         for index in range(len(records)):
             record: object = records[index]
             if not isinstance(record, Record):
                 fix = "Load the rows with load_records."
                 raise RecordError(wrong(f"records[{index}]", "a Record", type(record).__name__, fix))
             if record.status == "complete":
-                check(record)
-                chosen.append(index)
-                lengths.append(fed_length(record))
-                anchors += len(record.anchors)
-                tokens += len(record.completion_ids)
-                digest.update(json.dumps([record.prompt_ids, record.completion_ids, record.confidences]).encode())
+                self._check(record)
+                self._take(index, record)
                 yield record
 
-    contents = Contents(complete())
-    if not chosen:
-        got = f"{len(records)} records, none complete"
-        raise RecordError(wrong("records", "at least one complete record", got, "Finish annotating first."))
-    if not anchors:
-        fix = "There is nothing to learn; annotate a wrong answer."
-        raise RecordError(wrong("records", "at least one anchor", "none", fix))
-    return Intake(Subset(cast(Any, records), chosen), contents, lengths, tokens, digest.hexdigest())
+    def _take(self, index: int, record: Record) -> None:
+        aside = not record.anchors and HELD_OUT_TAG in record.tags
+        kind = self.corrections if record.anchors else self.held_out if aside else self.keeps
+        kind.append(len(self.chosen))
+        self.chosen.append(index)
+        self.lengths.append(fed_length(record))
+        self.tokens += 0 if aside else len(record.completion_ids)
+        learned = [record.prompt_ids, record.completion_ids, record.confidences, *([HELD_OUT_TAG] if aside else [])]
+        self.digest.update(json.dumps(learned).encode())
 
 
 class _Check:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import math
 import signal
 import time
 import warnings
@@ -27,17 +26,22 @@ from anchorlwf.model.generation import warn_of_generation
 from anchorlwf.model.head import probe_head
 from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.run import RunFolder, environment, held_folder
+from anchorlwf.training.best_state import BestState
 from anchorlwf.training.card import card
 from anchorlwf.training.checkpoint import Checkpoints, RunKey
-from anchorlwf.training.dataset import Intake, Records, by_number, take_in
+from anchorlwf.training.dataset import Records, TrainingSet, by_number, read_training_set
+from anchorlwf.training.drift_control import DriftControl
 from anchorlwf.training.interrupt import Interrupt
-from anchorlwf.training.reference_cache import GIB, Contents, ReferenceCache, build_reference_cache, reference_bytes
-from anchorlwf.training.stop_rule import Certificate, StopRule
+from anchorlwf.training.reference_cache import GIB, ReferenceCache, build_reference_cache, reference_bytes
+from anchorlwf.training.step_context import StepContext, autocast
+from anchorlwf.training.step_sampler import StepPlan
+from anchorlwf.training.stop_report import StopReport
+from anchorlwf.training.stop_rule import StopRule
 from anchorlwf.training.trainer import AnchorTrainer
 
 __all__ = ["TrainResult", "run_folder", "train"]
 
-_LEAST_STEPS, _PASSES = 200, 60
+_FEWEST_STEPS, _PASSES = 200, 60
 _log = logging.getLogger(__name__)
 
 
@@ -52,11 +56,15 @@ class TrainResult:
     seconds: float
     """With the reference's states, where they were computed beforehand; without loading."""
     converged: bool
-    """The certificate passes: every anchor holds, every answer is reproduced, the drift is within its budget."""
+    """The report passes: every anchor holds, every answer is reproduced, the drift is within its budget."""
     missing: list[str]
     """Which of these three conditions are not met, in words; empty where training converged."""
-    certificate: Certificate
+    plateau: bool
+    """Training ended because nothing improved any more; the weights are the best it has seen."""
+    report: StopReport
+    """On the weights that were saved."""
     records: int
+    """That were trained on."""
     anchors: int
     completion_tokens: int
 
@@ -128,36 +136,45 @@ def train(
     with run_folder(out) as folder:
         language_model = model if isinstance(model, LanguageModel) else load_model(model)
         warn_of_generation(language_model.causal.generation_config)
-        intake = take_in(language_model, listed, config)
+        data = read_training_set(language_model, listed, config)
         _prepare(language_model, config)
         reference = language_model.reference_sha()
-        checkpoints = _checkpoints(folder, intake, reference, config, language_model)
+        key = RunKey.of(data.sha, reference, config, _processes().num_processes, language_model.device.type)
+        checkpoints = Checkpoints(folder.path / "checkpoints", key)
         start = _start(checkpoints, folder, config, resume)
         _attach(language_model, config)
-        trainer = _trainer(language_model, intake, config, folder, checkpoints, on_step)
+        plan = _plan(data, config)
+        arguments = _arguments(checkpoints, config, language_model, plan.steps_per_pass(len(data.corrections)))
+        context = StepContext.build(language_model, config, data, plan, arguments)
         began = time.perf_counter()
-        trainer.cache = _reference_cache(trainer, intake.contents, folder, reference, on_reference)
-        return _run(trainer, folder, intake, start, began)
+        context.cache = _reference_cache(context, folder, reference, on_reference)
+        trainer, rule = _assembled(context, checkpoints, lambda row: _report(folder, row, on_step))
+        return _run(trainer, rule, folder, start, began)
 
 
-def _run(trainer: AnchorTrainer, folder: RunFolder, intake: Intake, start: str | None, began: float) -> TrainResult:
-    """Train, then save and certify, or end as a signal wants it."""
+def _assembled(
+    context: StepContext, checkpoints: Checkpoints, on_row: Callable[[dict[str, Any]], None]
+) -> tuple[AnchorTrainer, StopRule]:
+    """The trainer and the rule that ends it."""
+    control = DriftControl(context.config)
+    best = BestState(context.model.net, keeps=context.config.stop and context.config.method == "lora")
+    trainer = AnchorTrainer(context, control, best, checkpoints)
+    rule = StopRule(context, control, best, trainer.take_sums, on_row)
+    trainer.add_callback(rule)
+    return trainer, rule
+
+
+def _run(trainer: AnchorTrainer, rule: StopRule, folder: RunFolder, start: str | None, began: float) -> TrainResult:
+    """Train, then report and save, or end as a signal wants it."""
     interrupt = Interrupt(trainer.accelerator)
     trainer.add_callback(interrupt)
     with interrupt.held_back():
         trainer.train(resume_from_checkpoint=start)
         seconds = time.perf_counter() - began
-        trainer.language_model.net.eval()
+        trainer.context.model.net.eval()
         if interrupt.ended_by is not None:
             _end(trainer, folder, interrupt.ended_by)
-        return _finish(trainer, folder, intake, seconds)
-
-
-def _checkpoints(
-    folder: RunFolder, intake: Intake, reference: str, config: TrainConfig, model: LanguageModel
-) -> Checkpoints:
-    key = RunKey.of(intake.sha, reference, config, _processes().num_processes, model.device.type)
-    return Checkpoints(folder.path / "checkpoints", key)
+        return _finish(trainer, rule, folder, seconds)
 
 
 def _start(checkpoints: Checkpoints, folder: RunFolder, config: TrainConfig, resume: bool) -> str | None:
@@ -177,10 +194,25 @@ def _start(checkpoints: Checkpoints, folder: RunFolder, config: TrainConfig, res
     return start
 
 
-def _finish(trainer: AnchorTrainer, folder: RunFolder, intake: Intake, seconds: float) -> TrainResult:
-    """Save the weights, certify them, and write down both."""
-    certificate = trainer.certify()  # before anything is saved: it raises where the weights are damaged
-    result = _result(trainer, intake, seconds, _save(trainer, folder), certificate)
+def _finish(trainer: AnchorTrainer, rule: StopRule, folder: RunFolder, seconds: float) -> TrainResult:
+    """Report on the weights, the best ones where the last are not good enough, save them, and write down both."""
+    context, step = trainer.context, trainer.state.global_step
+    # Before anything is saved: it raises where the weights are damaged.
+    report = context.report(step)
+    if not report.passes(context.config.drift_budget) and trainer.best.restore():
+        report = context.report(step)
+    result = TrainResult(
+        weights=str(_save(trainer, folder)),
+        steps=step,
+        seconds=seconds,
+        converged=report.passes(context.config.drift_budget),
+        missing=report.missing(context.config.drift_budget),
+        plateau=rule.plateau,
+        report=report,
+        records=context.data.trained,
+        anchors=report.anchors,
+        completion_tokens=context.data.completion_tokens,
+    )
     if trainer.is_world_process_zero():
         folder.write_json("train.json", asdict(result))
     # No process returns before the weights are on disk.
@@ -203,23 +235,6 @@ def _end(trainer: AnchorTrainer, folder: RunFolder, ended_by: signal.Signals) ->
     if ended_by == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + ended_by)
-
-
-def _result(
-    trainer: AnchorTrainer, intake: Intake, seconds: float, weights: Path, certificate: Certificate
-) -> TrainResult:
-    """What was done."""
-    return TrainResult(
-        weights=str(weights),
-        steps=trainer.state.global_step,
-        seconds=seconds,
-        converged=certificate.passes(trainer.config.drift_budget),
-        missing=certificate.missing(trainer.config.drift_budget),
-        certificate=certificate,
-        records=len(intake.records),
-        anchors=certificate.anchors,
-        completion_tokens=intake.completion_tokens,
-    )
 
 
 def _prepare(model: LanguageModel, config: TrainConfig) -> None:
@@ -245,19 +260,23 @@ def _attach(model: LanguageModel, config: TrainConfig) -> None:
         model.causal.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def _steps(config: TrainConfig, records: int) -> int:
-    per_step = config.batch_size * config.accumulation * _processes().num_processes
-    return config.max_steps or max(_LEAST_STEPS, _PASSES * math.ceil(records / per_step))
+def _plan(data: TrainingSet, config: TrainConfig) -> StepPlan:
+    micro_batches = config.accumulation * _processes().num_processes
+    kinds = len(data.corrections), len(data.keeps)
+    return StepPlan.of(*kinds, batch_size=config.batch_size, micro_batches=micro_batches)
 
 
-def _arguments(checkpoints: Checkpoints, config: TrainConfig, model: LanguageModel, records: int) -> TrainingArguments:
+def _arguments(
+    checkpoints: Checkpoints, config: TrainConfig, model: LanguageModel, steps_per_pass: int
+) -> TrainingArguments:
+    steps = max(_FEWEST_STEPS, _PASSES * steps_per_pass)
     on_gpu = model.device.type == "cuda"
     arguments = TrainingArguments(
         output_dir=str(checkpoints.folder),
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.learning_rate,
-        max_steps=_steps(config, records),
+        max_steps=config.max_steps or steps,
         lr_scheduler_type="constant",
         weight_decay=0.0,
         seed=config.seed,
@@ -279,53 +298,31 @@ def _arguments(checkpoints: Checkpoints, config: TrainConfig, model: LanguageMod
     return arguments
 
 
-def _trainer(
-    model: LanguageModel,
-    intake: Intake,
-    config: TrainConfig,
-    folder: RunFolder,
-    checkpoints: Checkpoints,
-    on_step: Callable[[dict[str, Any]], None] | None,
-) -> AnchorTrainer:
-    arguments = _arguments(checkpoints, config, model, len(intake.records))
-    trainer = AnchorTrainer(model, intake.records, intake.lengths, config, arguments, checkpoints)
-    rule = StopRule(lambda row: _report(folder, row, on_step))
-    rule.trainer = trainer
-    trainer.add_callback(rule)
-    return trainer
-
-
 def _reference_cache(
-    trainer: AnchorTrainer,
-    contents: Contents,
-    folder: RunFolder,
-    weights: str,
-    on_batch: Callable[[int, int], None] | None,
+    context: StepContext, folder: RunFolder, weights: str, on_batch: Callable[[int, int], None] | None
 ) -> ReferenceCache | None:
     """The reference's states on disk, where they pay and fit; built by one process for all."""
-    model, records, args = trainer.language_model, trainer.records, trainer.args
-    limit = int(trainer.config.reference_cache_size * GIB)
-    needed = reference_bytes(model, contents, summarized=trainer.summarized)
-    place = folder.path / "reference"
-    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    if args.max_steps <= math.ceil(len(records) / per_step):
+    model, data = context.model, context.data
+    limit = int(context.config.reference_cache_size * GIB)
+    needed = reference_bytes(model, data.contents, summarized=context.summarized)
+    if context.arguments.max_steps <= context.plan.steps_per_pass(len(data.corrections)):
         reason = "one pass over the records would not use it twice"
     elif needed > limit:
         reason = f"it would take {needed / GIB:.2f} GiB of {limit / GIB:.2f} (reference_cache_size)"
     else:
-        one = trainer.accelerator
+        process = _processes()
         # The first of all, then the first of each other machine, then the rest, who need not check every file again.
-        with one.main_process_first(), one.local_main_process_first(), one.autocast():
+        with process.main_process_first(), process.local_main_process_first(), autocast(context.arguments):
             return build_reference_cache(
                 model,
-                records,
-                contents,
-                place,
+                data.records,
+                data.contents,
+                folder.path / "reference",
                 limit=limit,
-                packed=trainer.packed,
-                summarized=trainer.summarized,
+                packed=context.packed,
+                summarized=context.summarized,
                 weights=weights,
-                checksums=one.is_local_main_process,
+                checksums=process.is_local_main_process,
                 on_batch=on_batch,
             )
     _log.info("no reference cache: %s", reason)
@@ -340,7 +337,7 @@ def _report(folder: RunFolder, row: dict[str, Any], on_step: Callable[[dict[str,
 
 def _save(trainer: AnchorTrainer, folder: RunFolder) -> Path:
     """Save the adapter or the model, in safetensors, in one step."""
-    model = trainer.language_model
+    model = trainer.context.model
     adapter = isinstance(model.net, PeftModel)
     place = folder.path / ("adapter" if adapter else "model")
     if trainer.is_world_process_zero():

@@ -1,175 +1,178 @@
-"""The stop rule as a callback of `transformers.Trainer`: steers, logs, certifies, stops."""
+"""When training ends, as a callback of `transformers.Trainer`: it logs, steers, measures, and stops.
+
+Training a handful of anchors is over in a few steps; every further step only forgets. So training ends by what is
+wanted, not by a number of steps: each anchor holds, each corrected answer is reproduced greedily, and the drift is
+within its budget. Where that cannot be had, it ends once nothing improves any more, with the best weights it has seen.
+"""
 
 import math
+from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from anchorlwf.config import TrainConfig
+from anchorlwf.training.best_state import BestState
+from anchorlwf.training.drift_control import DriftControl
+from anchorlwf.training.step_context import StepContext
+from anchorlwf.training.stop_report import HeldOutDrift
+from anchorlwf.training.trainer import StepSums
 
-__all__ = ["Certificate", "DriftBudget", "StopRule", "holding"]
+__all__ = ["StopRule"]
 
-_AIM, _GAIN, _SLOWEST, _FASTEST, _MOST = 0.8, 0.25, 0.8, 1.5, 1e4
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What the tuned model does with its own training records, at fixed weights."""
-
-    anchors: int
-    anchors_held: int
-    """Greedy choice, and at least `hold` times the target probability."""
-    records: int
-    records_reproduced: int
-    """Every completion token is the greedy choice: free-running decoding then returns the completion."""
-    keep_tokens: int
-    keep_kl: float
-    """Mean KL(reference || model) over keep tokens, nats per token."""
-
-    def passes(self, budget: float) -> bool:
-        """Every anchor holds, every record is reproduced, the drift is within `budget` (nats per token)."""
-        return not self.missing(budget)
-
-    def missing(self, budget: float) -> list[str]:
-        """Which of the three conditions are not met, as sentences that say what may help."""
-        lacks = []
-        if self.anchors_held != self.anchors:
-            lacks.append(f"{self.anchors_held} of {self.anchors} anchors held; more steps may help")
-        if self.records_reproduced != self.records:
-            reproduced = f"{self.records_reproduced} of {self.records} answers reproduced greedily"
-            lacks.append(f"{reproduced}; more steps may help")
-        if not self.keep_kl <= budget:
-            lacks.append(
-                f"a drift within {budget:g} nats per token, which is {self.keep_kl:.5f}; a larger budget may help"
-            )
-        return lacks
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-
-def holding(
-    best_N: Tensor, log_p_N: Tensor, token_ids_N: Tensor, confidence_N: Tensor, ref_p_N: Tensor, hold: float
-) -> Tensor:
-    """Which anchors hold: bool [N], False at keep tokens.
-
-    The target gives an anchor the probability m = c + (1 - c) p_ref; it holds as the greedy choice with at least
-    `hold * m`. At confidence 1 that is simply `hold`.
-
-    Args:
-        best_N: int64, the model's greedy choice.
-        log_p_N: its log-probability of the standing token, nats.
-        token_ids_N: int64, the standing tokens.
-        confidence_N: c, 0 at keep tokens.
-        ref_p_N: the reference's probability of the standing token.
-        hold: share of the target probability, in (0, 1).
-    """
-    target_N = confidence_N + (1 - confidence_N) * ref_p_N
-    return (confidence_N > 0) & (best_N == token_ids_N) & (log_p_N >= (hold * target_N).log())
-
-
-class DriftBudget:
-    """Steers beta, the weight of the keep tokens, by the drift measured at every step."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self._floor, self._budget = config.beta, config.drift_budget
-        self.beta = config.beta
-
-    def observe(self, keep_kl: float) -> None:
-        """Adjust beta after a step whose batch showed this mean KL (nats per keep token)."""
-        # A proportional controller on a logarithmic scale, its step bounded both ways.
-        error = max(keep_kl, 1e-12) / (_AIM * self._budget)
-        factor = min(max(error**_GAIN, _SLOWEST), _FASTEST)
-        self.beta = min(max(self.beta * factor, self._floor), self._floor * _MOST)
-
-
-def mean(total: Tensor, count: Tensor) -> float:
-    """A mean that is 0 where there is nothing to average."""
-    return float(total / torch.clamp(count, min=1))
-
-
-if TYPE_CHECKING:
-    from anchorlwf.training.trainer import AnchorTrainer
+_STEER_EVERY = 5
+"""Steps between two looks at the held-out answers."""
+_PATIENCE, _PATIENT_PASSES = 40, 12
+"""Steps and passes over the corrections without any progress after which training ends."""
+_PROGRESS = {"held": 1e-6, "log_p": 0.05, "drift": 0.03}
+"""By how much something must have improved to count: share of anchors held, their mean log-probability (nats), and the
+drift, as a share of what it was."""
 
 
 class StopRule(TrainerCallback, ExportableState):
-    """After each optimizer step: steer beta, log a row, and stop once a certificate passes.
+    """After each optimizer step: log a row, steer beta, and stop once all is well or nothing improves.
 
-    A certificate costs a pass over the data without gradient, so it is asked for only when the batches of a whole
-    epoch have looked good in passing.
+    A report costs a pass over the data without gradient, so it is asked for only when the steps of a whole pass over
+    the corrections have looked good.
 
     Args:
-        trainer: whose sums it reads. Set after construction, for the trainer wants its callbacks first.
+        context: of the run.
+        control: steers beta.
+        best: where the best weights so far are kept.
+        take_sums: gives the sums of the step that has just been computed (`AnchorTrainer.take_sums`).
         on_row: called with every row that is logged.
     """
 
-    def __init__(self, on_row: Callable[[dict[str, Any]], None]) -> None:
-        self.trainer: AnchorTrainer | None = None
-        self.certificate: Certificate | None = None
-        self._on_row = on_row
-        self._good_steps = 0
-        self._sums: Tensor | None = None
+    def __init__(
+        self,
+        context: StepContext,
+        control: DriftControl,
+        best: BestState,
+        take_sums: Callable[[], StepSums],
+        on_row: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._context, self._control, self._best = context, control, best
+        self._take_sums, self._on_row = take_sums, on_row
+        self._pass = context.plan.steps_per_pass(len(context.data.corrections))
+        # Held-out answers make a report expensive, beside corrections that are few.
+        self._interval = max(self._pass, _STEER_EVERY) if context.data.held_out else self._pass
+        self._recent: deque[tuple[float, ...]] = deque(maxlen=self._pass)
+        self._good_steps, self._last_report, self._progress_at = 0, 0, 0
+        self._marks = {"held": 0.0, "log_p": -1e9, "drift": 1e9}
+        self._sums: StepSums | None = None
+        self.plateau = False
+        """Training ended because nothing improved any more."""
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold so that resuming is exact."""
-        assert self.trainer is not None
-        return {"args": {}, "attributes": {"beta": self.trainer.budget.beta, "good_steps": self._good_steps}}
+        own = {
+            "recent": [list(row) for row in self._recent],
+            "good_steps": self._good_steps,
+            "last_report": self._last_report,
+            "progress_at": self._progress_at,
+            "marks": self._marks,
+        }
+        steered = {"beta": self._control.beta, "best_held": self._control.best_held}
+        return {"args": {}, "attributes": {**own, **steered, "best_drift": repr(self._best.drift)}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take up beta and the streak from the checkpoint, where there is one."""
-        assert self.trainer is not None
+        """Take up what the checkpoint has, where there is one."""
         saved = state.stateful_callbacks.get(type(self).__name__)
-        if state.global_step and isinstance(saved, dict):
-            self.trainer.budget.beta = saved["attributes"]["beta"]
-            self._good_steps = saved["attributes"]["good_steps"]
+        if not state.global_step or not isinstance(saved, dict):
+            return
+        own = saved["attributes"]
+        self._recent.extend(tuple(row) for row in own["recent"])
+        self._good_steps, self._last_report = own["good_steps"], own["last_report"]
+        self._progress_at = own["progress_at"]
+        self._marks = dict(own["marks"])
+        self._control.beta, self._control.best_held = own["beta"], own["best_held"]
+        self._best.load(Path(args.output_dir) / f"checkpoint-{state.global_step}", float(own["best_drift"]))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Read the step's sums, which describe the weights before it. Raises `ModelError` where they are no numbers."""
-        assert self.trainer is not None
-        self._sums = self.trainer.take_sums()
+        self._sums = self._take_sums()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Log the step, steer beta, and certify where it is time to."""
-        trainer = self.trainer
-        assert trainer is not None
-        assert self._sums is not None, "read before the step"
-        loss, anchors, held, keeps, divergence, records, reproduced = self._sums
-        keep_kl = mean(divergence, keeps)
+        """Log the step, steer beta, and report where it is time to."""
+        sums = self._sums
+        assert sums is not None, "read before the step"
+        step, keep_kl = state.global_step, float(sums.keep_kl / max(1.0, float(sums.keeps)))
+        self._recent.append(tuple(map(float, (sums.anchors, sums.held, sums.anchor_log_p))))
+        due = self._due(sums, step)
+        steers = self._context.data.held_out and (due or step % _STEER_EVERY == 0 or step == state.max_steps)
+        held_out = self._context.drift() if steers else {}
+        if state.is_world_process_zero:
+            self._on_row(self._row(sums, keep_kl, held_out, state))
+        if held_out or not self._context.data.held_out:
+            self._control.observe(held_out["all"].mean if held_out else keep_kl, self._share_held())
+        if self._context.config.stop:
+            self._decide(held_out if due else None, step, control)
+
+    def _row(
+        self, sums: StepSums, keep_kl: float, held_out: dict[str, HeldOutDrift], state: TrainerState
+    ) -> dict[str, Any]:
         row = {
             "step": state.global_step,
             "max_steps": state.max_steps,
-            "loss": float(loss),
-            "anchors": int(anchors),
-            "held": int(held),
-            "records": int(records),
-            "reproduced": int(reproduced),
+            "loss": float(sums.loss),
+            "anchors": int(sums.anchors),
+            "held": int(sums.held),
+            # The geometric mean: one forgotten anchor shows.
+            "anchor_probability": math.exp(float(sums.anchor_log_p / max(1.0, float(sums.anchors)))),
+            "records": int(sums.records),
+            "reproduced": int(sums.reproduced),
             "keep_kl": keep_kl,
-            "beta": trainer.budget.beta,
+            "beta": self._control.beta,
         }
-        if state.is_world_process_zero:
-            self._on_row(row)
-        trainer.budget.observe(keep_kl)
-        if trainer.config.stop and self._due(held, anchors, keep_kl, args, state):
-            self.certificate = trainer.certify()
-            if self.certificate.passes(trainer.config.drift_budget):
-                control.should_training_stop = True
-            else:
-                self._good_steps = 0
+        return {**row, "held_out": {kind: asdict(drift) for kind, drift in held_out.items()}} if held_out else row
 
-    def _due(self, held: Tensor, anchors: Tensor, keep_kl: float, args: TrainingArguments, state: TrainerState) -> bool:
-        trainer = self.trainer
-        assert trainer is not None
-        good = bool(held == anchors) and keep_kl <= trainer.config.drift_budget
+    def _share_held(self) -> float:
+        anchors, held, _ = (sum(column) for column in zip(*self._recent, strict=True))
+        return held / max(1.0, anchors)
+
+    def _due(self, sums: StepSums, step: int) -> bool:
+        """Whether a whole pass over the corrections has looked good, and none was reported on lately."""
+        good = bool(sums.held == sums.anchors) and bool(sums.reproduced == sums.records)
         self._good_steps = self._good_steps + 1 if good else 0
-        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return self._good_steps >= math.ceil(len(trainer.records) / per_step)
+        return self._good_steps >= self._pass and step - self._last_report >= self._interval
+
+    def _decide(self, held_out: dict[str, HeldOutDrift] | None, step: int, control: TrainerControl) -> None:
+        """Stop where the report passes, or where neither anchors nor drift have improved for long.
+
+        Args:
+            held_out: drift of the present weights where a report is due; None: it is not.
+            step: that has been taken.
+            control: where a stop is asked for.
+        """
+        drift = None
+        if held_out is not None:
+            self._last_report = step
+            report = self._context.report(step, held_out)
+            if report.learned:
+                drift = report.drift
+                self._best.offer(drift)
+            if report.passes(self._context.config.drift_budget):
+                control.should_training_stop = True
+                return
+        self._note_progress(drift, step)
+        if step - self._progress_at >= max(_PATIENCE, _PATIENT_PASSES * self._pass):
+            self.plateau = control.should_training_stop = True
+
+    def _note_progress(self, drift: float | None, step: int) -> None:
+        anchors, held, log_p = (sum(column) for column in zip(*self._recent, strict=True))
+        now = {"held": held / max(1.0, anchors), "log_p": log_p / max(1.0, anchors)}
+        better = [name for name, value in now.items() if value > self._marks[name] + _PROGRESS[name]]
+        if drift is not None and drift < self._marks["drift"] * (1 - _PROGRESS["drift"]):
+            better.append("drift")
+            now["drift"] = drift
+        for name in better:
+            self._marks[name] = now[name]
+        if better:
+            self._progress_at = step

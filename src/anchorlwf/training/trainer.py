@@ -1,144 +1,125 @@
-"""The trainer: `transformers.Trainer` with our loss, our counts and our stop rule. `recipes/loop.py` is its flat twin.
+"""The trainer: `transformers.Trainer` with our loss, our counts and our steps. `recipes/loop.py` is its flat twin.
 
 Shape suffixes: N completion tokens of a micro-batch, D hidden width.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 
-from anchorlwf.config import TrainConfig
-from anchorlwf.data.record import Record
-from anchorlwf.divergence import completion_hidden, divergence
+from anchorlwf.divergence import divergence
 from anchorlwf.files import staged_folder, storage_errors
 from anchorlwf.loss.reduce import Counts, reduce_loss
-from anchorlwf.loss.reference_summary import Summary, can_summarize
-from anchorlwf.loss.scores import token_scores
 from anchorlwf.model.attention import within_records
-from anchorlwf.model.batch import Batch, KeepTurn, collate, pack
-from anchorlwf.model.head import read_head, reference_head
-from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.model.batch import Batch
+from anchorlwf.model.head import read_head
+from anchorlwf.training.best_state import BestState
 from anchorlwf.training.checkpoint import Checkpoints
-from anchorlwf.training.dataset import Records
-from anchorlwf.training.nonfinite import nonfinite_error, nonfinite_turns
-from anchorlwf.training.packing import may_pack
-from anchorlwf.training.reference_cache import ReferenceCache
-from anchorlwf.training.stop_rule import Certificate, DriftBudget, holding, mean
+from anchorlwf.training.drift_control import DriftControl
+from anchorlwf.training.nonfinite import nonfinite_turns
+from anchorlwf.training.step_context import StepContext
+from anchorlwf.training.step_sampler import StepSampler
 
-__all__ = ["AnchorTrainer"]
+__all__ = ["AnchorTrainer", "StepSums"]
+
+
+class StepSums(NamedTuple):
+    """Sums over one optimizer step, all micro-batches and processes: float64 scalars."""
+
+    loss: Tensor
+    anchors: Tensor
+    held: Tensor
+    anchor_log_p: Tensor
+    """Of the anchors' log-probabilities, nats."""
+    records: Tensor
+    """Corrected ones."""
+    reproduced: Tensor
+    keeps: Tensor
+    """Keep tokens of all records."""
+    keep_kl: Tensor
+    """Nats."""
 
 
 class AnchorTrainer(Trainer):
     """Cross-entropy at anchors, KL to the reference at keep tokens (paper section 3.2).
 
     Args:
-        language_model: with its adapter attached, or its reference copy kept.
-        records: complete records.
-        lengths: `fed_length` of each.
-        config: the objective.
-        arguments: transformers' own, made by `training.stage`.
-        checkpoints: where they go.
-
-    Attributes:
-        cache: the reference's states; None: the reference runs beside the model.
-        summarized: the cache holds their summary, for the head and the objective allow it.
-        packed: micro-batches are records end to end, not padded.
+        context: of the run.
+        drift_control: steers beta.
+        best: the best weights so far; they go into checkpoints.
+        checkpoints: where those go.
     """
 
     def __init__(
-        self,
-        language_model: LanguageModel,
-        records: Records,
-        lengths: Sequence[int],
-        config: TrainConfig,
-        arguments: TrainingArguments,
-        checkpoints: Checkpoints,
+        self, context: StepContext, drift_control: DriftControl, best: BestState, checkpoints: Checkpoints
     ) -> None:
-        self.language_model, self.records, self.config = language_model, records, config
-        self.checkpoints = checkpoints
-        self._lengths = lengths
-        self.budget = DriftBudget(config)
-        self._ref_head = reference_head(language_model)
-        self.cache: ReferenceCache | None = None
+        self.context, self.drift_control, self.best, self.checkpoints = context, drift_control, best, checkpoints
         super().__init__(
-            model=language_model.net,
-            args=arguments,
-            train_dataset=cast(Any, self.records),
-            data_collator=lambda rows: self._collated(rows).tensors(),
+            model=context.model.net,
+            args=context.arguments,
+            train_dataset=cast(Any, context.data.records),
+            data_collator=lambda rows: context.collate(rows).tensors(),
         )
         self.remove_callback(PrinterCallback)
         # The shares returned by compute_loss are divided by global counts already.
         self.loss_is_scaled_for_ga = True
-        self.sums = self._zeros()
-        self._nonfinite: list[KeepTurn] = []
-        with self.accelerator.autocast():
-            self.packed = may_pack(language_model, max(self._lengths))
-        # On a GPU, kernels compare the two models' logits; nobody has measured this there.
-        self.summarized = (
-            config.impl == "auto"
-            and config.direction == "forward"
-            and self.args.device.type != "cuda"
-            and can_summarize(read_head(language_model), self._ref_head)
+        self._sums = self._zeros()
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Every step's corrections and keep records; the sampler knows this process's share, so nothing divides it."""
+        context, args = self.context, self.args
+        sampler = StepSampler(
+            context.plan,
+            context.data.corrections,
+            context.data.keeps,
+            context.data.lengths,
+            steps=args.max_steps,
+            seed=context.config.seed,
+            rank=args.process_index,
+            processes=args.world_size,
+            grouped=not context.packed,
         )
-
-    def _collated(self, records: Sequence[Record]) -> Batch:
-        batch = pack(records) if self.packed else collate(records, self.language_model.codec.pad_id)
-        return batch if self.cache is None else batch._replace(reference_NX=self.cache.states(records))
-
-    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
-        """Padded batches are made of records of like length; seeded, and another order each epoch."""
-        size = self.args.train_batch_size
-        if self.packed or len(self._lengths) <= size:
-            return super()._get_train_sampler(train_dataset)
-        # accelerate gives each process its share, so here there is one replica.
-        return DistributedLengthGroupedSampler(
-            size, num_replicas=1, rank=0, seed=self.config.seed, lengths=list(self._lengths)
+        pinned = args.dataloader_pin_memory
+        return DataLoader(
+            cast(Any, self.train_dataset), batch_sampler=sampler, collate_fn=self.data_collator, pin_memory=pinned
         )
 
     def training_step(self, *inputs: Any, **options: Any) -> Tensor:
         """As Trainer does. With gradient checkpointing the backward pass runs layers again, on packed records."""
-        with within_records(self.language_model.backbone) if self.packed else contextlib.nullcontext():
+        with within_records(self.context.model.backbone) if self.context.packed else contextlib.nullcontext():
             return super().training_step(*inputs, **options)
 
     def _zeros(self) -> Tensor:
-        """Sums over one optimizer step: loss, anchors, held, keep tokens, keep divergence, records, reproduced."""
-        return torch.zeros(7, dtype=torch.float64, device=self.args.device)
+        return torch.zeros(len(StepSums._fields), dtype=torch.float64, device=self.args.device)
 
-    def take_sums(self) -> Tensor:
-        """The step's sums over all ranks, float64 [7]; starts the next step's.
+    def take_sums(self) -> StepSums:
+        """The step's sums over all processes; starts the next step's.
 
         Raises:
-            ModelError: the loss is NaN or infinite. All ranks raise it, before the optimizer has changed anything.
+            ModelError: the loss is NaN or infinite. All processes raise it, before the optimizer has changed anything.
         """
-        sums, self.sums = self.accelerator.reduce(self.sums, "sum"), self._zeros()
-        self._check_finite(bool(sums[0].isfinite()), f"loss of step {self.state.global_step + 1}")
-        return sums
-
-    def _check_finite(self, finite: bool, what: str) -> None:
-        """Raise `ModelError`, which names the records of all ranks, unless `finite`, of which all ranks know."""
-        if not finite:
-            turns = gather_object(self._nonfinite)
-            raise nonfinite_error(
-                what, turns, map(self.records.__getitem__, range(len(self.records))), self.config.learning_rate
-            )
+        sums, self._sums = self.accelerator.reduce(self._sums, "sum"), self._zeros()
+        self.context.check_finite(bool(sums[0].isfinite()), f"loss of step {self.state.global_step + 1}")
+        return StepSums(*sums)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor]:
-        """The window's micro-batches, and its anchors and keep tokens over all ranks: int64 [2]."""
+        """The window's micro-batches, and the tokens of each kind over all processes (`Counts`): int64 [3]."""
         samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        batches = [Batch(**sample) for sample in samples]
-        counts = torch.tensor([sum(b.anchors for b in batches), sum(b.keeps for b in batches)], device=device)
-        return samples, self.accelerator.reduce(counts, "sum")
+        counts = torch.zeros(3, dtype=torch.int64)
+        for batch in (Batch(**sample) for sample in samples):
+            retained = int(batch.retained_N.sum())
+            counts += torch.tensor([batch.anchors, batch.keeps - retained, retained])
+        return samples, self.accelerator.reduce(counts.to(device), "sum")
 
     def compute_loss(
         self,
@@ -149,61 +130,44 @@ class AnchorTrainer(Trainer):
     ) -> Any:
         """This micro-batch's share of the window's loss."""
         assert isinstance(num_items_in_batch, Tensor), "the counts of get_batch_samples"
-        batch = Batch(**inputs)
-        hidden_ND, reference = self._states(model, batch)
-        head, anchor_N = read_head(self.language_model), batch.confidence_N > 0
+        context, config, batch = self.context, self.context.config, Batch(**inputs)
+        hidden_ND, reference = context.states(model, batch)
+        anchor_N, heads = batch.confidence_N > 0, (read_head(context.model), context.ref_head)
         divergence_N, behind_N = divergence(
             hidden_ND,
             reference,
-            (head, self._ref_head),
+            heads,
             batch.token_ids_N,
             batch.confidence_N,
-            direction=self.config.direction,
-            impl=self.config.impl,
+            direction=config.direction,
+            impl=config.impl,
         )
-        held_N = torch.zeros_like(anchor_N)
-        held_N[anchor_N] = self._held(batch, hidden_ND, reference, anchor_N)
-        pull_N = (~held_N).to(divergence_N.dtype) if self.config.hinge else None
-        counts = Counts(*num_items_in_batch.tolist())
+        held_A, log_p_A = context.anchors(batch, hidden_ND, reference)
+        pull_N = torch.ones_like(divergence_N)
+        if config.hinge:
+            pull_N[anchor_N] = (~held_A).to(pull_N.dtype)
         loss = reduce_loss(
             divergence_N,
             anchor_N,
-            counts,
-            self.config.reduction,
-            alpha=self.config.alpha,
-            beta=self.budget.beta,
+            Counts(*num_items_in_batch.tolist()),
+            config.reduction,
+            alpha=config.alpha,
+            beta=self.drift_control.beta,
             pull_N=pull_N,
+            retained_N=batch.retained_N,
         )
         if not bool(loss.isfinite()):
-            self._nonfinite += nonfinite_turns(batch, divergence_N)
-        keep_N, missed = divergence_N.detach()[~anchor_N].double(), batch.per_record((behind_N != 0).int())
-        records, reproduced = missed.new_tensor(len(missed)), (missed == 0).sum()
-        self.sums += torch.stack(
-            [loss.detach(), anchor_N.sum(), held_N.sum(), (~anchor_N).sum(), keep_N.sum(), records, reproduced]
-        )
-        # DistributedDataParallel averages gradients over ranks; the counts are global, so the sum is wanted.
-        ranks = self.accelerator.num_processes if isinstance(model, DistributedDataParallel) else 1
-        return loss * ranks
-
-    def _states(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor | Summary]:
-        """At the predicting positions: the model's final hidden states [N, D], and the reference's or their summary."""
-        hidden_ND = completion_hidden(model, self.language_model.backbone, batch)
-        if batch.reference_NX is not None:
-            return hidden_ND, Summary.of(batch.reference_NX) if self.summarized else batch.reference_NX
-        with self.language_model.as_reference() as reference:
-            return hidden_ND, completion_hidden(reference.net, reference.backbone, batch)
-
-    def _held(self, batch: Batch, hidden_ND: Tensor, reference: Tensor | Summary, chosen_N: Tensor) -> Tensor:
-        """`holding` at the chosen positions."""
-        token_ids, confidence = batch.token_ids_N[chosen_N], batch.confidence_N[chosen_N]
-        best, log_p = token_scores(read_head(self.language_model), hidden_ND[chosen_N], token_ids)
-        # The reference's probability matters only where the target leaves it a share.
-        ref_p = torch.zeros_like(log_p)
-        if isinstance(reference, Summary):
-            ref_p = reference.log_p_N[chosen_N].exp()
-        elif bool((confidence < 1).any()):
-            ref_p = token_scores(self._ref_head, reference[chosen_N], token_ids)[1].exp()
-        return holding(best, log_p, token_ids, confidence, ref_p, self.config.hold)
+            context.nonfinite += nonfinite_turns(batch, divergence_N)
+        keep_N = divergence_N.detach()[~anchor_N].double()
+        corrected, missed = batch.per_record(anchor_N.int()) > 0, batch.per_record((behind_N != 0).int())
+        records, reproduced = corrected.sum(), (corrected & (missed == 0)).sum()
+        # A head may exclude a token altogether.
+        anchors = (anchor_N.sum(), held_A.sum(), log_p_A.double().clamp(min=-1e4).sum())
+        sums = (loss.detach(), *anchors, records, reproduced, (~anchor_N).sum(), keep_N.sum())
+        self._sums += torch.stack([value.double() for value in sums])
+        # DistributedDataParallel averages gradients over processes; the counts are global, so the sum is wanted.
+        processes = self.accelerator.num_processes if isinstance(model, DistributedDataParallel) else 1
+        return loss * processes
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """As Trainer does, but whole or not at all, whatever breaks off; and with what `Checkpoints` asks for."""
@@ -218,56 +182,8 @@ class AnchorTrainer(Trainer):
                 self.args.output_dir = usual
             self.accelerator.wait_for_everyone()
             if stage is not None:
+                self.best.save(stage / place.name)
                 self.checkpoints.seal(stage / place.name, stage)
         if main:
             self.checkpoints.drop_old()
         self.accelerator.wait_for_everyone()
-
-    @torch.no_grad()
-    def certify(self) -> Certificate:
-        """Measure all training records at the present weights, each rank its share.
-
-        Raises:
-            ModelError: what the model says of them is NaN or infinite.
-        """
-        net = self.language_model.net
-        was_training = net.training
-        net.eval()
-        sums = torch.zeros(7, dtype=torch.float64, device=self.args.device)
-        mine = range(self.accelerator.process_index, len(self.records), self.accelerator.num_processes)
-        size = self.args.per_device_train_batch_size
-        for start in range(0, len(mine), size):
-            part = [self.records[index] for index in mine[start : start + size]]
-            sums += self._measure(self._collated(part).to(self.args.device))
-        net.train(was_training)
-        anchors, held, records, reproduced, keeps, kl, nonfinite = self.accelerator.reduce(sums, "sum")
-        self._check_finite(not nonfinite, f"tuned model after step {self.state.global_step}")
-        return Certificate(int(anchors), int(held), int(records), int(reproduced), int(keeps), mean(kl, keeps))
-
-    def _measure(self, batch: Batch) -> Tensor:
-        hidden_ND, reference = self._states(self.language_model.net, batch)
-        head, anchor_N = read_head(self.language_model), batch.confidence_N > 0
-        best_N, log_p_N = token_scores(head, hidden_ND, batch.token_ids_N)
-        # Always KL(reference || model), whatever direction trains.
-        keep_all_N = torch.zeros_like(batch.confidence_N)
-        kl_N, _ = divergence(
-            hidden_ND, reference, (head, self._ref_head), batch.token_ids_N, keep_all_N, impl=self.config.impl
-        )
-        # A log-probability may be -inf: the head excludes that token.
-        nonfinite_N = log_p_N.isnan() | ~kl_N.isfinite()
-        if bool(nonfinite_N.any()):
-            self._nonfinite += nonfinite_turns(batch, kl_N.where(~nonfinite_N, torch.nan))
-        missed = batch.per_record((best_N != batch.token_ids_N).int())
-        held = self._held(batch, hidden_ND, reference, anchor_N)
-        keep_N = kl_N[~anchor_N].double()
-        return torch.stack(
-            [
-                anchor_N.sum(),
-                held.sum(),
-                torch.tensor(len(missed), device=held.device),
-                (missed == 0).sum(),
-                torch.tensor(len(keep_N), device=held.device),
-                keep_N.sum(),
-                nonfinite_N.sum(),
-            ]
-        ).double()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anchorlwf.annotation import PromptLike, annotate, as_prompts, fits, retention_records
+from anchorlwf.annotation import PromptLike, annotate, as_prompts, fits
 from anchorlwf.config import AnnotateConfig, EvaluateConfig, TrainConfig
 from anchorlwf.data.jsonl import save_records
 from anchorlwf.data.probe import Probe
@@ -15,6 +15,7 @@ from anchorlwf.errors import NothingToDoError, PromptWarning, wrong
 from anchorlwf.evaluation import Results, answers, evaluate
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel, load_model
 from anchorlwf.training import TrainResult, run_folder, train
+from anchorlwf.workflow.retained import Retain, keep_records_for
 from anchorlwf.world import build_world, retention_prompts
 
 __all__ = ["CANARIES", "FixReport", "fix", "unchanged_probes"]
@@ -93,9 +94,10 @@ def fix(
     out: str | Path,
     paraphrases: list[str] | None = None,
     check: str | Path | Iterable[PromptLike] | None = None,
-    retain: str | Path | Iterable[PromptLike] | None = None,
+    retain: Retain = None,
     config: TrainConfig | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
+    on_retain: Callable[[str, int, int], None] | None = None,
 ) -> FixReport:
     """Correct one answer and show what changed and what did not.
 
@@ -106,9 +108,12 @@ def fix(
         out: run folder: records.jsonl, adapter/, results.json and the rest of `train`.
         paraphrases: other wordings of the question. They are annotated with the same answer, too.
         check: prompts whose answers must stay the same; None: `CANARIES`, or questions of the embedded world.
-        retain: prompts whose present answers become keep records, trained to stay.
+        retain: what is trained to stay beside the correction: `auto` (prompts that the model writes itself, and their
+            neighbours of the corrected one), `none`, or prompts of your own. None: `auto`; for the embedded model
+            `none`.
         config: of training.
         on_step: called with every training step's row.
+        on_retain: called with (kind, written, wanted) while the model writes prompts.
 
     Raises:
         NothingToDoError: the model answers exactly this already.
@@ -117,8 +122,7 @@ def fix(
     with run_folder(out):
         language_model = model if isinstance(model, LanguageModel) else load_model(model)
         records = _annotated(language_model, prompt, answer, paraphrases or [])
-        if retain is not None:
-            records += retention_records(language_model, retain)
+        records += keep_records_for(language_model, records, retain, on_progress=on_retain)
         asked = _default_checks(language_model) if check is None else check
         probes = unchanged_probes(language_model, asked, EvaluateConfig())
         folder = Path(out)

@@ -1,0 +1,54 @@
+"""The best weights of a run so far, kept beside those in training."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+__all__ = ["BestState"]
+
+_FILE = "best_state.safetensors"
+
+
+class BestState:
+    """A copy of the trainable weights, on the CPU.
+
+    Args:
+        net: the network in training. Where all of its weights train, a copy would double the memory, so none is kept.
+        keeps: whether copies are wanted.
+
+    Attributes:
+        drift: of the kept weights, nats per token; infinite while there are none.
+    """
+
+    def __init__(self, net: nn.Module, *, keeps: bool) -> None:
+        self._net, self._keeps = net, keeps
+        self._weights: dict[str, Tensor] = {}
+        self.drift = float("inf")
+
+    def offer(self, drift: float) -> None:
+        """Keep the present weights if their drift is the lowest so far."""
+        if self._keeps and drift < self.drift:
+            self._weights = {name: weight.detach().cpu().clone() for name, weight in self._trainable()}
+            self.drift = drift
+
+    @torch.no_grad()
+    def restore(self) -> bool:
+        """Put the kept weights back; False where there are none."""
+        for name, weight in self._trainable() if self._weights else ():
+            weight.copy_(self._weights[name])
+        return bool(self._weights)
+
+    def save(self, folder: Path) -> None:
+        """Write what is kept beside a checkpoint."""
+        if self._weights:
+            save_file(self._weights, folder / _FILE, {"drift": repr(self.drift)})
+
+    def load(self, folder: Path, drift: float) -> None:
+        """Take up what `save` wrote. `drift`: as the stop rule's state has it."""
+        if (folder / _FILE).exists():
+            self._weights, self.drift = load_file(folder / _FILE), drift
+
+    def _trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, weight) for name, weight in self._net.named_parameters() if weight.requires_grad]

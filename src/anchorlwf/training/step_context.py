@@ -1,0 +1,213 @@
+"""What every step of a run works with, built before the trainer and the stop rule, and handed to both.
+
+Shape suffixes: N completion tokens of a micro-batch, A anchors among them, D hidden width.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from accelerate.utils import gather_object, reduce
+from torch import Tensor, nn
+from transformers import TrainingArguments
+
+from anchorlwf.config import TrainConfig
+from anchorlwf.data.record import Record
+from anchorlwf.decoding.keep_records import KEEP_TAG
+from anchorlwf.divergence import completion_hidden, divergence
+from anchorlwf.loss.inputs import Head
+from anchorlwf.loss.reference_summary import Summary, can_summarize
+from anchorlwf.loss.scores import token_scores
+from anchorlwf.model.batch import Batch, KeepTurn, collate, pack
+from anchorlwf.model.head import read_head, reference_head
+from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.training.dataset import TrainingSet
+from anchorlwf.training.nonfinite import nonfinite_error, nonfinite_turns
+from anchorlwf.training.packing import may_pack
+from anchorlwf.training.reference_cache import ReferenceCache
+from anchorlwf.training.step_sampler import StepPlan
+from anchorlwf.training.stop_report import HeldOutDrift, StopReport, holding
+
+__all__ = ["Anchors", "StepContext", "autocast"]
+
+
+def autocast(arguments: TrainingArguments) -> AbstractContextManager[object]:
+    """The precision that steps run in, as Trainer has it."""
+    return torch.autocast(arguments.device.type, torch.bfloat16, enabled=bool(arguments.bf16))
+
+
+class Anchors(NamedTuple):
+    """How a micro-batch's anchors stand."""
+
+    held_A: Tensor
+    """bool."""
+    log_p_A: Tensor
+    """The model's log-probability of each, nats."""
+
+
+@dataclass
+class StepContext:
+    """The model, its data and its objective, ready for steps; `build` makes one.
+
+    Attributes:
+        plan: what a step is made of.
+        packed: micro-batches are records end to end, not padded.
+        summarized: the cache holds summaries of the reference, for the head and the objective allow it.
+        cache: the reference's states; None: the reference runs beside the model.
+        nonfinite: the turns of this process at which something was no finite number.
+    """
+
+    model: LanguageModel
+    config: TrainConfig
+    data: TrainingSet
+    arguments: TrainingArguments
+    ref_head: Head
+    plan: StepPlan
+    packed: bool
+    summarized: bool
+    cache: ReferenceCache | None = None
+    nonfinite: list[KeepTurn] = field(default_factory=list)
+
+    @classmethod
+    def build(
+        cls, model: LanguageModel, config: TrainConfig, data: TrainingSet, plan: StepPlan, arguments: TrainingArguments
+    ) -> "StepContext":
+        """What can be known before the reference is cached.
+
+        Args:
+            model: with its adapter attached, or its reference copy kept.
+            config: the objective.
+            data: what is trained on and what is held out.
+            plan: of a step.
+            arguments: transformers' own.
+        """
+        ref_head = reference_head(model)
+        with autocast(arguments):
+            packed = may_pack(model, max(data.lengths))
+        # On a GPU, kernels compare the two models' logits; nobody has measured this there.
+        summarized = (
+            config.impl == "auto"
+            and config.direction == "forward"
+            and arguments.device.type != "cuda"
+            and can_summarize(read_head(model), ref_head)
+        )
+        return cls(model, config, data, arguments, ref_head, plan, packed, summarized)
+
+    def collate(self, records: Sequence[Record]) -> Batch:
+        """A batch on the CPU, with what is known of the reference."""
+        batch = pack(records) if self.packed else collate(records, self.model.codec.pad_id)
+        return batch if self.cache is None else batch._replace(reference_NX=self.cache.states(records))
+
+    def states(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | Summary]:
+        """At the predicting positions: the model's final hidden states [N, D], and the reference's or their summary."""
+        hidden_ND = completion_hidden(net, self.model.backbone, batch)
+        if batch.reference_NX is not None:
+            return hidden_ND, Summary.of(batch.reference_NX) if self.summarized else batch.reference_NX
+        with self.model.as_reference() as reference:
+            return hidden_ND, completion_hidden(reference.net, reference.backbone, batch)
+
+    def anchors(self, batch: Batch, hidden_ND: Tensor, reference: Tensor | Summary) -> Anchors:
+        """Which anchors of a batch hold, and how probable they are."""
+        anchor_N = batch.confidence_N > 0
+        token_ids, confidence = batch.token_ids_N[anchor_N], batch.confidence_N[anchor_N]
+        best, log_p = token_scores(read_head(self.model), hidden_ND[anchor_N], token_ids)
+        # The reference's probability matters only where the target leaves it a share.
+        ref_p = torch.zeros_like(log_p)
+        if isinstance(reference, Summary):
+            ref_p = reference.log_p_N[anchor_N].exp()
+        elif bool((confidence < 1).any()):
+            ref_p = token_scores(self.ref_head, reference[anchor_N], token_ids)[1].exp()
+        return Anchors(holding(best, log_p, token_ids, confidence, ref_p, self.config.hold), log_p)
+
+    def check_finite(self, finite: bool, what: str) -> None:
+        """Raise `ModelError`, which names the records of all processes, unless `finite`, of which all of them know."""
+        if not finite:
+            turns, records = gather_object(self.nonfinite), self.data.records
+            raise nonfinite_error(what, turns, map(records.__getitem__, range(len(records))), self.config.learning_rate)
+
+    @torch.no_grad()
+    def report(self, step: int, held_out: Mapping[str, HeldOutDrift] | None = None) -> StopReport:
+        """How the present weights stand with all records, each process looking at its share.
+
+        Args:
+            step: after which this is, for the message.
+            held_out: what `drift` gave for the same weights, where that is known already.
+
+        Raises:
+            ModelError: what the model says of a record is NaN or infinite.
+        """
+        sums = torch.zeros(7, dtype=torch.float64, device=self.arguments.device)
+        for batch in self._batches([*self.data.corrections, *self.data.keeps]):
+            sums += self._measured(batch)
+        anchors, held, records, reproduced, keeps, kl, nonfinite = reduce(sums, "sum")
+        self.check_finite(not nonfinite, f"tuned model after step {step}")
+        counts = (int(anchors), int(held), int(records), int(reproduced), int(keeps))
+        return StopReport(*counts, float(kl / max(1, int(keeps))), self.drift() if held_out is None else held_out)
+
+    @torch.no_grad()
+    def drift(self) -> dict[str, HeldOutDrift]:
+        """Drift of the present weights on held-out answers, by kind and of `all`; nothing where none are held out."""
+        mine: list[tuple[str, list[float]]] = []
+        records = [self.data.records[number] for number in self._share(self.data.held_out)]
+        kinds = [_kind(record) for record in records]
+        for batch, start in zip(self._batches(self.data.held_out), range(0, len(records), self._size), strict=True):
+            kl_N, _ = self._keep_kl(batch)
+            sizes = [len(record.completion_ids) for record in records[start : start + self._size]]
+            mine += zip(kinds[start:], (part.tolist() for part in kl_N.split(sizes)), strict=False)
+        by_kind: dict[str, list[list[float]]] = {}
+        for kind, values in gather_object(mine):
+            by_kind.setdefault(kind, []).append(values)
+        found = {kind: HeldOutDrift.of(values) for kind, values in sorted(by_kind.items())}
+        everything = [values for several in by_kind.values() for values in several]
+        return {**found, "all": HeldOutDrift.of(everything)} if everything else {}
+
+    @property
+    def _size(self) -> int:
+        return self.arguments.per_device_train_batch_size
+
+    def _share(self, numbers: Sequence[int]) -> Sequence[int]:
+        """Those of the numbers that this process looks at."""
+        return numbers[self.arguments.process_index :: self.arguments.world_size]
+
+    def _batches(self, numbers: Sequence[int]) -> Iterator[Batch]:
+        """This process's share of the records, as batches on the device, while dropout is off."""
+        net, mine = self.model.net, self._share(numbers)
+        was_training = net.training
+        net.eval()
+        with autocast(self.arguments):
+            for start in range(0, len(mine), self._size):
+                part = [self.data.records[number] for number in mine[start : start + self._size]]
+                yield self.collate(part).to(self.arguments.device)
+        net.train(was_training)
+
+    def _keep_kl(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor | Summary]]:
+        """KL(reference || model) [N], whatever direction trains, and the states it was computed from."""
+        states = self.states(self.model.net, batch)
+        keep_all_N = torch.zeros_like(batch.confidence_N)
+        heads = (read_head(self.model), self.ref_head)
+        kl_N, _ = divergence(*states, heads, batch.token_ids_N, keep_all_N, impl=self.config.impl)
+        return kl_N, states
+
+    def _measured(self, batch: Batch) -> Tensor:
+        """Anchors, held, corrected records, reproduced, keep tokens, their KL, values that are no finite number."""
+        kl_N, (hidden_ND, reference) = self._keep_kl(batch)
+        anchor_N = batch.confidence_N > 0
+        best_N, log_p_N = token_scores(read_head(self.model), hidden_ND, batch.token_ids_N)
+        # A log-probability may be -inf: the head excludes that token.
+        nonfinite_N = log_p_N.isnan() | ~kl_N.isfinite()
+        if bool(nonfinite_N.any()):
+            self.nonfinite += nonfinite_turns(batch, kl_N.where(~nonfinite_N, torch.nan))
+        corrected, missed = batch.per_record(anchor_N.int()) > 0, batch.per_record((best_N != batch.token_ids_N).int())
+        keep_N = kl_N[~anchor_N].double()
+        held = self.anchors(batch, hidden_ND, reference).held_A.sum()
+        reproduced = (corrected & (missed == 0)).sum()
+        counts = [anchor_N.sum(), held, corrected.sum(), reproduced, (~anchor_N).sum(), keep_N.sum(), nonfinite_N.sum()]
+        return torch.stack([count.double() for count in counts])
+
+
+def _kind(record: Record) -> str:
+    """`near` for a tag `retain:near`; `general` where no tag says which."""
+    named = (tag.partition(":")[2] for tag in record.tags if tag.startswith(f"{KEEP_TAG}:"))
+    return next(named, "general")

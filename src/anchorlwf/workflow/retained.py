@@ -1,0 +1,46 @@
+"""What is kept as it was while a model is corrected: what it writes itself, or the answers to prompts of one's own."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from anchorlwf.annotation import PromptLike, retention_records
+from anchorlwf.config import RetainConfig
+from anchorlwf.data.record import Record
+from anchorlwf.model.language_model import EMBEDDED, LanguageModel
+from anchorlwf.retention import retain
+
+__all__ = ["AUTO", "NONE", "Retain", "keep_records_for"]
+
+AUTO, NONE = "auto", "none"
+Retain = str | Path | Iterable[PromptLike] | None
+"""`auto`, `none`, or prompts: a file or rows. None: `auto`, but `none` for the embedded model, which writes little of use."""
+
+
+def keep_records_for(
+    model: LanguageModel,
+    corrections: Sequence[Record],
+    wanted: Retain,
+    *,
+    config: RetainConfig | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> list[Record]:
+    """Keep records to train beside corrections; those tagged `held-out` measure the drift.
+
+    Args:
+        model: that is corrected; its reference answers.
+        corrections: complete records with anchors: their neighbours are kept, and what asks for the same fact is not.
+        wanted: see `Retain`.
+        config: how many the model writes, where it does.
+        on_progress: called with a kind, how many there are, and how many are wanted.
+
+    Raises:
+        RecordError, PromptError, ModelError, StorageError: as `retain` and `retention_records`.
+    """
+    if wanted is None:
+        wanted = NONE if model.name == EMBEDDED else AUTO
+    if wanted == NONE:
+        return []
+    if wanted == AUTO:
+        retained = retain(model, corrections, config=config, on_progress=on_progress)
+        return [*retained.records, *retained.held_out]
+    return retention_records(model, wanted)

@@ -1,0 +1,138 @@
+"""Training ends by what is wanted: anchors held, drift on held-out answers within budget; or once nothing improves."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from training_runs import corrections, world_corrections
+
+from anchorlwf.config import TrainConfig
+from anchorlwf.data.record import Prompt
+from anchorlwf.decoding.keep_records import HELD_OUT_TAG, keep_records
+from anchorlwf.model.language_model import load_model
+from anchorlwf.training import HeldOutDrift, step_context, train
+from anchorlwf.training.best_state import BestState
+
+
+def kept(model, count):
+    """Keep records on questions of no consequence: every fourth is held out, every other is near."""
+    prompts = []
+    for number in range(count):
+        kind = "near" if number % 2 else "general"
+        tags = [f"retain:{kind}", *([HELD_OUT_TAG] if number % 4 >= 2 else [])]
+        chat = [{"role": "user", "content": f"What is number {number}?"}]
+        prompts.append(Prompt(messages=chat, tags=tags))
+    return keep_records(model, prompts, 12)
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_held_out_records_are_measured_and_never_trained_on(fresh_model, tmp_path, monkeypatch):
+    records, keep = corrections(fresh_model, 2), kept(fresh_model, 12)
+    aside = {record.id for record in keep if HELD_OUT_TAG in record.tags}
+    seen, plain = [], step_context.StepContext.collate
+    monkeypatch.setattr(
+        step_context.StepContext, "collate", lambda self, part: seen.append({r.id for r in part}) or plain(self, part)
+    )
+    config = TrainConfig(max_steps=11, stop=False, batch_size=4)
+    result = train(fresh_model, [*records, *keep], out=tmp_path / "run", config=config)
+    assert result.records == 2 + 6
+    steps = [ids for ids in seen if ids & {record.id for record in records}]
+    assert len(steps) >= 11
+    assert not any(ids & aside for ids in steps)
+    assert all(ids - {record.id for record in records} for ids in steps[:11]), "keep records are in every step"
+    looked = {row["step"]: row["held_out"] for row in rows_of(tmp_path / "run") if "held_out" in row}
+    assert list(looked) == [5, 10, 11], "every five steps, and at the end"
+    assert set(looked[5]) == {"all", "general", "near"}
+    assert looked[5]["all"]["records"] == 6
+    assert result.report.held_out["all"].mean == pytest.approx(looked[11]["all"]["mean"], rel=1e-4)
+    assert result.report.drift == result.report.held_out["all"].mean
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["report"]["held_out"]["near"]["tokens"] > 0
+
+
+def test_the_budget_is_held_against_held_out_answers(tmp_path):
+    model = load_model()
+    records = [*world_corrections(model, 2), *kept(model, 16)]
+    result = train(model, records, out=tmp_path / "run", config=TrainConfig())
+    assert result.converged, result.missing
+    assert result.report.held_out["all"].mean <= TrainConfig().drift_budget
+    assert result.report.learned
+
+
+def test_what_does_not_improve_ends_early_and_says_what_is_missing(fresh_model, tmp_path):
+    config = TrainConfig(learning_rate=1e-12, max_steps=1000)
+    result = train(fresh_model, corrections(fresh_model, 2), out=tmp_path / "run", config=config)
+    assert result.plateau
+    assert result.steps < 60
+    assert any("anchors held" in told for told in result.missing)
+
+
+def test_a_budget_too_tight_ends_with_the_best_state_and_by_how_much_it_is_missed(tmp_path):
+    model = load_model()
+    records = [*world_corrections(model, 2), *kept(model, 16)]
+    config = TrainConfig(drift_budget=1e-9, max_steps=400)
+    result = train(model, records, out=tmp_path / "run", config=config)
+    assert result.plateau
+    assert result.steps < 400
+    assert result.report.learned, "what was asked for is not given up"
+    [missing] = result.missing
+    assert "times as much" in missing
+    lowest = min(row["held_out"]["all"]["mean"] for row in rows_of(tmp_path / "run")[-60:] if "held_out" in row)
+    assert result.report.drift <= 3 * lowest
+
+
+def test_the_best_state_is_the_one_of_the_lowest_drift(tmp_path):
+    net = nn.Linear(2, 1, bias=False)
+    best = BestState(net, keeps=True)
+    assert not best.restore(), "nothing was kept yet"
+    for value, drift in ((1.0, 0.3), (2.0, 0.1), (3.0, 0.2)):
+        nn.init.constant_(net.weight, value)
+        best.offer(drift)
+    best.save(tmp_path)
+    assert best.restore()
+    assert torch.equal(net.weight, torch.full((1, 2), 2.0))
+    nn.init.constant_(net.weight, 9.0)
+    other = BestState(net, keeps=True)
+    other.load(tmp_path, best.drift)
+    assert other.restore()
+    assert torch.equal(net.weight, torch.full((1, 2), 2.0))
+    none = BestState(net, keeps=False)
+    none.offer(0.0)
+    assert not none.restore()
+
+
+@given(st.lists(st.lists(st.floats(0, 10), min_size=1, max_size=8), min_size=1, max_size=12))
+def test_held_out_drift_is_a_mean_within_its_interval(kl):
+    drift = HeldOutDrift.of(kl)
+    tokens = [value for record in kl for value in record]
+    assert drift.mean == pytest.approx(sum(tokens) / len(tokens), abs=1e-12)
+    assert 0 <= drift.low <= drift.mean + 1e-12
+    assert drift.mean <= drift.high + 1e-12
+    assert drift.mean - 1e-12 <= drift.worst <= max(tokens) + 1e-12
+    assert (drift.records, drift.tokens) == (len(kl), len(tokens))
+
+
+def test_a_resumed_run_remembers_its_best_state_and_its_patience(tmp_path, tiny_path):
+    def run(folder, resume=False, stop_at=None):
+        model = load_model(str(tiny_path), dtype="float32", device="cpu")
+        records = [*corrections(model, 2), *kept(model, 8)]
+
+        def interrupt(row):
+            if row["step"] == stop_at:
+                raise KeyboardInterrupt
+
+        config = TrainConfig(drift_budget=1e-9, max_steps=24, save_steps=6, learning_rate=3e-3)
+        return train(model, records, out=folder, config=config, resume=resume, on_step=interrupt)
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", stop_at=20)
+    resumed = run(tmp_path / "cut", resume=True)
+    assert resumed.report == whole.report
+    adapters = [(tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert adapters[0] == adapters[1]
