@@ -10,14 +10,13 @@ import re
 import shutil
 import socket
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from io import FileIO
 from pathlib import Path
 
-from anchorlwf.errors import AnchorLwfWarning, ConflictError, StorageError, wrong
+from anchorlwf.errors import ConflictError, StorageError, warn, wrong
 
 __all__ = [
     "CACHE_VARIABLE",
@@ -115,7 +114,7 @@ def _lock(handle: int, place: Path, *, wait: bool) -> None:
         if error.errno not in _NO_LOCKS:
             raise
         told = f"{place}: this file system has no locks; make sure yourself that no other process writes there."
-        warnings.warn(told, AnchorLwfWarning, stacklevel=4)
+        warn(told)
 
 
 def _stands_at(handle: int, place: Path) -> bool:
