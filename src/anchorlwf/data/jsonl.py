@@ -291,12 +291,16 @@ class Reading(Generic[Row]):
             RecordError: there were bad lines.
             AnchorLwfError: what `check` raised, where nothing else was wrong.
         """
-        for remark, numbers in self.remarks.items():
-            warn(f"{self.name}, {_listed(numbers)}: {remark}", PromptWarning)
+        self.warn_of_remarks()
         if self.bad and not skip_bad:
             raise refusal(self.bad, self.count)
         for bad_line in self.bad:
             warn(str(bad_line), BadLineWarning)
+
+    def warn_of_remarks(self) -> None:
+        """Warn of the remarks on lines read so far (`PromptWarning`), of each once and with its lines."""
+        for remark, numbers in self.remarks.items():
+            warn(f"{self.name}, {_listed(numbers)}: {remark}", PromptWarning)
 
 
 def _listed(numbers: list[int]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from anchorlwf.annotation.tree import Tree
 from anchorlwf.annotator.store.store import SessionRow
 from anchorlwf.data.jsonl import append_record
-from anchorlwf.data.record import ModelStamp, Prompt, Record, new_id
+from anchorlwf.data.record import ModelStamp, Prompt, Record, Status, new_id
 from anchorlwf.data.record_file import RecordJournal
 from anchorlwf.errors import StorageError
 from anchorlwf.model.codec import Codec
@@ -17,7 +17,7 @@ __all__ = ["Ledger"]
 _log = logging.getLogger(__name__)
 _HELD = 256
 """Items looked up again at a time while others wait for the file."""
-_STATUS = {"accept": "complete", "keep": "complete", "reject": "rejected"}
+_STATUS: dict[str, Status] = {"accept": "complete", "keep": "complete", "reject": "rejected"}
 
 
 class Ledger:
@@ -40,22 +40,19 @@ class Ledger:
         """The record of a session as it stands; a draft while it is undecided."""
         node = tree.node
         kept = ["keep"] if tree.verdict == "keep" else []
-        return Record.model_validate(
-            {
-                "id": new_id(row.record_id, row.annotator) if self._shared else row.record_id,
-                "model": self._stamp,
-                "messages": row.prompt.messages,
-                "tools": row.prompt.tools,
-                "prompt_ids": list(prompt_ids),
-                "original_ids": list(tree.original_ids),
-                "completion_ids": list(node.completion_ids),
-                "completion": self._codec.decode(list(node.completion_ids)),
-                "anchors": list(tree.anchors()),
-                "ties": list(tree.ties()),
-                "truncated": node.truncated,
-                "status": _STATUS.get(tree.verdict or "", "draft"),
-                "tags": list(dict.fromkeys([*row.prompt.tags, *tree.tags, *kept])),
-            }
+        return Record.build(
+            row.prompt,
+            self._stamp,
+            prompt_ids=prompt_ids,
+            completion_ids=node.completion_ids,
+            decode=self._codec.decode,
+            record_id=new_id(row.record_id, row.annotator) if self._shared else row.record_id,
+            original_ids=tree.original_ids,
+            anchors=tree.anchors(),
+            ties=tree.ties(),
+            truncated=node.truncated,
+            status=_STATUS.get(tree.verdict or "", "draft"),
+            tags=[*tree.tags, *kept],
         )
 
     def publish(self, record: Record) -> None:
