@@ -11,15 +11,18 @@ from anchorlwf.annotation.tree import replay
 from anchorlwf.annotator.backends.local import LocalDecoder
 from anchorlwf.annotator.prefetch import Ahead
 from anchorlwf.annotator.sessions.desk import Desk
-from anchorlwf.annotator.store.queue import add_items, finished, reopened
+from anchorlwf.annotator.store.queue import add_items, finished, has_items, held_ids, reopened
 from anchorlwf.annotator.store.store import SessionRow
 from anchorlwf.annotator.web.payloads import tokens
 from anchorlwf.data.jsonl import BadLine, Check, Reading, Row, refusal
 from anchorlwf.data.record import Prompt, Record
+from anchorlwf.decoding.teacher_forcing import windows
 from anchorlwf.errors import ModelError, RecordError, wrong
 
 __all__ = ["Exchange"]
 
+_WINDOW = 100
+"""Prompts looked up in the store at a time."""
 _NAMED = 20
 """Bad lines named where there is no good one."""
 
@@ -51,11 +54,25 @@ class Exchange:
 
     def add(self, prompts: Iterable[Prompt], known: dict[str, Record] | None = None) -> tuple[int, int]:
         """Prompts that `fits` found good into the queue: how many were new, and how many there before."""
-        keyed = ((self.desk.ledger.key(prompt), prompt) for prompt in prompts)
+        keyed = self._keyed(prompts, known or {})
         counts = add_items(self.desk.store, self.desk.project, keyed, seats_each=self._per_item, known=known)
         if self._ahead is not None:
             self._ahead.more()
         return counts
+
+    def _keyed(self, prompts: Iterable[Prompt], known: dict[str, Record]) -> Iterator[tuple[str, Prompt]]:
+        """Each prompt with the id of its record; where 0.1.0 has it in the queue or among the records, with its id."""
+        ledger, store, project = self.desk.ledger, self.desk.store, self.desk.project
+        if not known and not has_items(store, project):
+            yield from ((ledger.key(prompt), prompt) for prompt in prompts)
+            return
+        for window in windows(prompts, _WINDOW):
+            keyed = [(ledger.key(prompt), prompt) for prompt in window]
+            there = held_ids(store, project, [key for key, _ in keyed]) | known.keys()
+            former = {key: ledger.former.of(prompt) for key, prompt in keyed if key not in there}
+            there |= held_ids(store, project, [earlier for ids in former.values() for earlier in ids])
+            for key, prompt in keyed:
+                yield next((earlier for earlier in former.get(key, ()) if earlier in there), key), prompt
 
     def publish(self) -> None:
         """Bring the file of records up to the store, which is ahead of it where a process died between the two."""

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
+from anchorlwf.annotation.former_ids import FormerIds
 from anchorlwf.annotation.tree import Tree
 from anchorlwf.annotator.store.store import SessionRow
 from anchorlwf.data.jsonl import append_record
@@ -27,10 +28,14 @@ class Ledger:
         stamp, codec: of the model.
         out: file that finished records are appended to; None: the store alone.
         shared: several people do each item, so that each one's record needs an id of its own.
+
+    Attributes:
+        former: the ids under which work of 0.1.0 on these prompts may be stored.
     """
 
     def __init__(self, stamp: ModelStamp, codec: Codec, out: Path | None = None, *, shared: bool = False) -> None:
         self._stamp, self._codec, self._out, self._shared = stamp, codec, out, shared
+        self.former = FormerIds(stamp, codec)
 
     def key(self, prompt: Prompt) -> str:
         """The id of the record a prompt becomes: work done without a store counts here."""
@@ -66,7 +71,11 @@ class Ledger:
 
     def known(self) -> dict[str, Record]:
         """What `out` holds, by id. A line torn by a crash is warned of: the store has what it held."""
-        return {} if self._out is None else {record.id: record for record in RecordJournal(self._out).news()}
+        known: dict[str, Record] = {}
+        for record in () if self._out is None else RecordJournal(self._out).news():
+            known[record.id] = record
+            self.former.learn(record.model.name)
+        return known
 
     def reconcile(self, stored: Callable[[Collection[int] | None], dict[int, list[Record]]]) -> None:
         """Bring `out` up to the store, which may have gone further when a process died between the two.
