@@ -241,11 +241,11 @@ class Reading(Generic[Row]):
         *,
         name: str | None = None,
     ) -> None:
-        is_path = isinstance(source, str | Path)
-        self.name = name or (str(source) if is_path else "dataset")
+        self.name = name or (str(source) if isinstance(source, str | Path) else "dataset")
         if isinstance(source, str | Path) and not Path(source).is_file():
             raise RecordError(wrong(self.name, "a JSONL file", "no such file", "Check the path."))
-        self._source, self._kind, self._check, self._is_path = source, kind, check, is_path
+        self._source, self._kind, self._check = source, kind, check
+        self._is_file = isinstance(source, str | Path | BufferedIOBase)
         self.count, self.bad = 0, list[BadLine]()
         self.remarks: dict[str, list[int]] = {}
 
@@ -267,7 +267,7 @@ class Reading(Generic[Row]):
             yield line, row
         if not self.count and not self.bad:
             got, fix = "an empty file", "Write one JSON object per line."
-            if not self._is_path:
+            if not self._is_file:
                 got, fix = "no rows", "Give some; a generator gives its rows only once."
             raise RecordError(wrong(self.name, f"at least one {self._kind.__name__.lower()}", got, fix))
 
