@@ -227,7 +227,7 @@ def test_a_reading_returns_rows_and_problems_and_says_nothing_by_itself():
     assert len(told) == 1
     with (
         pytest.warns(PromptWarning),
-        pytest.raises(RecordError, match="upload, line 3: .*\n.*line 4: too long\n3 other"),
+        pytest.raises(RecordError, match=r"upload, line 3: .*\n.*line 4: too long\n3 other"),
     ):
         reading.report(skip_bad=False)
 
