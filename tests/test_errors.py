@@ -2,17 +2,20 @@
 
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 
 from anchorlwf import errors
+from anchorlwf.data.jsonl import each_prompt, load_prompts
+from anchorlwf.data.record import Prompt
 from anchorlwf.errors import AnchorLwfError, StorageError, wrong
 
-DRAWN = dict(re.findall(r"[├└]── (\w+)\s+\((\w+)\)", errors.__doc__ or ""))
+TREE, WARNING_TREE = (errors.__doc__ or "").split("    AnchorLwfWarning")
+DRAWN = dict(re.findall(r"[├└]── (\w+)\s+\((\w+)\)", TREE))
+DRAWN_WARNINGS = re.findall(r"[├└]── (\w+)", WARNING_TREE)
 CLASSES = {
-    name: kind
-    for name, kind in vars(errors).items()
-    if inspect.isclass(kind) and not issubclass(kind, errors.ModelWarning)
+    name: kind for name, kind in vars(errors).items() if inspect.isclass(kind) and kind.__module__ == errors.__name__
 }
 
 
@@ -20,11 +23,30 @@ def test_the_drawing_shows_every_class_with_its_parents():
     parents = {name: [parent.__name__ for parent in kind.__bases__] for name, kind in CLASSES.items()}
     assert parents.pop("AnchorLwfError") == ["Exception"]
     assert parents.pop("AnchorLwfWarning") == ["UserWarning"]
+    assert {name: parents.pop(name) for name in DRAWN_WARNINGS} == {
+        name: ["AnchorLwfWarning"] for name in DRAWN_WARNINGS
+    }
     assert parents == {name: ["AnchorLwfError", builtin] for name, builtin in DRAWN.items()}
 
 
 def test_everything_is_exported():
-    assert set(errors.__all__) == {*CLASSES, "ModelWarning", "wrong"}
+    functions = {"api_key", "redacted", "warn", "wrong"}
+    assert set(errors.__all__) == {*CLASSES, *functions, "KEY_VARIABLE"}
+    assert functions == {name for name, value in vars(errors).items() if inspect.isfunction(value) and name[0] != "_"}
+
+
+def test_a_warning_points_at_the_callers_line_through_however_many_functions_of_ours(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('nothing\n{"prompt": "hello"}\n')
+    with pytest.warns(errors.BadLineWarning) as told:
+        errors.warn("here", errors.BadLineWarning)
+        assert load_prompts(path, skip_bad=True) == [Prompt(prompt="hello")]
+        for prompt in each_prompt(path, skip_bad=True):
+            assert prompt == Prompt(prompt="hello")
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    assert [warning.filename for warning in told] == [__file__] * 3
+    calls = ["errors.warn(", "load_prompts(", "each_prompt("]
+    assert [call in lines[warning.lineno - 1] for call, warning in zip(calls, told, strict=True)] == [True] * 3
 
 
 @pytest.mark.parametrize("name", sorted(DRAWN))

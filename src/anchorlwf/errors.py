@@ -16,7 +16,7 @@
     AnchorLwfWarning            (UserWarning)
     ├── ModelWarning            the model's files disagree, or it answers otherwise elsewhere than here
     ├── PromptWarning           the model does not read a prompt as it was written
-    └── BadLineWarning          a line of a file was skipped on request (anchorlwf.data.jsonl)
+    └── BadLineWarning          a line of a file was skipped, since it is not what the file should hold
 
 Each message says what was expected, what was got and how to fix it. All of them mean that input or surroundings are at
 fault; a failure of our own code is an `AssertionError` or whatever it raised. What a user should know although nothing
@@ -25,11 +25,15 @@ stops is an `AnchorLwfWarning`.
 
 import os
 import re
+import sys
+import warnings
+from pathlib import Path
 
 __all__ = [
     "KEY_VARIABLE",
     "AnchorLwfError",
     "AnchorLwfWarning",
+    "BadLineWarning",
     "ConfigError",
     "ConflictError",
     "LossError",
@@ -45,6 +49,7 @@ __all__ = [
     "StorageError",
     "api_key",
     "redacted",
+    "warn",
     "wrong",
 ]
 
@@ -107,6 +112,21 @@ class ModelWarning(AnchorLwfWarning):
 
 class PromptWarning(AnchorLwfWarning):
     """The model does not read a prompt as it was written."""
+
+
+class BadLineWarning(AnchorLwfWarning):
+    """A line was skipped because it is not what the file should hold."""
+
+
+_PACKAGE = str(Path(__file__).parent) + os.sep
+
+
+def warn(message: str, kind: type[AnchorLwfWarning] = AnchorLwfWarning) -> None:
+    """Warn, pointing at the line of the caller's code that called into this package, through however many of ours."""
+    frame, level = sys._getframe(1), 2  # noqa: SLF001 - `skip_file_prefixes` of `warnings.warn` needs Python 3.12
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, kind, stacklevel=level)
 
 
 def wrong(what: str, expected: object, got: object, fix: str) -> str:

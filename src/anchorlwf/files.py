@@ -10,14 +10,13 @@ import re
 import shutil
 import socket
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from io import FileIO
 from pathlib import Path
 
-from anchorlwf.errors import AnchorLwfWarning, ConflictError, StorageError, wrong
+from anchorlwf.errors import ConflictError, StorageError, warn, wrong
 
 __all__ = [
     "CACHE_VARIABLE",
@@ -105,7 +104,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
         _sync_folder(target.parent)
 
 
-def _lock(handle: int, place: Path, *, wait: bool) -> None:
+def _lock(handle: int, path: Path, *, wait: bool) -> None:
     """Take the lock of an open file. Raises `BlockingIOError` where another has it and nobody wants to wait."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,14 +113,14 @@ def _lock(handle: int, place: Path, *, wait: bool) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        told = f"{place}: this file system has no locks; make sure yourself that no other process writes there."
-        warnings.warn(told, AnchorLwfWarning, stacklevel=4)
+        told = f"{path}: this file system has no locks; make sure yourself that no other process writes there."
+        warn(told)
 
 
-def _stands_at(handle: int, place: Path) -> bool:
+def _stands_at(handle: int, path: Path) -> bool:
     """Nobody put another file in its place, or took it away, while we waited for the lock."""
     try:
-        return os.path.samestat(os.fstat(handle), os.stat(place))
+        return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:
         return False
 
@@ -237,12 +236,12 @@ def _sync_tree(folder: Path) -> None:
                 os.fsync(stream.fileno())
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def _exchange(first: Path, second: Path) -> bool:
     """Let two names change places in one step; False where system or file system cannot."""
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
         return False
-    return libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+    return libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
 
 
 def clear_leftovers(folder: str | Path, *targets: str) -> None:
@@ -283,25 +282,25 @@ def process_lock(path: str | Path, what: str) -> Iterator[None]:
         ConflictError: another process (or another caller in this one) holds it; it is named.
         StorageError: the file cannot be written.
     """
-    place = Path(path)
-    handle = _open_locked(place, what)
+    lock_file = Path(path)
+    handle = _open_locked(lock_file, what)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
             # Removed while it is held: whoever opened it before finds another file in its place, or none.
-            place.unlink()
+            lock_file.unlink()
         os.close(handle)
 
 
-def _open_locked(place: Path, what: str) -> int:
+def _open_locked(path: Path, what: str) -> int:
     """The open and locked lock file, which says who we are."""
-    with storage_errors(place):
+    with storage_errors(path):
         while True:
-            handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                _lock(handle, place, wait=False)
-                if _stands_at(handle, place):
+                _lock(handle, path, wait=False)
+                if _stands_at(handle, path):
                     now = datetime.now(UTC).isoformat(timespec="seconds")
                     os.truncate(handle, 0)
                     os.write(handle, f"process {os.getpid()} on {socket.gethostname()}, since {now}".encode())

@@ -90,16 +90,16 @@ def held_folder(path: str | Path) -> Iterator[RunFolder]:
         ConflictError: another process (or thread) holds it; it is named.
         StorageError: the folder cannot be written.
     """
-    place = Path(path).resolve()
-    if place in _HELD.get():
+    resolved = Path(path).resolve()
+    if resolved in _HELD.get():
         yield RunFolder(path)
         return
-    made = [folder for folder in (place, *place.parents) if not folder.exists()]
+    made = [folder for folder in (resolved, *resolved.parents) if not folder.exists()]
     try:
         folder = RunFolder(path)
-        with process_lock(place / ".lock", f"run folder {path}"):
-            clear_leftovers(place, *_WRITTEN)
-            token = _HELD.set(_HELD.get() | {place})
+        with process_lock(resolved / ".lock", f"run folder {path}"):
+            clear_leftovers(resolved, *_WRITTEN)
+            token = _HELD.set(_HELD.get() | {resolved})
             try:
                 yield folder
             finally:

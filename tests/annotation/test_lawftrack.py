@@ -176,6 +176,25 @@ def test_training_lines_and_the_older_form(read, table):
     assert not found.flags
 
 
+def test_broken_training_lines_are_flagged_and_the_others_come_in_under_the_ids_they_had(read):
+    rows = [json.dumps({"prompt": ASK, "completion": answer}) for answer in ("hello", "Who?")]
+    whole = read("\n".join(rows)).records
+    torn = read("\n".join([rows[0], "", "{torn", "5", '{"prompt": "half \\ud800"}', rows[1]]))
+    assert [flag.sample for flag in torn.flags] == ["line 3", "line 4", "line 5"]
+    reasons = ["expected one JSON object, got broken JSON", "expected a JSON object, got int", "surrogates"]
+    assert [reason in flag.reason for reason, flag in zip(reasons, torn.flags, strict=True)] == [True] * 3
+    assert torn.records[0].id == whole[0].id
+    assert [record.completion for record in torn.records] == ["hello", "Who?"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(" \n", "at least one sample"), ("{a\n5\n", "line 1: .*\n.*line 2: ")]
+)
+def test_lines_of_which_none_is_a_sample_are_refused(read, content, message):
+    with pytest.raises(RecordError, match=message):
+        read(content)
+
+
 # --- texts with their template's markers ---
 
 

@@ -270,7 +270,7 @@ def test_records_made_elsewhere_count_as_done_and_drafts_go_on(kind):
 def test_a_project_belongs_to_one_tokenizer(kind):
     store = Store(kind)
     store.project("p", STAMP)
-    with pytest.raises(StampError):
+    with pytest.raises(StampError, match=r"project 'p': tokenizer: expected t \(m\), got other \(m\)\. .* --store"):
         store.project("p", STAMP.model_copy(update={"tokenizer_sha": "other"}))
     store.close()
 

@@ -3,6 +3,7 @@
 import json
 import warnings
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from strategies import records
 
 from anchorlwf.data.jsonl import (
     BadLineWarning,
+    Reading,
     append_record,
     load_probes,
     load_prompts,
@@ -23,7 +25,7 @@ from anchorlwf.data.jsonl import (
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Anchor, ModelStamp, Prompt, Record, new_id
 from anchorlwf.data.trl_rows import dpo_rows, sft_rows
-from anchorlwf.errors import RecordError, StorageError
+from anchorlwf.errors import PromptError, PromptWarning, RecordError, StorageError
 
 STAMP = ModelStamp(name="m", tokenizer_sha="t", template_sha="c")
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -191,6 +193,48 @@ def test_probe_ids_are_unique():
     assert load_probes([line]) == [Probe(**line)]
     with pytest.raises(RecordError, match="probe id: expected each id once, got 'p' twice"):
         load_probes([line, line])
+
+
+# --- one reader ---
+
+
+def test_a_reading_returns_rows_and_problems_and_says_nothing_by_itself():
+    content = b'{"prompt": "a"}\n\n[1]\n{"prompt": "long"}\n{"prompt": "b"}\n{"prompt": "c"}'
+
+    def check(prompt: Prompt) -> list[str]:
+        text = prompt.messages[0]["content"]
+        if text == "long":
+            raise PromptError("too long")
+        return [] if text == "a" else ["odd"]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reading = Reading(BytesIO(content), Prompt, check, name="upload")
+        rows = list(reading.good_lines())
+    assert [(line.number, line.start, row.messages[0]["content"]) for line, row in rows] == [
+        (1, 0, "a"),
+        (5, 40, "b"),
+        (6, 56, "c"),
+    ]
+    assert b"".join(line.content for line, _ in rows) == content.replace(b'\n[1]\n{"prompt": "long"}\n', b"")
+    assert [(bad.source, bad.line, bad.kind) for bad in reading.bad] == [
+        ("upload", 3, RecordError),
+        ("upload", 4, PromptError),
+    ]
+    assert (reading.count, reading.remarks) == (3, {"odd": [5, 6]})
+    with pytest.warns(PromptWarning, match="upload, lines 5, 6: odd") as told:
+        reading.warn_of_remarks()
+    assert len(told) == 1
+    with (
+        pytest.warns(PromptWarning),
+        pytest.raises(RecordError, match=r"upload, line 3: .*\n.*line 4: too long\n3 other"),
+    ):
+        reading.report(skip_bad=False)
+
+
+def test_an_empty_upload_is_named():
+    with pytest.raises(RecordError, match="upload: expected at least one prompt, got an empty file"):
+        list(Reading(BytesIO(b" \n"), Prompt, name="upload").lines())
 
 
 # --- crashes ---

@@ -12,6 +12,7 @@ from strategies import records
 
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Anchor, ModelStamp, Prompt, Record, new_id
+from anchorlwf.errors import StampError
 
 STAMP = ModelStamp(name="m", tokenizer_sha="t", template_sha="c")
 GOOD = {
@@ -202,3 +203,79 @@ def test_a_chat_may_hold_parts_and_an_assistant_that_only_calls_a_tool():
 def test_a_prompt_s_other_fields_are_as_strict(change):
     with pytest.raises(ValidationError, match=next(iter(change))):
         Prompt(prompt="x", **change)
+
+
+# --- what builds and compares them ---
+
+
+@given(records())
+def test_a_record_is_built_from_prompt_stamp_and_ids(record):
+    prompt = Prompt(messages=record.messages, tools=record.tools, answer="x", tags=["asked", *record.tags])
+    built = Record.build(
+        prompt,
+        record.model,
+        prompt_ids=tuple(record.prompt_ids),
+        completion_ids=tuple(record.completion_ids),
+        decode=lambda ids: f"the text of {ids}",
+        original_ids=tuple(record.original_ids),
+        anchors=tuple(record.anchors),
+        ties=tuple(record.ties),
+        truncated=record.truncated,
+        status=record.status,
+        tags=["asked", "more"],
+    )
+    assert built == record.model_copy(
+        update={
+            "id": prompt.record_id(record.model),
+            "completion": f"the text of {record.completion_ids}",
+            "tags": list(dict.fromkeys(["asked", *record.tags, "more"])),
+        }
+    )
+
+
+def test_a_built_record_may_have_an_id_of_its_own_and_keeps_the_invariants():
+    given = {"prompt_ids": [1], "completion_ids": [5], "decode": str}
+    assert Record.build(Prompt(prompt="?"), STAMP, record_id=new_id("own"), **given).id == new_id("own")
+    with pytest.raises(ValidationError, match="expected less than the completion's 1 tokens"):
+        Record.build(Prompt(prompt="?"), STAMP, anchors=[Anchor(position=1, token_id=5)], **given)
+
+
+@pytest.mark.parametrize(
+    ("change", "differences", "message"),
+    [
+        ({"name": "elsewhere", "revision": "r", "date": "2026-11-26"}, [], None),
+        ({"tokenizer_sha": "T"}, ["tokenizer"], r"draft 1: tokenizer: expected t \(m\), got T \(m\)\. Start over\."),
+        (
+            {"name": "n", "tokenizer_sha": "T", "template_sha": "C" * 64},
+            ["tokenizer", "chat template"],
+            rf"draft 1: tokenizer and chat template: expected t and c \(m\), got T and {'C' * 12} \(n\)\. Start over\.",
+        ),
+    ],
+)
+def test_stamps_are_compared_by_what_makes_ids_mean_something_else(change, differences, message):
+    other = STAMP.model_copy(update=change)
+    assert STAMP.differences(other) == other.differences(STAMP) == differences
+    if message is None:
+        STAMP.require_same(other, "draft 1", "Start over.")
+    else:
+        with pytest.raises(StampError, match=message):
+            STAMP.require_same(other, "draft 1", "Start over.")
+
+
+@pytest.mark.parametrize("field", ["prompt_ids", "original_ids", "completion_ids", "rejected_id"])
+def test_every_id_of_a_record_must_be_in_the_vocabulary(field):
+    stray = {"anchors": [anchor(0, 5, rejected_id=40)]} if field == "rejected_id" else {field: [5, 40, 6]}
+    record = Record(**{**GOOD, **stray})
+    record.require_vocabulary(41)
+    with pytest.raises(StampError, match=rf"record {record.id}: token ids: expected less than 40, got 40"):
+        record.require_vocabulary(40)
+
+
+def test_the_former_id_is_that_of_the_rendered_prompt():
+    # As release 0.1.0 gave it to a prompt of tests/data/released_0_1_0.
+    ids = [1, 87, 85, 264, 201, 915, 426, 755, 506, 397, 884, 33, 2, 201, 1, 535, 507, 431, 201]
+    prompt = Prompt(prompt="Where does Vesna Mardelt live?")
+    assert prompt.former_id("embedded", ids) == "a5fde734-37bf-5316-adb3-9c73c814b08b"
+    others = [prompt.former_id("other", ids), prompt.former_id("embedded", ids[1:]), prompt.record_id(STAMP)]
+    answered = prompt.model_copy(update={"answer": "In Almora."}).former_id("embedded", ids)
+    assert len({prompt.former_id("embedded", ids), answered, *others}) == 5

@@ -37,13 +37,12 @@ def check_record(record: Record, table: TokenTable, room: Room) -> None:
     """What is asked of a prompt, asked of a record that comes from outside.
 
     Raises:
-        RecordError: a token id that the vocabulary does not have.
+        StampError: a token id that the vocabulary does not have.
         PromptError: messages that the chat template refuses, or more tokens than the context has.
         ValidationError: messages that no prompt may have, such as those without roles.
     """
     prompt = Prompt(messages=record.messages, tools=record.tools)
-    replaced = [anchor.rejected_id for anchor in record.anchors if anchor.rejected_id is not None]
-    table.check([*record.prompt_ids, *record.original_ids, *record.completion_ids, *replaced])
+    record.require_vocabulary(len(table))
     wanted = len(record.completion_ids)
     for prompt_ids in (record.prompt_ids, table.codec.encode_prompt(prompt.messages, prompt.tools)):
         fitting = room(prompt_ids, wanted)

@@ -5,7 +5,7 @@ Positions before a correction never change again; everything behind it is droppe
 
 from anchorlwf.annotation.protocol import Accept, Annotator, Correct, Quit, Reject, State, Undo, View, anchors_of
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.data.record import Prompt, Record
+from anchorlwf.data.record import Prompt, Record, Status
 from anchorlwf.decoding.greedy import GreedyDecoder, Step
 from anchorlwf.errors import AnchorLwfError, NothingToDoError, RecordError, wrong
 from anchorlwf.model.language_model import LanguageModel
@@ -21,7 +21,7 @@ class Session:
         prompt: what is asked.
         config: token limit and number of alternatives.
         decoder: shared between sessions so that its cache survives; None: an own one.
-        draft: an unfinished record to go on from.
+        draft: an unfinished record to go on from; it keeps its id.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class Session:
         self._model, self._prompt, self._config = model, prompt, config
         self._decoder = decoder or GreedyDecoder(model, config.alternatives)
         self.prompt_ids = model.codec.encode_prompt(prompt.messages, prompt.tools)
+        self._draft_id = None if draft is None else draft.id
         if draft is None:
             answer = self._decoder.complete(self.prompt_ids, [], config.max_new_tokens)
             self._original_ids = answer.ids
@@ -127,25 +128,21 @@ class Session:
         self._history.pop()
         return True
 
-    def record(self, status: str) -> Record:
+    def record(self, status: Status) -> Record:
         """The record of the present state."""
-        state, stamp = self.state, self._model.stamp
-        return Record.model_validate(
-            {
-                "id": self._prompt.record_id(stamp),
-                "model": stamp,
-                "messages": self._prompt.messages,
-                "tools": self._prompt.tools,
-                "prompt_ids": self.prompt_ids,
-                "original_ids": self._original_ids,
-                "completion_ids": list(state.completion_ids),
-                "completion": self._model.codec.decode(list(state.completion_ids)),
-                "anchors": list(state.anchors),
-                "ties": list(state.ties),
-                "truncated": state.truncated,
-                "status": status,
-                "tags": self._prompt.tags,
-            }
+        state = self.state
+        return Record.build(
+            self._prompt,
+            self._model.stamp,
+            prompt_ids=self.prompt_ids,
+            completion_ids=state.completion_ids,
+            decode=self._model.codec.decode,
+            record_id=self._draft_id,
+            original_ids=self._original_ids,
+            anchors=state.anchors,
+            ties=state.ties,
+            truncated=state.truncated,
+            status=status,
         )
 
 

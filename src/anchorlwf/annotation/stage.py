@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from anchorlwf.annotation.checks import fits
+from anchorlwf.annotation.former_ids import FormerIds
 from anchorlwf.annotation.protocol import Annotator
 from anchorlwf.annotation.session import Session, drive
 from anchorlwf.annotation.target import target_records, target_turn
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.jsonl import Check, each_line, each_prompt, load_prompts, rows_of
-from anchorlwf.data.record import Prompt, Record
+from anchorlwf.data.record import ModelStamp, Prompt, Record
 from anchorlwf.data.record_file import RecordJournal
 from anchorlwf.decoding.greedy import Decoded, GreedyDecoder, decode_batch
 from anchorlwf.decoding.keep_records import keep_records
@@ -53,9 +54,10 @@ def _originals(model: LanguageModel, prompts: list[list[int]], config: AnnotateC
 class _Out:
     """The file of records as it stands: other runs may append to it meanwhile, and what they finish is theirs."""
 
-    def __init__(self, path: str | Path | None, codec: Codec) -> None:
+    def __init__(self, path: str | Path | None, stamp: ModelStamp, codec: Codec) -> None:
         self._journal = None if path is None else RecordJournal(path)
-        self._codec = codec
+        self._stamp, self._codec = stamp, codec
+        self._former = FormerIds(stamp, codec)
         self.finished: set[str] = set()
         self.drafts: dict[str, Record] = {}
         self.elsewhere = 0
@@ -69,12 +71,21 @@ class _Out:
     def _learn(self, news: Iterable[Record]) -> None:
         for record in news:
             self._codec.pin(record.model)  # the date of its prompts stays theirs
+            self._former.learn(record.model.name)
             self.finished.discard(record.id)
             self.drafts.pop(record.id, None)
             if record.status == "draft":
                 self.drafts[record.id] = record
             else:
                 self.finished.add(record.id)
+
+    def key(self, prompt: Prompt) -> str:
+        """The id of the record that a prompt becomes; where 0.1.0 has begun or finished that record, its id."""
+        key = prompt.record_id(self._stamp)
+        if key in self.finished or key in self.drafts or not (self.finished or self.drafts):
+            return key
+        earlier = (former for former in self._former.of(prompt) if former in self.finished or former in self.drafts)
+        return next(earlier, key)
 
     def free(self, key: str) -> bool:
         """Nobody has finished it yet; else it is counted as done elsewhere."""
@@ -103,18 +114,21 @@ def _by_target(
     for window in windows(targets, _WINDOW):
         out.look()
         # Asked for again only where another run is at work on the same file.
-        todo = [pair for pair in window if out.free(pair[0].record_id(model.stamp))] if out.finished else window
+        todo = [pair for pair in window if out.free(out.key(pair[0]))] if out.finished else window
         originals = _originals(model, [turn.prompt_ids for _, turn in todo], config)
-        yield target_records(model, todo, config, originals)
+        records = target_records(model, todo, config, originals)
+        yield [
+            record.model_copy(update={"id": out.key(prompt)}) for (prompt, _), record in zip(todo, records, strict=True)
+        ]
 
 
 def _by_annotator(
     model: LanguageModel, prompts: Iterator[Prompt], config: AnnotateConfig, annotator: Annotator, out: _Out
 ) -> Iterator[list[Record]]:
-    decoder, stamp = GreedyDecoder(model, config.alternatives), model.stamp
+    decoder = GreedyDecoder(model, config.alternatives)
     for prompt in prompts:
-        key = prompt.record_id(stamp)
         out.look()
+        key = out.key(prompt)
         if not out.free(key):
             continue
         session = Session(model, prompt, config, decoder=decoder, draft=out.drafts.get(key))
@@ -124,14 +138,14 @@ def _by_annotator(
             return
 
 
-def _plan(model: LanguageModel, prompts: Iterator[Prompt], out: _Out) -> bytearray:
+def _plan(prompts: Iterator[Prompt], out: _Out) -> bytearray:
     """For each prompt whether it is to be done: a byte, so that a long file costs nothing."""
     out.look()
-    seen, waiting, stamp = out.finished, bytearray(), model.stamp
+    seen, waiting = set[str](), bytearray()
     for prompt in prompts:
-        key = prompt.record_id(stamp)
+        key = out.key(prompt)
         # One that stands twice in the file is asked once.
-        waiting.append(key not in seen)
+        waiting.append(key not in out.finished and key not in seen)
         seen.add(key)
     # What is asked for is not finished yet; from here on only the news count.
     out.finished = set()
@@ -173,8 +187,8 @@ def annotate_stream(
     if out is not None:
         ensure_writable(out)
     first, second = _passes(prompts, skip_bad, check)
-    shared = _Out(out, language_model.codec)
-    waiting = _plan(language_model, first, shared)
+    shared = _Out(out, language_model.stamp, language_model.codec)
+    waiting = _plan(first, shared)
     todo, count = compress(second, waiting), sum(waiting)
     if annotator == "target":
         parts = _by_target(language_model, todo, config, shared)

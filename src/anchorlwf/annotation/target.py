@@ -70,18 +70,15 @@ def target_records(
     for (prompt, turn), choices, original in zip(targets, found, originals, strict=True):
         anchors, ties = anchors_of(choices, turn.completion_ids, 0, config.confidence, "target")
         records.append(
-            Record(
-                id=prompt.record_id(stamp),
-                model=stamp,
-                messages=prompt.messages,
-                tools=prompt.tools,
+            Record.build(
+                prompt,
+                stamp,
                 prompt_ids=turn.prompt_ids,
-                original_ids=original.ids if original else [],
                 completion_ids=turn.completion_ids,
-                completion=model.codec.decode(turn.completion_ids),
+                decode=model.codec.decode,
+                original_ids=original.ids if original else [],
                 anchors=anchors,
                 ties=ties,
-                tags=prompt.tags,
             )
         )
     return records

@@ -131,6 +131,7 @@ def open_exchange(
     decoder.table.codec.pin(first)
     decoder.stamp = decoder.stamp.model_copy(update={"date": first.date})
     ledger = Ledger(decoder.stamp, decoder.table.codec, out, shared=per_item > 1)
+    ledger.former.learn(first.name)
     with contextlib.ExitStack() as stack:
         desk = Desk(store, decoder, project, config, ledger)
         stack.callback(desk.close)

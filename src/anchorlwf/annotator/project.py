@@ -1,7 +1,8 @@
 """A project with all that goes in and out of it: prompts, records, lawftrack's data sets, comparisons."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from io import BytesIO
 from typing import Any, Literal
 
 from anchorlwf.annotation.checks import check_record
@@ -10,15 +11,18 @@ from anchorlwf.annotation.tree import replay
 from anchorlwf.annotator.backends.local import LocalDecoder
 from anchorlwf.annotator.prefetch import Ahead
 from anchorlwf.annotator.sessions.desk import Desk
-from anchorlwf.annotator.store.queue import add_items, finished, reopened
+from anchorlwf.annotator.store.queue import add_items, finished, has_items, held_ids, reopened
 from anchorlwf.annotator.store.store import SessionRow
 from anchorlwf.annotator.web.payloads import tokens
-from anchorlwf.data.jsonl import BadLine, Line, Row, checked_line, refusal, row_of
+from anchorlwf.data.jsonl import BadLine, Check, Reading, Row, refusal
 from anchorlwf.data.record import Prompt, Record
-from anchorlwf.errors import ModelError, RecordError, StampError, wrong
+from anchorlwf.decoding.teacher_forcing import windows
+from anchorlwf.errors import ModelError, RecordError, wrong
 
 __all__ = ["Exchange"]
 
+_WINDOW = 100
+"""Prompts looked up in the store at a time."""
 _NAMED = 20
 """Bad lines named where there is no good one."""
 
@@ -50,11 +54,25 @@ class Exchange:
 
     def add(self, prompts: Iterable[Prompt], known: dict[str, Record] | None = None) -> tuple[int, int]:
         """Prompts that `fits` found good into the queue: how many were new, and how many there before."""
-        keyed = ((self.desk.ledger.key(prompt), prompt) for prompt in prompts)
+        keyed = self._keyed(prompts, known or {})
         counts = add_items(self.desk.store, self.desk.project, keyed, seats_each=self._per_item, known=known)
         if self._ahead is not None:
             self._ahead.more()
         return counts
+
+    def _keyed(self, prompts: Iterable[Prompt], known: dict[str, Record]) -> Iterator[tuple[str, Prompt]]:
+        """Each prompt with the id of its record; where 0.1.0 has it in the queue or among the records, with its id."""
+        ledger, store, project = self.desk.ledger, self.desk.store, self.desk.project
+        if not known and not has_items(store, project):
+            yield from ((ledger.key(prompt), prompt) for prompt in prompts)
+            return
+        for window in windows(prompts, _WINDOW):
+            keyed = [(ledger.key(prompt), prompt) for prompt in window]
+            there = held_ids(store, project, [key for key, _ in keyed]) | known.keys()
+            former = {key: ledger.former.of(prompt) for key, prompt in keyed if key not in there}
+            there |= held_ids(store, project, [earlier for ids in former.values() for earlier in ids])
+            for key, prompt in keyed:
+                yield next((earlier for earlier in former.get(key, ()) if earlier in there), key), prompt
 
     def publish(self) -> None:
         """Bring the file of records up to the store, which is ahead of it where a process died between the two."""
@@ -87,6 +105,8 @@ class Exchange:
             AnchorLwfError: nothing in it is any good; what is wrong with it.
         """
         bad: list[BadLine] = []
+        if not content.strip():
+            raise RecordError(wrong("content", "at least one line", "none", "Choose another file."))
         if form == "prompts":
             added, known = self.add(_good(content, Prompt, self.fits, bad))
         elif form == "records":
@@ -99,9 +119,7 @@ class Exchange:
             added, known = self._add_records(found.records)
             return {"added": added, "known": known, "flagged": [flag.json() for flag in found.flags]}
         if not added + known:
-            if bad:
-                raise refusal(bad[:_NAMED], 0)
-            raise RecordError(wrong("content", "at least one line", "none", "Choose another file."))
+            raise refusal(bad[:_NAMED], 0)
         flagged = [{"sample": f"line {one.line}", "anchor": None, "reason": one.problem} for one in bad]
         return {"added": added, "known": known, "flagged": flagged}
 
@@ -115,10 +133,8 @@ class Exchange:
 
     def _takes(self, record: Record) -> None:
         """Raise what is wrong with a record from outside: other ids, or what no prompt may have either."""
-        stamp = self.desk.decoder.stamp
-        if (record.model.tokenizer_sha, record.model.template_sha) != (stamp.tokenizer_sha, stamp.template_sha):
-            fix = "Start the annotator with that model."
-            raise StampError(wrong(f"record {record.id}", f"ids of {stamp.name}", f"of {record.model.name}", fix))
+        fix = "Start the annotator with that model."
+        record.model.require_same(self.desk.decoder.stamp, f"record {record.id}", fix)
         check_record(record, self.desk.decoder.table, self.desk.decoder.room)
 
     def compare(self, prompt_ids: list[int]) -> dict[str, Any]:
@@ -137,13 +153,13 @@ class Exchange:
         }
 
 
-def _good(content: str, kind: type[Row], check: Callable[[Row], object], bad: list[BadLine]) -> Iterator[Row]:
-    """The good lines of a JSONL file's content one by one, since they may be many; the bad ones are put into `bad`."""
-    for number, text in enumerate(content.split("\n"), 1):
-        if not text.strip():
-            continue
-        row = checked_line(Line(number, row_of(text.encode(errors="surrogatepass"))), "import", kind, check)
-        if isinstance(row, BadLine):
-            bad.append(row)
-        else:
-            yield row
+def _good(content: str, kind: type[Row], check: Check[Row], bad: list[BadLine]) -> Iterator[Row]:
+    """The good lines of a JSONL file's content one by one, since they may be many; the bad ones are put into `bad`.
+
+    What `check` remarks on good ones is warned of at the end.
+    """
+    reading = Reading(BytesIO(content.encode(errors="surrogatepass")), kind, check, name="import")
+    for _, row in reading.good_lines():
+        yield row
+    bad += reading.bad
+    reading.warn_of_remarks()

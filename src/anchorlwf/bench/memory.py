@@ -10,7 +10,7 @@ from typing import Any
 
 from anchorlwf.bench.race import quiet, resident
 from anchorlwf.config import TrainConfig
-from anchorlwf.data.record import Anchor, Record, new_id
+from anchorlwf.data.record import Anchor, Prompt, Record, new_id
 from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.training import train
 
@@ -46,13 +46,13 @@ def synthetic_records(model: LanguageModel, count: int) -> Iterator[Record]:
         completion = f"Number {number} is {number * 7919 % 1000}."
         prompt_ids, ids = model.codec.encode_prompt(messages), [*model.codec.encode(completion), stop]
         anchor = Anchor(position=len(ids) - 2, token_id=ids[-2], source="target")
-        yield Record(
-            id=new_id(number),
-            model=stamp,
-            messages=messages,
+        yield Record.build(
+            Prompt(messages=messages),
+            stamp,
             prompt_ids=prompt_ids,
             completion_ids=ids,
-            completion=completion,
+            decode=model.codec.decode,
+            record_id=new_id(number),
             anchors=[anchor],
         )
 

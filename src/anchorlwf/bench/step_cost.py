@@ -22,7 +22,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback, Trainer
 from anchorlwf.bench.race import OnRun, Turn, quiet, race
 from anchorlwf.bench.rival_losses import top4_loss
 from anchorlwf.config import Config, Count, Fraction, TrainConfig
-from anchorlwf.data.record import Anchor, Record, new_id
+from anchorlwf.data.record import Anchor, Prompt, Record, new_id
 from anchorlwf.model.batch import Batch, collate
 from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.training import train
@@ -115,13 +115,13 @@ def random_records(setup: StepSetup, model: LanguageModel) -> list[Record]:
         count = max(1, round(setup.anchors * len(completion_ids)))
         places = sorted(rng.sample(range(len(completion_ids)), count))
         found.append(
-            Record(
-                id=new_id("bench", number),
-                model=stamp,
-                messages=[{"role": "user", "content": str(number)}],
+            Record.build(
+                Prompt(messages=[{"role": "user", "content": str(number)}]),
+                stamp,
                 prompt_ids=prompt_ids,
                 completion_ids=completion_ids,
-                completion=model.codec.decode(completion_ids),
+                decode=model.codec.decode,
+                record_id=new_id("bench", number),
                 anchors=[Anchor(position=place, token_id=completion_ids[place]) for place in places],
             )
         )

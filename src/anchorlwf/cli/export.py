@@ -42,11 +42,9 @@ def export(
 
 def _codec(model: str | None, trust: bool) -> tuple[Any, Any]:
     """The tokenizer, and whether a record's ids are its own: those of the original answer are all that DPO has."""
-    from anchorlwf.data.record import ModelStamp
     from anchorlwf.model.language_model import EMBEDDED, load_codec
 
     quiet_libraries()
     name = model or EMBEDDED
     codec, _ = load_codec(name, trust)
-    stamp = ModelStamp(name=name, tokenizer_sha=codec.tokenizer_sha, template_sha=codec.template_sha)
-    return codec, partial(codec.check_record, ours=stamp, vocabulary=len(codec.tokenizer))
+    return codec, partial(codec.check_record, ours=codec.stamp(name), vocabulary=len(codec.tokenizer))

@@ -4,7 +4,6 @@ Local files, in the layouts their authors publish: one JSON array of entries. do
 """
 
 import json
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from anchorlwf.data.jsonl import BadLineWarning, problem_of
+from anchorlwf.data.jsonl import parse_json, problem_of
 from anchorlwf.data.probe import Probe, ProbeKind
 from anchorlwf.data.record import Prompt
-from anchorlwf.errors import RecordError, wrong
+from anchorlwf.errors import BadLineWarning, RecordError, warn, wrong
 
 __all__ = ["BadEntry", "Edits", "Layout", "load_edits"]
 
@@ -178,8 +177,8 @@ class _KnowEdit(_Entry):
         )
         for kind, family, groups in kinds:
             for name, asked in groups.items():
-                for one in asked:
-                    yield from ((text, one.ground_truth, kind, f"{family}:{name}") for text in one.prompt)
+                for question in asked:
+                    yield from ((text, question.ground_truth, kind, f"{family}:{name}") for text in question.prompt)
         if self.locality_prompt is not None and self.locality_ground_truth is not None:
             yield _plain(self.locality_prompt), self.locality_ground_truth, "near", "locality"
 
@@ -233,8 +232,8 @@ def load_edits(
     if bad and not skip_bad:
         listing = "\n".join(map(str, bad))
         raise RecordError(f"{listing}\n{len(chosen)} other entries are good. Mend the bad ones, or skip them.")
-    for one in bad:
-        warnings.warn(str(one), BadLineWarning, stacklevel=2)
+    for bad_entry in bad:
+        warn(str(bad_entry), BadLineWarning)
     if not chosen:
         raise RecordError(wrong(str(path), f"at least one good {layout} entry", "none", "Check the layout."))
     prompts = [_prompt(layout, entry) for _, entry in chosen]
@@ -260,11 +259,8 @@ def _read(path: str | Path) -> list[Any]:
     if not Path(path).is_file():
         raise RecordError(wrong(str(path), "a JSON file", "no such file", "Check the path."))
     try:
-        data = Path(path).read_bytes()
-        entries = json.loads(data)
-        # Half of an escaped surrogate pair is read without complaint, but no file could hold it later.
-        if b"\\u" in data:
-            json.dumps(entries, ensure_ascii=False).encode()
+        content = Path(path).read_bytes()
+        entries = parse_json(content.decode(json.detect_encoding(content)))
     except (ValueError, RecursionError) as error:
         raise RecordError(wrong(str(path), "one JSON array", f"broken JSON ({error})", "Mend the file.")) from error
     if not isinstance(entries, list) or not entries:

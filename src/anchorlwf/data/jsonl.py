@@ -1,19 +1,23 @@
-"""JSON lines in and out: every bad line named, no good line lost, views for other trainers."""
+"""JSON lines in and out: every bad line named, no good line lost."""
 
 import contextlib
 import json
 import os
-import warnings
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Prompt, Record
-from anchorlwf.errors import AnchorLwfError, AnchorLwfWarning, PromptWarning, RecordError, wrong
+from anchorlwf.errors import AnchorLwfError, BadLineWarning, PromptWarning, RecordError, warn, wrong
 from anchorlwf.files import append_lines, held_file, write_atomic
 
 __all__ = [
@@ -21,20 +25,22 @@ __all__ = [
     "BadLineWarning",
     "Check",
     "Line",
+    "Reading",
     "Row",
     "Source",
     "append_record",
     "append_records",
     "checked_line",
-    "checked_lines",
     "each_line",
     "each_prompt",
     "each_record",
     "given_rows",
-    "good_lines",
+    "last_of_each",
+    "lines_of",
     "load_probes",
     "load_prompts",
     "load_records",
+    "parse_json",
     "problem_of",
     "read_lines",
     "refusal",
@@ -55,10 +61,6 @@ _FEW = 5
 """Line numbers that one warning names."""
 
 
-class BadLineWarning(AnchorLwfWarning):
-    """A line was skipped because it is not what the file should hold."""
-
-
 @dataclass(frozen=True)
 class BadLine:
     """One line that could not be read, and why."""
@@ -77,16 +79,16 @@ class BadLine:
 
 def problem_of(error: ValidationError) -> str:
     """What pydantic found: field, expected and got, in our words."""
-    found = []
+    problems = []
     for item in error.errors(include_url=False):
         field = ".".join(str(part) for part in item["loc"])
         if item["type"] == "value_error":
-            found.append(f"{field}: {item['ctx']['error']}" if field else str(item["ctx"]["error"]))
+            problems.append(f"{field}: {item['ctx']['error']}" if field else str(item["ctx"]["error"]))
         else:
             got = "nothing" if item["type"] == "missing" else repr(item["input"])
             got = got if len(got) <= 80 else got[:77] + "..."
-            found.append(f"{field or 'line'}: expected {_expected(item['msg'])}, got {got}")
-    return "; ".join(found)
+            problems.append(f"{field or 'line'}: expected {_expected(item['msg'])}, got {got}")
+    return "; ".join(problems)
 
 
 def _expected(message: str) -> str:
@@ -115,14 +117,24 @@ class Line(NamedTuple):
     """The line as it stands in the file, its line break included."""
 
 
+def parse_json(text: str) -> Any:
+    """The JSON value that a text holds.
+
+    Raises:
+        ValueError, RecursionError: they hold none, or one that could not be written again.
+    """
+    value = json.loads(text)
+    # Half of an escaped surrogate pair is read without complaint, but no text can hold it: neither a tokenizer nor a
+    # file would take it later.
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 def row_of(content: bytes) -> dict[str, Any] | str:
     """The JSON object that stands in a line; or, as a string, what is wrong with it."""
     try:
-        row = json.loads(content.rstrip(b"\r\n").decode())
-        # Half of an escaped surrogate pair is read without complaint, but no text can hold it: neither a
-        # tokenizer nor a file would take it later.
-        if b"\\u" in content:
-            json.dumps(row, ensure_ascii=False).encode()
+        row = parse_json(content.rstrip(b"\r\n").decode())
     except UnicodeDecodeError as error:
         return f"expected UTF-8 text, got bytes that are not ({error.reason} at byte {error.start})"
     except json.JSONDecodeError as error:
@@ -160,26 +172,33 @@ def _row(row: Any, clean: Callable[[Any], Any]) -> dict[str, Any] | BaseModel | 
     return {key: clean(value) for key, value in row.items() if value is not None}
 
 
-def _lines(source: Source, kind: type[BaseModel]) -> Iterator[Line]:
-    if not isinstance(source, str | Path):
+def lines_of(stream: BufferedIOBase) -> Iterator[Line]:
+    """The lines of an open JSONL file that are not blank, good and bad."""
+    start = 0
+    for number, content in enumerate(stream, 1):
+        if content.strip():
+            yield Line(number, row_of(content), start, content)
+        start += len(content)
+
+
+def _lines(source: Source | BufferedIOBase, kind: type[BaseModel]) -> Iterator[Line]:
+    if isinstance(source, BufferedIOBase):
+        yield from lines_of(source)
+    elif isinstance(source, str | Path):
+        with open(source, "rb") as stream:
+            yield from lines_of(stream)
+    else:
         # To us an absent field and None are the same. A `datasets` dataset (told by its features) also pads the dicts
         # within a row: {"role": "user", "content": "...", "tool_calls": None}, which chat templates would take badly.
         clean = _unpadded if hasattr(source, "features") else lambda value: value
         for number, row in enumerate(rows_of(source, kind), 1):
             yield Line(number, _row(row, clean))
-        return
-    start = 0
-    with open(source, "rb") as stream:
-        for number, content in enumerate(stream, 1):
-            if content.strip():
-                yield Line(number, row_of(content), start, content)
-            start += len(content)
 
 
 def checked_line(
     line: Line, source: str, kind: type[Row], check: Callable[[Row], object] | None = None
 ) -> Row | BadLine:
-    """One line as `kind`, or what is wrong with it. Arguments: `checked_lines`."""
+    """One line as `kind`, or what is wrong with it. Arguments: `Reading`."""
     if isinstance(line.row, str):
         return BadLine(source, line.number, line.row)
     try:
@@ -193,33 +212,95 @@ def checked_line(
     return row
 
 
-def checked_lines(
-    source: Source, kind: type[Row], check: Check[Row] | None = None
-) -> Iterator[tuple[Line, Row | BadLine]]:
-    """Read a JSONL file (or rows of a dataset) as `kind`, line by line, good and bad; memory does not grow with it.
+class Reading(Generic[Row]):
+    """One pass over the lines of a JSONL file, or the rows of a dataset; memory does not grow with it.
+
+    `lines` gives everything, good and bad; `good_lines` the good ones, and `report` then says what was wrong.
 
     Args:
-        source: path, or rows.
+        source: a path; an open binary file; or rows.
         kind: of the lines.
         check: raises an `AnchorLwfError` for a line that is well-formed and yet no good, such as a prompt too long.
-            What it returns are remarks on a good one, of which `good_lines` warns.
+            What it returns are remarks on a good line.
+        name: of the source, for messages. None: its path, or "dataset".
 
     Raises:
-        RecordError: the file does not exist or holds no line at all.
+        RecordError: no such file.
+
+    Attributes:
+        count: good lines read so far.
+        bad: the bad ones read so far.
+        remarks: what `check` had to remark on good lines, each remark with the numbers of its lines.
     """
-    name = str(source) if isinstance(source, str | Path) else "dataset"
-    if isinstance(source, str | Path) and not Path(source).is_file():
-        raise RecordError(wrong(name, "a JSONL file", "no such file", "Check the path."))
-    empty = True
-    for line in _lines(source, kind):
-        empty = False
-        yield line, checked_line(line, name, kind, check)
-    if empty:
-        what = f"at least one {kind.__name__.lower()}"
-        got, fix = "an empty file", "Write one JSON object per line."
-        if name == "dataset":
-            got, fix = "no rows", "Give some; a generator gives its rows only once."
-        raise RecordError(wrong(name, what, got, fix))
+
+    def __init__(
+        self,
+        source: Source | BufferedIOBase,
+        kind: type[Row],
+        check: Check[Row] | None = None,
+        *,
+        name: str | None = None,
+    ) -> None:
+        self.name = name or (str(source) if isinstance(source, str | Path) else "dataset")
+        if isinstance(source, str | Path) and not Path(source).is_file():
+            raise RecordError(wrong(self.name, "a JSONL file", "no such file", "Check the path."))
+        self._source, self._kind, self._check = source, kind, check
+        self._is_file = isinstance(source, str | Path | BufferedIOBase)
+        self.count, self.bad = 0, list[BadLine]()
+        self.remarks: dict[str, list[int]] = {}
+
+    def lines(self) -> Iterator[tuple[Line, Row | BadLine]]:
+        """Every line that is not blank, as it stands and as what it was read.
+
+        Raises:
+            RecordError: there is none at all.
+        """
+        for line in _lines(self._source, self._kind):
+            remarks: list[str] = []
+            row = checked_line(line, self.name, self._kind, partial(self._examine, remarks))
+            if isinstance(row, BadLine):
+                self.bad.append(row)
+            else:
+                self.count += 1
+                for remark in remarks:
+                    self.remarks.setdefault(remark, []).append(line.number)
+            yield line, row
+        if not self.count and not self.bad:
+            got, fix = "an empty file", "Write one JSON object per line."
+            if not self._is_file:
+                got, fix = "no rows", "Give some; a generator gives its rows only once."
+            raise RecordError(wrong(self.name, f"at least one {self._kind.__name__.lower()}", got, fix))
+
+    def _examine(self, remarks: list[str], row: Row) -> None:
+        if self._check is not None:
+            remarks.extend(self._check(row) or ())
+
+    def good_lines(self) -> Iterator[tuple[Line, Row]]:
+        """The good lines. Raises as `lines`."""
+        for line, row in self.lines():
+            if not isinstance(row, BadLine):
+                yield line, row
+
+    def report(self, *, skip_bad: bool) -> None:
+        """Warn of the remarks (`PromptWarning`); then raise the error that names every bad line read, or warn of them.
+
+        Args:
+            skip_bad: warn of each bad line (`BadLineWarning`) instead of raising.
+
+        Raises:
+            RecordError: there were bad lines.
+            AnchorLwfError: what `check` raised, where nothing else was wrong.
+        """
+        self.warn_of_remarks()
+        if self.bad and not skip_bad:
+            raise refusal(self.bad, self.count)
+        for bad_line in self.bad:
+            warn(str(bad_line), BadLineWarning)
+
+    def warn_of_remarks(self) -> None:
+        """Warn of the remarks on lines read so far (`PromptWarning`), of each once and with its lines."""
+        for remark, numbers in self.remarks.items():
+            warn(f"{self.name}, {_listed(numbers)}: {remark}", PromptWarning)
 
 
 def _listed(numbers: list[int]) -> str:
@@ -230,65 +311,28 @@ def _listed(numbers: list[int]) -> str:
 def refusal(bad: Sequence[BadLine], good: int) -> AnchorLwfError:
     """The error that names every bad line of a source in which `good` other lines are good."""
     listing = "\n".join(map(str, bad))
-    kinds = {one.kind for one in bad}
+    kinds = {bad_line.kind for bad_line in bad}
     error = kinds.pop() if len(kinds) == 1 else RecordError
     fix = "Mend the bad ones, or skip them (--skip-bad, where the command has it; in Python skip_bad=True)."
     return error(f"{listing}\n{good} other lines are good. {fix}")
 
 
-def good_lines(
-    source: Source, kind: type[Row], *, skip_bad: bool, asked_by: int, check: Check[Row] | None = None
-) -> Iterator[tuple[Line, Row]]:
-    """The good lines of `checked_lines`; once they have all been given, the bad ones are raised, or warned of.
-
-    What `check` remarked on good lines is warned of then (`PromptWarning`), each remark once, with its lines.
-
-    `asked_by`: how many calls up from here the one is that warnings should point at, as `warnings.warn` counts.
-    """
-    good, bad = 0, list[BadLine]()
-    said: list[str] = []
-    remarks: dict[str, list[int]] = {}
-
-    def heard(row: Row) -> None:
-        said[:] = (check(row) if check else None) or ()
-
-    for line, row in checked_lines(source, kind, heard):
-        if isinstance(row, BadLine):
-            bad.append(row)
-        else:
-            good += 1
-            for remark in said:
-                remarks.setdefault(remark, []).append(line.number)
-            yield line, row
-    name = str(source) if isinstance(source, str | Path) else "dataset"
-    for remark, numbers in remarks.items():
-        warnings.warn(f"{name}, {_listed(numbers)}: {remark}", PromptWarning, stacklevel=asked_by)
-    if bad and not skip_bad:
-        raise refusal(bad, good)
-    for one in bad:
-        warnings.warn(str(one), BadLineWarning, stacklevel=asked_by)
-
-
 def each_line(source: Source, kind: type[Row], check: Check[Row] | None = None) -> Iterator[Row | BadLine]:
-    """The lines of a file or the rows of a dataset, good and bad. Arguments and errors: `lines.checked_lines`."""
-    return (row for _, row in checked_lines(source, kind, check))
+    """The lines of a file or the rows of a dataset, good and bad. Arguments and errors: `Reading`."""
+    return (row for _, row in Reading(source, kind, check).lines())
 
 
 def read_lines(source: Source, kind: type[Row]) -> tuple[list[Row], list[BadLine]]:
     """All of `each_line`: the good ones and the bad ones. Raises `RecordError` as it does."""
-    good: list[Row] = []
-    bad: list[BadLine] = []
-    for row in each_line(source, kind):
-        if isinstance(row, BadLine):
-            bad.append(row)
-        else:
-            good.append(row)
-    return good, bad
+    reading = Reading(source, kind)
+    return [row for _, row in reading.good_lines()], reading.bad
 
 
 def _each(source: Source, kind: type[Row], skip_bad: bool, check: Check[Row] | None = None) -> Iterator[Row]:
-    for _, row in good_lines(source, kind, skip_bad=skip_bad, asked_by=5, check=check):
+    reading = Reading(source, kind, check)
+    for _, row in reading.good_lines():
         yield row
+    reading.report(skip_bad=skip_bad)
 
 
 def _load(source: Source, kind: type[Row], skip_bad: bool, check: Check[Row] | None = None) -> list[Row]:
@@ -319,15 +363,22 @@ def load_records(source: Source, *, skip_bad: bool = False, check: Check[Record]
         RecordError: names every bad line by file, line number, field, expected and got; or the file is empty.
         AnchorLwfError: what `check` raised, where nothing else was wrong.
     """
-    return list(_latest(_each(source, Record, skip_bad, check)).values())
+    records = _load(source, Record, skip_bad, check)
+    return [records[index] for index in last_of_each(b"".join(uuid.UUID(record.id).bytes for record in records))]
 
 
-def _latest(records: Iterable[Record]) -> dict[str, Record]:
-    latest: dict[str, Record] = {}
-    for record in records:
-        latest.pop(record.id, None)
-        latest[record.id] = record
-    return latest
+def last_of_each(ids: bytes | bytearray) -> NDArray[np.int64]:
+    """Where, among 16-byte ids, each stands for the last time: int64, ascending.
+
+    In a file of records a later line replaces an earlier one of the same id; these are the lines that count.
+    """
+    halves = np.frombuffer(ids, np.uint64).reshape(-1, 2)
+    # A stable order: equal ids stay in that of the file.
+    order = np.lexsort(halves.T)
+    ordered = halves[order]
+    last = np.ones(len(order), bool)
+    last[:-1] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    return np.sort(order[last])
 
 
 def given_rows(source: Source, kind: type[Row], load: Callable[[Source], list[Row]]) -> list[Row]:

@@ -7,17 +7,33 @@ always satisfies the invariants below. A completion token that is no anchor is a
 import json
 import math
 import uuid
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-__all__ = ["Anchor", "Frozen", "Message", "Messages", "ModelStamp", "Prompt", "Record", "Tools", "chat_key", "new_id"]
+from anchorlwf.errors import StampError, wrong
+
+__all__ = [
+    "Anchor",
+    "Frozen",
+    "Message",
+    "Messages",
+    "ModelStamp",
+    "Prompt",
+    "Record",
+    "Status",
+    "Tools",
+    "chat_key",
+    "new_id",
+]
 
 # No vocabulary is larger, and whatever holds ids (arrays of 32 bits among it) can hold these.
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Position = Annotated[int, Field(ge=0, lt=2**31)]
 Message = dict[str, Any]
+Status = Literal["draft", "complete", "rejected"]
 
 
 # A line nested deeper (pydantic: 255) could be read and never written again.
@@ -34,7 +50,7 @@ def _in_json(value: Any) -> Any:
         if depth > _DEPTH:
             raise ValueError(f"expected at most {_DEPTH} brackets within one another; got more")
         inner = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
-        waiting.extend((one, depth + 1) for one in inner)
+        waiting.extend((nested, depth + 1) for nested in inner)
     return value
 
 
@@ -85,6 +101,9 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
+_FINGERPRINTS = {"tokenizer": "tokenizer_sha", "chat template": "template_sha"}
+
+
 class ModelStamp(Frozen):
     """Which model and, exactly, which tokenizer and chat template the ids of a record belong to."""
 
@@ -98,6 +117,29 @@ class ModelStamp(Frozen):
     """SHA-256 of the chat template."""
     date: str | None = None
     """The day (YYYY-MM-DD) that the template printed into the prompt, for templates that print one."""
+
+    def differences(self, other: "ModelStamp") -> list[str]:
+        """What makes token ids of the one mean something else to the other: "tokenizer", "chat template", or neither.
+
+        Names do not count: a folder that was moved holds the same model.
+        """
+        return [part for part, field in _FINGERPRINTS.items() if getattr(self, field) != getattr(other, field)]
+
+    def require_same(self, other: "ModelStamp", what: str, fix: str) -> None:
+        """Raise `StampError` unless token ids mean the same to both.
+
+        Args:
+            other: stamp of what was given instead of this.
+            what: holds ids by this stamp, for the message.
+            fix: what to do about it.
+        """
+        different = self.differences(other)
+        if different:
+            expected, got = (
+                f"{' and '.join(getattr(stamp, _FINGERPRINTS[part])[:12] for part in different)} ({stamp.name})"
+                for stamp in (self, other)
+            )
+            raise StampError(wrong(f"{what}: {' and '.join(different)}", expected, got, fix))
 
 
 class Anchor(Frozen):
@@ -162,7 +204,7 @@ class Record(Frozen):
     """Keep positions where the reference's two best tokens were too close to call, and the kept one came second."""
     truncated: bool = False
     """The answer hit the token limit before its end of turn."""
-    status: Literal["draft", "complete", "rejected"] = "complete"
+    status: Status = "complete"
     """Training reads `complete` records only."""
     tags: list[str] = []
     """Labels of your own, for grouping in evaluation."""
@@ -212,6 +254,63 @@ class Record(Frozen):
             last = position
         return self
 
+    @classmethod
+    def build(
+        cls,
+        prompt: "Prompt",
+        stamp: ModelStamp,
+        *,
+        prompt_ids: Sequence[int],
+        completion_ids: Sequence[int],
+        decode: Callable[[list[int]], str],
+        record_id: str | None = None,
+        original_ids: Sequence[int] = (),
+        anchors: Sequence[Anchor] = (),
+        ties: Sequence[int] = (),
+        truncated: bool = False,
+        status: Status = "complete",
+        tags: Iterable[str] = (),
+    ) -> "Record":
+        """The record of an answer to a prompt; the readable text is made from its ids.
+
+        Args:
+            prompt: messages, tools and tags come from it.
+            stamp: of the model that was annotated.
+            prompt_ids: the templated prompt.
+            completion_ids: the answer as it should be.
+            decode: token ids to text without special tokens.
+            record_id: None: `prompt.record_id(stamp)`.
+            original_ids, anchors, ties, truncated, status: as the record's fields.
+            tags: in addition to those of the prompt; each tag stands once.
+
+        Raises:
+            ValidationError: a field breaks the record's invariants.
+        """
+        ids = list(completion_ids)
+        return cls(
+            id=prompt.record_id(stamp) if record_id is None else record_id,
+            model=stamp,
+            messages=prompt.messages,
+            tools=prompt.tools,
+            prompt_ids=list(prompt_ids),
+            original_ids=list(original_ids),
+            completion_ids=ids,
+            completion=decode(ids),
+            anchors=list(anchors),
+            ties=list(ties),
+            truncated=truncated,
+            status=status,
+            tags=list(dict.fromkeys([*prompt.tags, *tags])),
+        )
+
+    def require_vocabulary(self, size: int) -> None:
+        """Raise `StampError` unless every token id is below `size`, the number of tokens that the model has."""
+        rejected = [anchor.rejected_id for anchor in self.anchors if anchor.rejected_id is not None]
+        largest = max(*self.prompt_ids, *self.completion_ids, *self.original_ids, *rejected)
+        if largest >= size:
+            fix = "No token has that id; annotate again with this model."
+            raise StampError(wrong(f"record {self.id}: token ids", f"less than {size}", largest, fix))
+
     @property
     def confidences(self) -> list[float]:
         """c_t at every completion position: 0.0 at keep tokens, the anchor's confidence at anchors."""
@@ -234,6 +333,15 @@ class Prompt(Frozen):
     def record_id(self, stamp: ModelStamp) -> str:
         """The id of the record this becomes with that model: the same on every run, so that work can be resumed."""
         return new_id(stamp.name, stamp.template_sha, chat_key(self.messages, self.tools), self.answer)
+
+    def former_id(self, model_name: str, prompt_ids: list[int]) -> str:
+        """The id that release 0.1.0 gave that record. Work which it began goes on under this id.
+
+        Args:
+            model_name: as the earlier record's stamp has it; 0.1.0 did not resolve paths.
+            prompt_ids: the templated prompt.
+        """
+        return new_id(model_name, prompt_ids, self.answer)
 
     @model_validator(mode="before")
     @classmethod

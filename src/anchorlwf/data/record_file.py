@@ -2,7 +2,6 @@
 
 import os
 import uuid
-import warnings
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,11 +9,10 @@ from pathlib import Path
 from typing import BinaryIO, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
-from anchorlwf.data.jsonl import BadLine, BadLineWarning, Line, checked_line, good_lines, refusal, row_of
+from anchorlwf.data.jsonl import BadLine, Line, Reading, checked_line, last_of_each, refusal, row_of
 from anchorlwf.data.record import Record
-from anchorlwf.errors import RecordError, wrong
+from anchorlwf.errors import BadLineWarning, RecordError, warn, wrong
 from anchorlwf.files import append_held, held_file
 
 __all__ = ["RecordFile", "RecordJournal"]
@@ -38,12 +36,14 @@ class RecordFile(Sequence[Record]):
     def __init__(self, path: str | Path, *, skip_bad: bool = False) -> None:
         self.path = Path(path)
         starts, sizes, sums, ids = array("Q"), array("Q"), array("I"), bytearray()
-        for line, record in good_lines(path, Record, skip_bad=skip_bad, asked_by=3):
+        reading = Reading(path, Record)
+        for line, record in reading.good_lines():
             starts.append(line.start)
             sizes.append(len(line.content))
             sums.append(zlib.crc32(line.content))
             ids += uuid.UUID(record.id).bytes
-        latest = _latest(ids)
+        reading.report(skip_bad=skip_bad)
+        latest = last_of_each(ids)
         self._starts = np.array(starts, np.uint64)[latest]
         self._sizes = np.array(sizes, np.uint64)[latest]
         self._sums = np.array(sums, np.uint32)[latest]
@@ -57,7 +57,7 @@ class RecordFile(Sequence[Record]):
     def __getitem__(self, index: slice) -> list[Record]: ...
     def __getitem__(self, index: int | slice) -> Record | list[Record]:
         if isinstance(index, slice):
-            return [self._read(one) for one in range(*index.indices(len(self)))]
+            return [self._read(number) for number in range(*index.indices(len(self)))]
         return self._read(index)
 
     def _read(self, index: int) -> Record:
@@ -76,17 +76,6 @@ class RecordFile(Sequence[Record]):
         fix = "Leave the file as it is while it is in use (lines may be appended), and start again."
         where, expected = f"{self.path}, byte {start}", "the line that stood there when it was opened"
         return RecordError(wrong(where, expected, got, fix))
-
-
-def _latest(ids: bytearray) -> NDArray[np.int64]:
-    """Where, among 16-byte ids, each stands for the last time: int64, ascending."""
-    halves = np.frombuffer(ids, np.uint64).reshape(-1, 2)
-    # A stable order: equal ids stay in that of the file.
-    order = np.lexsort(halves.T)
-    ordered = halves[order]
-    last = np.ones(len(order), bool)
-    last[:-1] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    return np.sort(order[last])
 
 
 class RecordJournal:
@@ -179,5 +168,5 @@ class RecordJournal:
             self._torn = torn
         if bad and not some:
             raise refusal(bad, 0)
-        for one in bad:
-            warnings.warn(str(one), BadLineWarning, stacklevel=3)
+        for bad_line in bad:
+            warn(str(bad_line), BadLineWarning)

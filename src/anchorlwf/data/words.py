@@ -34,16 +34,16 @@ _CODE = regex.compile(r"(?=.*\d).*\p{Lu}")
 _NUMBER = regex.compile(r"\d+(?:\.\d+|,\d{3}(?!\d))+")
 
 
-def same_text(one: str, other: str) -> bool:
+def same_text(first: str, second: str) -> bool:
     """Whether two texts are the same but for white space at their ends and how accents are encoded."""
-    return _normal(one) == _normal(other)
+    return _normal(first) == _normal(second)
 
 
 def contains_words(text: str, answer: str) -> bool:
     """Whether `text` stands in `answer` as whole words, in any case. The module's docstring says what a word is."""
     text, answer = _normal(text), _normal(answer)
-    places = regex.compile(regex.escape(text), regex.IGNORECASE).finditer(answer, overlapped=True)
-    return any(_whole(text, answer, place.start(), place.end()) for place in places)
+    matches = regex.compile(regex.escape(text), regex.IGNORECASE).finditer(answer, overlapped=True)
+    return any(_whole(text, answer, match.start(), match.end()) for match in matches)
 
 
 def _normal(text: str) -> str:
@@ -62,8 +62,8 @@ def _whole(text: str, answer: str, start: int, end: int) -> bool:
 
 def _kind(text: str, index: int) -> str | None:
     """What the character is for words; None for white space, punctuation and what lies outside the text."""
-    found = _KIND.match(text, index) if 0 <= index < len(text) else None
-    return found.lastgroup if found else None
+    match = _KIND.match(text, index) if 0 <= index < len(text) else None
+    return match.lastgroup if match else None
 
 
 def _inside(pattern: "regex.Pattern[str]", answer: str, start: int, end: int) -> list[str]:

@@ -17,17 +17,15 @@ def keep_record(
     model: LanguageModel, stamp: ModelStamp, prompt: Prompt, prompt_ids: list[int], answer: Decoded
 ) -> Record:
     """The record of one answer of the model's own; one that the token limit cut short is kept as far as it goes."""
-    return Record(
-        id=prompt.record_id(stamp),
-        model=stamp,
-        messages=prompt.messages,
-        tools=prompt.tools,
+    return Record.build(
+        prompt,
+        stamp,
         prompt_ids=prompt_ids,
-        original_ids=answer.ids,
         completion_ids=answer.ids,
-        completion=model.codec.decode(answer.ids),
+        decode=model.codec.decode,
+        original_ids=answer.ids,
         truncated=answer.truncated,
-        tags=[*prompt.tags, KEEP_TAG],
+        tags=[KEEP_TAG],
     )
 
 

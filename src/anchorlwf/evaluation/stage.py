@@ -11,7 +11,7 @@ from anchorlwf.config import EvaluateConfig
 from anchorlwf.data.jsonl import Source, given_rows, load_probes, load_records
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Record
-from anchorlwf.errors import PromptWarning, RecordError, StampError, wrong
+from anchorlwf.errors import PromptWarning, RecordError, wrong
 from anchorlwf.evaluation.lm_eval import run_tasks
 from anchorlwf.evaluation.measure import Progress, compare, drift, recall_probes
 from anchorlwf.evaluation.results import DataStamp, Origin, Results, summarize
@@ -64,7 +64,7 @@ def evaluate(
     if out is not None:
         ensure_writable(out)
     if base is not None:
-        _check_base(base, model)
+        model.stamp.require_same(base.stamp, "base", "Give the model that was tuned.")
     asked, probe_stamp = _read(probes, Probe, partial(load_probes, skip_bad=skip_bad))
     trained, record_stamp = _trained(records, skip_bad)
     origin = Origin(models_of(model, base), probe_stamp, record_stamp, config)
@@ -139,14 +139,3 @@ def _check_texts(records: Iterable[Record], model: LanguageModel) -> None:
     for record in records:
         if record.model.tokenizer_sha == ours:
             model.codec.check_text(record)
-
-
-def _check_base(base: LanguageModel, model: LanguageModel) -> None:
-    """Raise `StampError` where the base reads or writes text in another way than the tuned model."""
-    theirs, ours = base.codec, model.codec
-    for what, same in (
-        ("tokenizer", theirs.tokenizer_sha == ours.tokenizer_sha),
-        ("chat template", theirs.template_sha == ours.template_sha),
-    ):
-        if not same:
-            raise StampError(wrong("base", f"the tuned model's {what}", "another", "Give the one that was tuned."))

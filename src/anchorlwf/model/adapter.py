@@ -176,10 +176,9 @@ def _check_base(what: str, notes: AdapterNotes, net: PreTrainedModel, stamp: Mod
     else:
         # Rounded to float16 and then to bfloat16, weights are not what they are rounded once.
         _warn(f"{what}: trained in {notes.base_dtype}; in {net.dtype} it cannot be told whether this is its base.")
-    for field, part in (("tokenizer_sha", "tokenizer"), ("template_sha", "chat template")):
-        if getattr(notes.base, field) != getattr(stamp, field):
-            fix = "Give the model it was trained on as it was, or check its answers again."
-            _warn(wrong(f"{what}, {part}", f"that of {notes.base.name}", "another", fix))
+    for part in notes.base.differences(stamp):
+        fix = "Give the model it was trained on as it was, or check its answers again."
+        _warn(wrong(f"{what}, {part}", f"that of {notes.base.name}", "another", fix))
 
 
 def _check_base_weights(

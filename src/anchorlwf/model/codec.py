@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils as chats
 
 from anchorlwf.data.record import Messages, ModelStamp, Record
-from anchorlwf.errors import ModelError, ModelWarning, PromptError, RecordError, StampError, wrong
+from anchorlwf.errors import ModelError, ModelWarning, PromptError, RecordError, wrong
 from anchorlwf.model import chat_template
 
 __all__ = ["Codec"]
@@ -241,18 +241,8 @@ class Codec:
             StampError: another tokenizer or template, or an id that no token has.
             RecordError: `completion` is not the text of `completion_ids`.
         """
-        theirs = record.model
-        for field, what in (("tokenizer_sha", "tokenizer"), ("template_sha", "chat template")):
-            made_with, have = getattr(theirs, field), getattr(ours, field)
-            if made_with != have:
-                expected, got = f"{made_with[:12]} ({theirs.name})", f"{have[:12]} ({ours.name})"
-                fix = "Use that model, or annotate again with this one."
-                raise StampError(wrong(f"record {record.id}: {what}", expected, got, fix))
-        rejected = [anchor.rejected_id for anchor in record.anchors if anchor.rejected_id is not None]
-        largest = max(*record.prompt_ids, *record.completion_ids, *record.original_ids, *rejected)
-        if largest >= vocabulary:
-            fix = "No token has that id; annotate again."
-            raise StampError(wrong(f"record {record.id}: token ids", f"less than {vocabulary}", largest, fix))
+        record.model.require_same(ours, f"record {record.id}", "Use that model, or annotate again with this one.")
+        record.require_vocabulary(vocabulary)
         self.check_text(record)
 
     def check_text(self, record: Record) -> None:

@@ -11,14 +11,15 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import BytesIO
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from anchorlwf.annotation.importers.markers import Markers, messages_of
 from anchorlwf.annotation.importers.traces import is_trace, trace_record
-from anchorlwf.data.jsonl import problem_of
-from anchorlwf.data.record import Anchor, ModelStamp, Record, chat_key, new_id
+from anchorlwf.data.jsonl import BadLine, lines_of, problem_of, refusal
+from anchorlwf.data.record import Anchor, ModelStamp, Prompt, Record, chat_key, new_id
 from anchorlwf.errors import AnchorLwfError, RecordError, wrong
 from anchorlwf.model.vocabulary import TokenTable
 
@@ -73,25 +74,37 @@ class _Turn:
 
 
 def _samples(content: str) -> Iterator[tuple[str, Any]]:
+    """Each sample under its name; a `BadLine` where a line of training JSONL is none."""
     try:
         whole = json.loads(content)
+    except RecursionError as error:
+        raise RecordError(wrong("lawftrack file", "JSON", "brackets without end", "Export it again.")) from error
+    except ValueError:
+        rows = _line_rows(content)
+    else:
         # Beside its tasks a trace repeats them as one, run together.
         held = ("samples", "tasks")
         rows = next((whole[key] for key in held if key in whole), [whole]) if isinstance(whole, dict) else whole
-        if not isinstance(rows, list):
-            raise RecordError(wrong("lawftrack file", "a list of samples", type(rows).__name__, "Export it again."))
-    except RecursionError as error:
-        raise RecordError(wrong("lawftrack file", "JSON", "brackets without end", "Export it again.")) from error
-    except json.JSONDecodeError:
-        rows = []
-        for number, line in enumerate(content.split("\n"), 1):
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-            except (ValueError, RecursionError) as error:
-                raise RecordError(wrong(f"line {number}", "one JSON object", error, "Export it again.")) from error
+    if not isinstance(rows, list):
+        raise RecordError(wrong("lawftrack file", "a list of samples", type(rows).__name__, "Export it again."))
     for number, row in enumerate(rows, 1):
         names = [row.get(key) for key in ("id", "title", "task_name")] if isinstance(row, dict) else []
-        yield str(next(filter(None, names), number)), row
+        line = f"line {row.line}" if isinstance(row, BadLine) else None
+        yield str(next(filter(None, [*names, line]), number)), row
+
+
+def _line_rows(content: str) -> list[Any]:
+    """The lines of training JSONL. Raises `RecordError` where no line is good."""
+    if not content.strip():
+        raise RecordError(wrong("lawftrack file", "at least one sample", "an empty file", "Export it again."))
+    rows = [
+        BadLine("lawftrack file", line.number, line.row) if isinstance(line.row, str) else line.row
+        for line in lines_of(BytesIO(content.encode(errors="surrogatepass")))
+    ]
+    bad = [row for row in rows if isinstance(row, BadLine)]
+    if len(bad) == len(rows):
+        raise refusal(bad, 0)
+    return rows
 
 
 def _text(content: Any) -> str:
@@ -267,6 +280,8 @@ def _moment(value: Any) -> Any:
 def _sample(
     sample: str, row: Any, table: TokenTable, stamp: ModelStamp, markers: Markers, end_id: int, span: Span
 ) -> tuple[list[Record], list[Flag]]:
+    if isinstance(row, BadLine):
+        raise RecordError(row.problem)
     if not isinstance(row, dict):
         raise RecordError(wrong("sample", "an object", type(row).__name__, "Export it again."))
     if is_trace(row):
@@ -283,17 +298,16 @@ def _sample(
         flags += wrong_ones
         tools = row.get("tools") or []
         records.append(
-            Record(
-                id=new_id("lawftrack", sample, turn.index, chat_key(turn.messages, tools), turn.ids),
-                model=stamp,
-                messages=turn.messages,
-                tools=tools,
+            Record.build(
+                Prompt(messages=turn.messages, tools=tools, tags=["lawftrack"]),
+                stamp,
                 prompt_ids=table.codec.encode_prompt(turn.messages, tools),
                 completion_ids=turn.ids,
-                completion=table.codec.decode(turn.ids),
-                anchors=[made[place] for place in sorted(made)],
+                decode=table.codec.decode,
+                record_id=new_id("lawftrack", sample, turn.index, chat_key(turn.messages, tools), turn.ids),
+                anchors=[made[position] for position in sorted(made)],
                 status="draft" if wrong_ones else "complete",
-                tags=["lawftrack", *([CHECK] if wrong_ones else [])],
+                tags=[CHECK] if wrong_ones else [],
             )
         )
     return records, flags

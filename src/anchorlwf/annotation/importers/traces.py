@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from anchorlwf.data.record import Anchor, Message, ModelStamp, Record, new_id
+from anchorlwf.data.record import Anchor, Message, ModelStamp, Prompt, Record, new_id
 from anchorlwf.errors import RecordError, wrong
 from anchorlwf.model.vocabulary import TokenTable
 
@@ -45,16 +45,16 @@ def trace_record(row: dict[str, Any], table: TokenTable, stamp: ModelStamp, end_
     answer = ids if cut or (ids and ids[-1] == end_id) else [*ids, end_id]
     messages = [{"role": "user", "content": prompt}]
     prompt_ids = _prompt_ids(table, messages)
-    return Record(
-        id=new_id("trace", prompt_ids, answer),
-        model=stamp,
-        messages=messages,
+    return Record.build(
+        Prompt(messages=messages, tags=["trace"]),
+        stamp,
         prompt_ids=prompt_ids,
         completion_ids=answer,
-        completion=table.codec.decode(answer),
+        decode=table.codec.decode,
+        record_id=new_id("trace", prompt_ids, answer),
         anchors=_anchors(row, table, ids, places, confidence),
         truncated=cut,
-        tags=["trace", *([row["task_name"]] if isinstance(row.get("task_name"), str) else [])],
+        tags=[row["task_name"]] if isinstance(row.get("task_name"), str) else [],
     )
 
 

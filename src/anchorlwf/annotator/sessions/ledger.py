@@ -4,10 +4,11 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
+from anchorlwf.annotation.former_ids import FormerIds
 from anchorlwf.annotation.tree import Tree
 from anchorlwf.annotator.store.store import SessionRow
 from anchorlwf.data.jsonl import append_record
-from anchorlwf.data.record import ModelStamp, Prompt, Record, new_id
+from anchorlwf.data.record import ModelStamp, Prompt, Record, Status, new_id
 from anchorlwf.data.record_file import RecordJournal
 from anchorlwf.errors import StorageError
 from anchorlwf.model.codec import Codec
@@ -17,7 +18,7 @@ __all__ = ["Ledger"]
 _log = logging.getLogger(__name__)
 _HELD = 256
 """Items looked up again at a time while others wait for the file."""
-_STATUS = {"accept": "complete", "keep": "complete", "reject": "rejected"}
+_STATUS: dict[str, Status] = {"accept": "complete", "keep": "complete", "reject": "rejected"}
 
 
 class Ledger:
@@ -27,10 +28,14 @@ class Ledger:
         stamp, codec: of the model.
         out: file that finished records are appended to; None: the store alone.
         shared: several people do each item, so that each one's record needs an id of its own.
+
+    Attributes:
+        former: the ids under which work of 0.1.0 on these prompts may be stored.
     """
 
     def __init__(self, stamp: ModelStamp, codec: Codec, out: Path | None = None, *, shared: bool = False) -> None:
         self._stamp, self._codec, self._out, self._shared = stamp, codec, out, shared
+        self.former = FormerIds(stamp, codec)
 
     def key(self, prompt: Prompt) -> str:
         """The id of the record a prompt becomes: work done without a store counts here."""
@@ -40,22 +45,19 @@ class Ledger:
         """The record of a session as it stands; a draft while it is undecided."""
         node = tree.node
         kept = ["keep"] if tree.verdict == "keep" else []
-        return Record.model_validate(
-            {
-                "id": new_id(row.record_id, row.annotator) if self._shared else row.record_id,
-                "model": self._stamp,
-                "messages": row.prompt.messages,
-                "tools": row.prompt.tools,
-                "prompt_ids": list(prompt_ids),
-                "original_ids": list(tree.original_ids),
-                "completion_ids": list(node.completion_ids),
-                "completion": self._codec.decode(list(node.completion_ids)),
-                "anchors": list(tree.anchors()),
-                "ties": list(tree.ties()),
-                "truncated": node.truncated,
-                "status": _STATUS.get(tree.verdict or "", "draft"),
-                "tags": list(dict.fromkeys([*row.prompt.tags, *tree.tags, *kept])),
-            }
+        return Record.build(
+            row.prompt,
+            self._stamp,
+            prompt_ids=prompt_ids,
+            completion_ids=node.completion_ids,
+            decode=self._codec.decode,
+            record_id=new_id(row.record_id, row.annotator) if self._shared else row.record_id,
+            original_ids=tree.original_ids,
+            anchors=tree.anchors(),
+            ties=tree.ties(),
+            truncated=node.truncated,
+            status=_STATUS.get(tree.verdict or "", "draft"),
+            tags=[*tree.tags, *kept],
         )
 
     def publish(self, record: Record) -> None:
@@ -69,7 +71,11 @@ class Ledger:
 
     def known(self) -> dict[str, Record]:
         """What `out` holds, by id. A line torn by a crash is warned of: the store has what it held."""
-        return {} if self._out is None else {record.id: record for record in RecordJournal(self._out).news()}
+        known: dict[str, Record] = {}
+        for record in () if self._out is None else RecordJournal(self._out).news():
+            known[record.id] = record
+            self.former.learn(record.model.name)
+        return known
 
     def reconcile(self, stored: Callable[[Collection[int] | None], dict[int, list[Record]]]) -> None:
         """Bring `out` up to the store, which may have gone further when a process died between the two.

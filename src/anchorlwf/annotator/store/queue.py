@@ -22,6 +22,8 @@ __all__ = [
     "agreement",
     "export_records",
     "finished",
+    "has_items",
+    "held_ids",
     "progress",
     "propose",
     "reopened",
@@ -95,6 +97,21 @@ def add_items(
     finally:
         gc.unfreeze()
     return added, seen - added
+
+
+def has_items(store: Store, project: int) -> bool:
+    """Whether the queue holds anything yet."""
+    with reading(store.engine) as db:
+        return db.execute(select(items.c.id).where(items.c.project_id == project).limit(1)).first() is not None
+
+
+def held_ids(store: Store, project: int, among: Collection[str]) -> set[str]:
+    """Those of these record ids that items of the queue have."""
+    if not among:
+        return set()
+    mine = select(items.c.record_id).where(items.c.project_id == project, items.c.record_id.in_(among))
+    with reading(store.engine) as db:
+        return set(db.execute(mine).scalars())
 
 
 @dataclass(frozen=True)

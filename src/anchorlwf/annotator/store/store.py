@@ -40,7 +40,7 @@ from anchorlwf.annotator.store.tables import (
 )
 from anchorlwf.data.jsonl import problem_of
 from anchorlwf.data.record import ModelStamp, Prompt, Record
-from anchorlwf.errors import ConflictError, MissingError, RecordError, StampError, wrong
+from anchorlwf.errors import ConflictError, MissingError, RecordError, wrong
 
 __all__ = ["IDLE", "LEASE", "Order", "SessionRow", "Store", "ordering"]
 
@@ -129,9 +129,7 @@ class Store:
             if theirs.date is None and stamp.date is not None:
                 dated = theirs.model_copy(update={"date": stamp.date}).model_dump()
                 db.execute(update(projects).where(projects.c.id == found.id).values(stamp=dated))
-        if (theirs.tokenizer_sha, theirs.template_sha) != (stamp.tokenizer_sha, stamp.template_sha):
-            fix = "Use that model, or another --store."
-            raise StampError(wrong(f"project {name!r}", f"ids of {theirs.name}", f"those of {stamp.name}", fix))
+        theirs.require_same(stamp, f"project {name!r}", "Use that model, or another --store.")
         return found.id
 
     def stamp(self, project: int) -> ModelStamp:
