@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -460,11 +461,22 @@ def test_probes_at_the_place_it_names_are_compared_unasked(tiny_path, tmp_path):
 # --- figures and names that JSON cannot hold ---
 
 
-def test_a_model_of_nan_is_measured_and_certified_as_what_it_is(home):
+def test_a_model_of_nan_is_no_model_to_be_certified(home):
     path = home / "adapter" / "adapter_model.safetensors"
     save_file({name: value * float("nan") for name, value in load_file(path).items()}, path, {"format": "pt"})
     model = loaded(home / "model", home / "adapter")
-    found = evaluate(model, home / "probes.jsonl", config=CONFIG, out=home / "results.json", facts={"x": float("inf")})
+    with pytest.raises(ModelError, match=r"expected finite numbers, got NaN or infinity, which stand in its weights"):
+        evaluate(model, home / "probes.jsonl", config=CONFIG, out=home / "results.json")
+    assert not (home / "results.json").exists()
+
+
+@pytest.mark.parametrize("figure", [float("nan"), float("inf")])
+def test_a_figure_that_json_cannot_hold_is_null_and_passes_no_gate(home, figure):
+    # A drift may be infinite: where the tuned model excludes a token that its base does not.
+    model = loaded(home / "model", home / "adapter")
+    measured = evaluate(model, home / "probes.jsonl", config=CONFIG, facts={"x": float("inf")})
+    found = replace(measured, kl=figure, kl_interval=(figure, figure))
+    found.save(home / "results.json")
     data = json.loads((home / "results.json").read_text(), parse_constant=pytest.fail)
     assert (data["kl"], data["kl_interval"], data["x"]) == (None, [None, None], None)
     report = certify(found, GateConfig(kl=100, kept=0.0), model, probes=home / "probes.jsonl", out=home / "new.json")

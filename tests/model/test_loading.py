@@ -383,6 +383,30 @@ def test_a_tokenizer_without_its_vocabulary_is_not_an_empty_one(copied, kind):
         load_codec(str(folder), trust_remote_code=False)
 
 
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_a_tokenizer_without_its_settings_is_refused(copied, content):
+    folder = copied("qwen3")
+    settings = folder / "tokenizer_config.json"
+    settings.unlink()
+    if content is not None:
+        settings.write_text(content)
+    assert len(AutoTokenizer.from_pretrained(folder)) == 320, "transformers takes defaults of its own"
+    got = "no such file" if content is None else "an empty object"
+    assert f"tokenizer, tokenizer_config.json: expected its settings, got {got}. Copy" in refused(folder)
+    with pytest.raises(ModelError, match="expected its settings"):
+        load_codec(str(folder), trust_remote_code=False)
+
+
+def test_text_for_which_a_tokenizer_has_no_token_is_refused_in_a_sentence(copied):
+    folder = copied("qwen3")
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="GemmaTokenizer")
+    codec = load(folder).codec
+    with pytest.raises(PromptError, match="text: expected what the tokenizer has tokens for, got Unk token"):
+        codec.encode_prompt([{"role": "user", "content": "Who?"}])
+    with pytest.raises(PromptError, match="expected what the tokenizer has tokens for"):
+        codec.encode("\n")
+
+
 def test_a_torn_file_of_a_served_models_tokenizer_is_refused_too(copied):
     folder = copied("qwen3")
     assert load_codec(str(folder), trust_remote_code=False)[1] == load(folder).stop_ids

@@ -132,10 +132,21 @@ class Codec:
             if len(messages) != 1 or messages[0].get("role") != "user":
                 fix = "Give one user message, or a tokenizer with a chat template."
                 raise PromptError(wrong("prompt", "one user message (no chat template)", f"{len(messages)}", fix))
-            return list(self.tokenizer(str(messages[0]["content"]))["input_ids"])
+            return self._ids(str(messages[0]["content"]), add_special_tokens=True)
         text = self._render(template, messages, tools)
         quoted = self._quoted(template, messages, tools, text) if self._spelled(messages, tools) else None
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if quoted is None else quoted
+        return self._ids(text) if quoted is None else quoted
+
+    def _ids(self, text: str, *, add_special_tokens: bool = False, **options: Any) -> list[int]:
+        """The tokenizer's ids. Raises `PromptError` for text that it has none for."""
+        try:
+            return list(self.tokenizer(text, add_special_tokens=add_special_tokens, **options)["input_ids"])
+        except Exception as error:
+            # tokenizers raises a plain Exception where even the token for unknown text is unknown.
+            if type(error) is not Exception:
+                raise
+            fix = "Use the tokenizer files that came with the model."
+            raise PromptError(wrong("text", "what the tokenizer has tokens for", error, fix)) from error
 
     def _control_tokens(self, template: str | None) -> tuple[re.Pattern[str], re.Pattern[str]]:
         """Those that nobody may spell (the special ones), and all that a template writes, such as `<think>`."""
@@ -182,7 +193,7 @@ class Codec:
             # A template that looks into the text, or escapes it, would say something else.
             if _MARKS.sub("", text) != plain:
                 return None
-            return list(self.tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)["input_ids"])
+            return self._ids(text, sanitize_control_tokens=True)
         except (PromptError, ValueError, NotImplementedError):
             return None
 
@@ -222,8 +233,12 @@ class Codec:
                 yield f"message {index + 1} ({message.get('role')})"
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text, no special tokens added; markers spelled out in the text are read as themselves."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        """Ids of plain text, no special tokens added; markers spelled out in the text are read as themselves.
+
+        Raises:
+            PromptError: text that the tokenizer has no token for, not even the one for unknown text.
+        """
+        return self._ids(text)
 
     def decode(self, ids: list[int], *, special: bool = False) -> str:
         """Text of ids, special tokens left out unless asked for."""
@@ -293,10 +308,11 @@ class Codec:
         """The control token behind `_SENTINEL`, if that is all that follows it."""
         try:
             _, said, behind = self._render(template, chat, None, opened=False).rpartition(_SENTINEL)
+            ids = self.encode(behind) if said else []
         except PromptError:
-            return None  # a template that wants other chats than this one does not tell
+            return None  # a template that wants other chats than this one does not tell, nor one that has no ids
         control = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.content.strip()}
-        for token in self.encode(behind) if said else ():
+        for token in ids:
             if token in control:
                 return token
             if self.decode([token]).strip():

@@ -266,7 +266,8 @@ def _flawed(weight: Tensor) -> bool:
 
 def canonical_name(name: str) -> str:
     """One name for one model: a local folder goes by its absolute path, whatever way leads there."""
-    return name if name == EMBEDDED or not Path(name).is_dir() else str(Path(name).resolve())
+    # An empty name would be the current folder; it is left as it is, to be refused.
+    return name if name in ("", EMBEDDED) or not Path(name).is_dir() else str(Path(name).resolve())
 
 
 def adapter_of(path: str) -> tuple[str, str | None]:

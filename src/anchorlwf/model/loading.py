@@ -160,8 +160,9 @@ class Checkpoint:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer alone. Raises `ModelError` if its files are torn or missing."""
-        found = [self.settings(name) for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json")]
-        if not self._local and not any(found):
+        names = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
+        settings, *others = (self.settings(name) for name in names)
+        if not self._local and settings is None and not any(others):
             raise self._not_found()
         what, fix = f"{self._what}, tokenizer", "Copy or download tokenizer.json and the files beside it again."
         template = self.file("chat_template.jinja")
@@ -171,14 +172,19 @@ class Checkpoint:
             tokenizer = AutoTokenizer.from_pretrained(self.source, **self._options)
         if not self._has_vocabulary(tokenizer.vocab_files_names):
             raise ModelError(wrong(what, "a vocabulary, such as tokenizer.json", "none", fix))
+        if not settings and self.file("tekken.json") is None:
+            # transformers would take another class of tokenizer, and the end of turn that is usual for it.
+            got = "no such file" if settings is None else "an empty object"
+            fix = "Copy or download it again; if there never was one, let transformers write it (save_pretrained)."
+            raise ModelError(wrong(f"{what}, tokenizer_config.json", "its settings", got, fix))
         return tokenizer
 
     def _has_vocabulary(self, names: dict[str, str]) -> bool:
         """Whether it was read from a file; where there is none, transformers makes one of special tokens alone."""
         own = [names[kind] for kind in ("vocab_file", "merges_file") if kind in names]
-        wholes = [["tokenizer.json"], own, ["tokenizer.model"], ["tekken.json"]]
-        # Without names of files it needs none: one of bytes.
-        return not names or any(whole and all(self.file(name) for name in whole) for whole in wholes)
+        alternatives = [["tokenizer.json"], own, ["tokenizer.model"], ["tekken.json"]]
+        # A tokenizer without names of files needs none: one of bytes.
+        return not names or any(whole and all(self.file(name) for name in whole) for whole in alternatives)
 
     def _network(self, dtype: torch.dtype) -> PreTrainedModel:
         self.settings("generation_config.json")
