@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
+from checkpoints import disturbed
 from commands import run
 from safetensors.torch import load_file, save_file
 
@@ -33,23 +33,12 @@ def loaded(model: Path, adapter: Path | None = None) -> LanguageModel:
     return load_model(str(model), adapter=adapter, dtype="float32", device="cpu")
 
 
-def disturb_into(folder: Path, model: Path) -> None:
-    """An adapter that changes every answer of the tiny model."""
-    fresh = loaded(model)
-    fresh.attach_lora(4, 8.0, 0.0, "all-linear", seed=0)
-    generator = torch.Generator().manual_seed(1)
-    for name, weight in fresh.net.named_parameters():
-        if "lora_B" in name:
-            weight.data = 0.3 * torch.randn(weight.shape, generator=generator)
-    fresh.net.save_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def certified(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, an adapter, probes, and a certificate of them that holds."""
     home = tmp_path_factory.mktemp("certified")
     shutil.copytree(tiny_path, home / "model")
-    disturb_into(home / "adapter", home / "model")
+    disturbed(home / "model", 0.3).net.save_pretrained(home / "adapter")
     save_lines(home / "probes.jsonl", [anything(f"q{index}", f"Who is {index}?") for index in range(2)])
     model = loaded(home / "model", home / "adapter")
     found = evaluate(model, home / "probes.jsonl", config=CONFIG)

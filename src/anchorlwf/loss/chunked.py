@@ -96,13 +96,13 @@ def project_back(grad_CV: Tensor, weight_VD: Tensor) -> Tensor:
     return grad_CD
 
 
-def same(one: Tensor, other: Tensor) -> bool:
+def same(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors are the same numbers in the same place."""
-    return (one.data_ptr(), one.shape, one.stride(), one.dtype) == (
-        other.data_ptr(),
-        other.shape,
-        other.stride(),
-        other.dtype,
+    return (first.data_ptr(), first.shape, first.stride(), first.dtype) == (
+        second.data_ptr(),
+        second.shape,
+        second.stride(),
+        second.dtype,
     )
 
 
@@ -165,7 +165,7 @@ class _Pass:
         count, block, excluded_E = len(rows_C), len(spares[0]), None if exclusions is None else exclusions.ids_E
         ids_C1 = self.token_ids_N[rows_C][:, None]
         conf_C1 = self.confidence_N[rows_C][:, None].to(self.wide)
-        found = []
+        scored = []
         for low, high in ((0, without), (without, count)):
             for start in range(low, high, block):
                 part = slice(start, min(start + block, high))
@@ -174,16 +174,16 @@ class _Pass:
                 slope_BV = spares[1][:size] if len(spares) > 1 else None
                 finish_logits(logits_BV, self.head, slope_BV)
                 if start < without:
-                    found.append(certain_rows(logits_BV, ids_B1, grad=self.grad))
+                    scored.append(certain_rows(logits_BV, ids_B1, grad=self.grad))
                 else:
                     ref_BV = logits_SV[count - without + start :][:size]
                     finish_logits(ref_BV, self.ref_head)
                     rows = forward_rows if self.direction == "forward" else reverse_rows
                     spare_BV = spares[0][:size]
-                    found.append(rows(logits_BV, ref_BV, spare_BV, ids_B1, conf_C1[part], excluded_E, grad=self.grad))
+                    scored.append(rows(logits_BV, ref_BV, spare_BV, ids_B1, conf_C1[part], excluded_E, grad=self.grad))
                 if slope_BV is not None:
                     logits_BV.mul_(slope_BV)
-        divergence_C, own_C = map(torch.cat, zip(*found, strict=True))
+        divergence_C, own_C = map(torch.cat, zip(*scored, strict=True))
         if exclusions is not None:
             infinite_C = exclusions.infinite(ids_C1[:, 0], conf_C1[:, 0])
             divergence_C.masked_fill_(infinite_C, torch.inf)

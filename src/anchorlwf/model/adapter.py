@@ -213,9 +213,9 @@ def _warn_by_name(what: str, settings: Mapping[str, Any], names: tuple[str, str]
         _warn(wrong(f"{what}, {_SETTINGS}", "settings that this PEFT knows", few(unread), "They are left out."))
 
 
-def _same_name(one: str, other: str) -> bool:
+def _same_name(first: str, second: str) -> bool:
     """Whether two names can mean one model: the same folder, or the same last part."""
-    folders = Path(one), Path(other)
+    folders = Path(first), Path(second)
     if all(folder.is_dir() for folder in folders):
         return folders[0].samefile(folders[1])
     return folders[0].name.lower() == folders[1].name.lower()

@@ -38,8 +38,8 @@ def attention_kind(backbone: nn.Module) -> str:
 
 def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
     """Causal, and no more than `window` tokens back: bool [1, 1, L, L]."""
-    place = torch.arange(length, device=device)
-    back_LL = place[:, None] - place
+    position_L = torch.arange(length, device=device)
+    back_LL = position_L[:, None] - position_L
     return ((back_LL >= 0) & (back_LL < window))[None, None]
 
 

@@ -168,13 +168,13 @@ class Codec:
         """The control tokens that stand in messages and tools as text, each once."""
         special, every = self._control_tokens(self._template(tools))
         parts = [(every if message.get("role") in _GIVEN else special, message) for message in messages]
-        found = [
-            hit
+        spelled = [
+            token
             for pattern, part in [*parts, (special, tools)]
             for text in _strings(part)
-            for hit in pattern.findall(text)
+            for token in pattern.findall(text)
         ]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(spelled))
 
     def _quoted(
         self, template: str, messages: Messages, tools: list[dict[str, Any]] | None, plain: str
@@ -339,11 +339,11 @@ class Codec:
         Raises:
             ModelError: none of them names one, so no answer would ever end; or a template beyond all limits.
         """
-        found = {*_listed(configured), self.tokenizer.eos_token_id, self._template_ends()[0]} - {None}
-        if not found:
+        ends = {*_listed(configured), self.tokenizer.eos_token_id, self._template_ends()[0]} - {None}
+        if not ends:
             fix = "Set eos_token_id in the model's generation_config.json."
             raise ModelError(wrong("stop tokens", "an end-of-turn token", "none", fix))
-        return frozenset(int(token) for token in found if token is not None)
+        return frozenset(int(token) for token in ends if token is not None)
 
     def warn_of_ends(self, configured: int | list[int] | None) -> None:
         """Warn (`ModelWarning`) where the generation config does not stop at what the template ends turns with."""

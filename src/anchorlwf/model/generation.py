@@ -45,12 +45,12 @@ _UNSET = (
 
 def changes_greedy(config: GenerationConfig) -> dict[str, Any]:
     """The settings of a generation config that make greedy answers differ from the plain argmax, with their values."""
-    found = {}
+    changing = {}
     for name, neutral in {**_NEUTRAL, **dict.fromkeys(_UNSET)}.items():
         value = getattr(config, name, None)
         if value is not None and value != neutral:
-            found[name] = value
-    return found
+            changing[name] = value
+    return changing
 
 
 def warn_of_generation(config: GenerationConfig, *, stacklevel: int = 3) -> None:

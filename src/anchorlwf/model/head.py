@@ -26,10 +26,10 @@ def captured_hidden(backbone: nn.Module) -> Iterator[list[Tensor]]:
 
     A hook, so that the outermost wrapper (DistributedDataParallel) still runs its own forward and synchronises.
     """
-    found: list[Tensor] = []
-    handle = backbone.register_forward_hook(lambda _module, _inputs, output: found.append(output[0]))
+    hidden: list[Tensor] = []
+    handle = backbone.register_forward_hook(lambda _module, _inputs, output: hidden.append(output[0]))
     try:
-        yield found
+        yield hidden
     finally:
         handle.remove()
 

@@ -214,15 +214,15 @@ class LanguageModel:
         """
         pattern = re.compile(r"(^|\.)(mlp|feed_forward|ffn|fc1)(\.|$)")
         width = self.causal.get_input_embeddings().weight.shape[1]
-        found = [
+        layers = [
             name
             for name, module in self.causal.named_modules()
             if isinstance(module, nn.Linear) and module.in_features == width and pattern.search(name)
         ]
-        if not found:
+        if not layers:
             fix = "Give targets: all-linear, or the names of linear layers."
             raise ModelError(wrong("LoRA targets mlp", "MLP layers", "none recognised", fix))
-        return found
+        return layers
 
     def keep_reference_copy(self) -> None:
         """Freeze a copy of the present weights as the reference, for full fine-tuning."""
@@ -331,10 +331,10 @@ def load_model(
     if adapter is not None:
         adapter_settings(adapter)
     name, folder = canonical_name(name), inside if adapter is None else str(adapter)
-    place = _device(device)
+    chosen_device = _device(device)
     if dtype is not None and dtype not in _DTYPES:
         raise ModelError(wrong("dtype", " or ".join(_DTYPES), dtype, "Choose one of them."))
-    fast = place.type == "cuda" and torch.cuda.is_bf16_supported()
+    fast = chosen_device.type == "cuda" and torch.cuda.is_bf16_supported()
     weights_type = _DTYPES[dtype] if dtype else (torch.bfloat16 if fast else torch.float32)
     before = marks_of(name, revision)
     marks = {} if folder is None else marks_of(folder)
@@ -352,8 +352,10 @@ def load_model(
     model.codec.warn_of_ends(model.causal.generation_config.eos_token_id)
     if folder is not None:
         model.net = put_adapter(net, folder, model.stamp)
-    with reading(f"model {name!r}", f"a model that fits on {place}", "Choose another device or a smaller model."):
-        model.net.to(place).eval()
+    with reading(
+        f"model {name!r}", f"a model that fits on {chosen_device}", "Choose another device or a smaller model."
+    ):
+        model.net.to(chosen_device).eval()
     return model
 
 

@@ -140,8 +140,8 @@ class Checkpoint:
         """The file of that name, fetched if need be; None where there is none."""
         missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
         with reading(self._what, "a folder or hub name", "Check the name, or give a local folder."):
-            found = cached_file(self.source, name, revision=self.revision, **missing)
-        return None if found is None else Path(found)
+            path = cached_file(self.source, name, revision=self.revision, **missing)
+        return None if path is None else Path(path)
 
     def settings(self, name: str) -> dict[str, Any] | None:
         """The object in one of the JSON files, None where there is none. Raises `ModelError` for a torn one."""
@@ -207,15 +207,15 @@ class Checkpoint:
 
     def _check_weights(self, net: PreTrainedModel, info: dict[str, Any]) -> None:
         """Refuse weights that do not fit the network, and those stored as integers."""
-        found = {name: entry for path in self._weight_files() for name, entry in stored(path).items()}
+        entries = {name: entry for path in self._weight_files() for name, entry in stored(path).items()}
         info["unexpected_keys"] = [
-            name for name in info["unexpected_keys"] if not _is_table(name, found.get(name, ("", []))[1])
+            name for name in info["unexpected_keys"] if not _is_table(name, entries.get(name, ("", []))[1])
         ]
         _check_keys(self._what, info)
         floats = {name for name, weight in net.named_parameters() if weight.is_floating_point()}
         # A checkpoint may name its weights with or without the network's prefix.
         floats |= {name.removeprefix(f"{net.base_model_prefix}.") for name in floats}
-        refuse_integers(self._what, {name: kind for name, (kind, _) in found.items() if name in floats})
+        refuse_integers(self._what, {name: kind for name, (kind, _) in entries.items() if name in floats})
 
     def _not_found(self) -> ModelError:
         got = "no folder of that name, and no such model on the hub, or no way to reach it"
@@ -260,11 +260,11 @@ class Checkpoint:
         outside = {name for name in shards.values() if Path(name).name != name}
         if outside:
             raise ModelError(wrong(what, "files beside it", few(outside), _AGAIN))
-        found = {name: self.file(name) for name in sorted(set(shards.values()))}
-        missing = [name for name, path in found.items() if path is None]
+        paths = {name: self.file(name) for name in sorted(set(shards.values()))}
+        missing = [name for name, path in paths.items() if path is None]
         if missing:
             raise ModelError(wrong(self._what, "every file that the index names", f"{few(missing)} missing", _AGAIN))
-        return [path for path in found.values() if path is not None]
+        return [path for path in paths.values() if path is not None]
 
     def _check_kind(self, net: PreTrainedModel) -> None:
         """Refuse what the configuration alone does not show."""

