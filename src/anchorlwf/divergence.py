@@ -31,7 +31,7 @@ def completion_hidden(net: nn.Module, backbone: nn.Module, batch: Batch) -> Tens
     packed = contextlib.nullcontext() if batch.bounds is None else within_records(backbone)
     inputs = network_inputs(batch, attention_kind(backbone))
     with captured_hidden(backbone) as hidden, packed:
-        # The model's own forward must project something; one position is the least.
+        # The model's own forward pass must project something; one position is the minimum.
         net(**inputs, use_cache=False, logits_to_keep=1)
     return batch.select(hidden[0])
 

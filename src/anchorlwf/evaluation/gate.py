@@ -1,7 +1,7 @@
-"""The release gate of one tuned model: thresholds held against what was measured, and a file that says on what.
+"""The release gate of a tuned model: thresholds, and a certificate that says what they were checked on.
 
-The file carries a SHA-256 over its own content. That shows that it was not changed, not who wrote it: where this
-matters, sign the file itself (sigstore, GPG).
+The certificate carries a SHA-256 of its own content. This shows that it was not changed, but not who wrote it: where
+that matters, sign the file itself (sigstore, GPG).
 """
 
 import hashlib
@@ -52,11 +52,11 @@ class Check(_Frozen):
     """Of the value, by bootstrap; it informs, the value decides. None: a count, or nothing to resample."""
     passed: bool
     examples: list[str]
-    """What counted against it: ids of probes (see `failing`), documents of a task, or the prompts that drifted most."""
+    """What failed the check: ids of probes (see `failing`), documents of a task, or prompts with the largest drift."""
 
     @property
     def holds(self) -> bool:
-        """The verdict that threshold and value give, whatever `passed` says."""
+        """Whether the value meets the threshold, independently of `passed`."""
         if self.value is None:
             return False
         above = self.value - self.threshold
@@ -183,7 +183,7 @@ def _task_checks(results: Results, gate: GateConfig) -> Iterator[Check]:
 
 
 def _drifted(drift: Drift) -> list[str]:
-    """The prompts whose continuations drifted most."""
+    """The prompts whose continuations have the largest drift."""
     means = [(sum(turn) / len(turn), text) for turn, text in zip(drift.per_turn, drift.prompts, strict=True) if turn]
     return [text for _, text in sorted(means, key=lambda pair: -pair[0])[:_WORST]]
 
@@ -197,7 +197,7 @@ def _data_stamp(data: Data | None) -> DataStamp | None:
 def _check_origin(
     results: Results, models: tuple[str | None, ...], given: dict[str, DataStamp | None], config: EvaluateConfig | None
 ) -> Origin:
-    """What the results are of. Raises where that is not what is to be certified."""
+    """The origin of the results. Raises if it is not what is to be certified."""
     origin = results.origin
     if origin is None:
         raise ConfigError(wrong("results", "what evaluate returned", "results put together by hand", "Evaluate first."))
@@ -240,7 +240,7 @@ def certify(
         gate: the thresholds.
         model, probes, records, base: as `evaluate` had them. The hashes are those of the files the model was loaded
             from.
-        config: as `evaluate` had it; None: that one, whatever it was.
+        config: as `evaluate` had it; None: the same one.
         weights: hashes taken before the models were loaded (`named_hashes`). None: that no file was replaced or
             written to since is then taken from what the file system says (inode, size, times).
         out: write the certificate there, atomically.

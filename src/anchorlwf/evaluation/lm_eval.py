@@ -102,7 +102,7 @@ def run_tasks(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and no advice of lm_eval's: what is going on is told by `progress`."""
+    """Silence lm_eval's progress bars and advice: `progress` reports instead."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

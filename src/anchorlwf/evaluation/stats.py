@@ -1,4 +1,4 @@
-"""Bootstrap intervals of means, paired comparisons, and what is left of them after correction."""
+"""Bootstrap intervals of means, paired comparisons, and their correction for multiple testing."""
 
 import itertools
 from collections.abc import Sequence

@@ -25,13 +25,13 @@ from anchorlwf.loss.rows import certain_rows, finish_logits, forward_rows, rever
 __all__ = ["CHUNK_BYTES", "block_size", "chunk_size", "chunked_loss", "even_size", "project", "project_back", "same"]
 
 CHUNK_BYTES = 56 * 2**20
-"""Most bytes of one chunk's logits; model and reference have such a buffer each, and little else is alive."""
+"""Maximum number of bytes of one chunk's logits. Model and reference have such a buffer each; little else is alive."""
 TILE_BYTES = 8 * 2**20
-"""Most bytes of the part of a half-precision head that is widened at a time."""
+"""Maximum number of bytes of the part of a half-precision head that is widened at a time."""
 CACHE_BYTES = 2**20
 """Of a core's second-level cache, what the three rows of a token may take."""
 BLOCK_ROWS = 16
-"""Most rows of a block, whatever the number of threads: their spare buffers must stay small."""
+"""Maximum number of rows of a block for any number of threads: their spare buffers must stay small."""
 
 
 def chunk_size(vocabulary: int, itemsize: int = 4) -> int:
@@ -39,9 +39,9 @@ def chunk_size(vocabulary: int, itemsize: int = 4) -> int:
     return max(1, CHUNK_BYTES // (vocabulary * itemsize))
 
 
-def even_size(count: int, most: int) -> int:
-    """Tokens per chunk, at most `most`: alike rather than a small last one, for matrix products are fast by rows."""
-    return -(-count // max(1, -(-count // most)))
+def even_size(count: int, maximum: int) -> int:
+    """Tokens per chunk, up to `maximum`: equal ones, for a small last one would be slow for its size."""
+    return -(-count // max(1, -(-count // maximum)))
 
 
 def chunked_loss(inputs: LossInputs) -> Scored:
@@ -74,12 +74,12 @@ def _tiles(weight_VD: Tensor, wide: torch.dtype) -> Iterator[tuple[slice, Tensor
         yield slice(start, start + size), tile_TD[: len(part)].copy_(part)
 
 
-def block_size(logits_CV: Tensor, most: int, *, rows: int) -> int:
-    """Tokens per elementwise pass: as many for each thread as its cache holds, `rows` of width V each."""
+def block_size(logits_CV: Tensor, maximum: int, *, rows: int) -> int:
+    """Tokens per elementwise pass: for each thread as many as its cache holds, at `rows` rows of width V per token."""
     if logits_CV.device.type != "cpu":
-        return min(most, BLOCK_ROWS)
+        return min(maximum, BLOCK_ROWS)
     each = max(1, CACHE_BYTES // (rows * logits_CV.shape[1] * logits_CV.itemsize))
-    return min(most, BLOCK_ROWS, torch.get_num_threads() * each)
+    return min(maximum, BLOCK_ROWS, torch.get_num_threads() * each)
 
 
 def project(hidden_CD: Tensor, weight_VD: Tensor, out_CV: Tensor) -> None:
@@ -97,7 +97,7 @@ def project_back(grad_CV: Tensor, weight_VD: Tensor) -> Tensor:
 
 
 def same(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors are the same numbers in the same place."""
+    """Whether two tensors are the same numbers in the same memory."""
     return (first.data_ptr(), first.shape, first.stride(), first.dtype) == (
         second.data_ptr(),
         second.shape,

@@ -32,7 +32,7 @@ _ROWS = 256
 
 
 class Summary(NamedTuple):
-    """What is kept of the reference, per token; in float32, or float64 where the head is."""
+    """What is kept of the reference for each token, in float32, or in float64 where the head is."""
 
     mean_row_ND: Tensor
     """g: the mean row of the head, by the reference's probabilities."""
@@ -47,12 +47,12 @@ class Summary(NamedTuple):
 
     @classmethod
     def of(cls, stacked_NX: Tensor) -> "Summary":
-        """What `stacked` made one tensor."""
+        """The inverse of `stacked`."""
         return cls(stacked_NX[:, :-2], stacked_NX[:, -2], stacked_NX[:, -1])
 
 
 def can_summarize(head: Head, ref_head: Head) -> bool:
-    """Whether the loss can be had from a summary: one head for both, frozen, linear, in float32 at least."""
+    """Whether a summary is enough for the loss: both share one head, which is frozen, linear and at least float32."""
     trains = any(part is not None and part.requires_grad for part in (head.weight_VD, head.bias_V))
     wide = head.weight_VD.dtype in (torch.float32, torch.float64)
     return same(head.weight_VD, ref_head.weight_VD) and wide and not trains and head.softcap is None

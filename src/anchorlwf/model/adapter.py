@@ -1,6 +1,6 @@
-"""An adapter and the base it was made for: notes beside its weights when it is saved, checks when it is put on.
+"""An adapter and the base it was made for: notes are saved beside its weights and checked when it is loaded.
 
-PEFT leaves layers that find no weights in the file as they were initialised, and weights that find no layer unread.
+PEFT leaves layers without weights in the file as they were initialised, and ignores weights that belong to no layer.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
-"""Reading a checkpoint, whole or not at all: what is torn, missing, left over or of another kind is refused by name.
+"""Reading a checkpoint completely or not at all: damaged, missing or unexpected parts are refused by name.
 
-transformers fills weights that are missing with random numbers, leaves out those it has no use for, takes a
-generation_config.json it cannot parse for none, and builds an empty tokenizer where its files are gone; it says so in
-its log at the most. What cannot be seen here is a changed value: a flipped byte among the weights, or another number in
-config.json. Only a hash from elsewhere shows that (`adapter`, the certificate).
+transformers fills missing weights with random numbers, ignores weights it has no use for, treats a
+generation_config.json it cannot parse as absent, and builds an empty tokenizer where its files are missing; at best it
+mentions this in its log. A changed value cannot be seen here: a flipped byte among the weights, or another number in
+config.json. Only a hash that was taken earlier shows that (`adapter`, the certificate).
 """
 
 import contextlib
@@ -36,9 +36,9 @@ _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 @contextlib.contextmanager
 def reading(what: str, expected: str, fix: str) -> Iterator[None]:
-    """Whatever a library raises while it reads files of the user's, as a `ModelError`.
+    """Turn whatever a library raises while it reads the user's files into a `ModelError`.
 
-    On torn files they raise nearly everything: TypeError, KeyError, ImportError, an Exception of its own.
+    On damaged files libraries raise nearly anything: TypeError, KeyError, ImportError, or a bare Exception.
     """
     try:
         yield
@@ -54,7 +54,7 @@ def reading(what: str, expected: str, fix: str) -> Iterator[None]:
 
 
 def _said(error: BaseException) -> str:
-    """What a library's error says, in one line."""
+    """The message of a library's error, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, KeyError) or not lines:
         return f"{type(error).__name__} {''.join(lines)}".strip()
@@ -63,7 +63,7 @@ def _said(error: BaseException) -> str:
 
 
 def few(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first few names, and how many more there are."""
     listed = sorted(names)
     return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
 

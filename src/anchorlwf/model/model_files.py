@@ -1,4 +1,4 @@
-"""Which files decide what a model answers, where they lie, and whether they have been touched since they were noted."""
+"""Which files decide what a model answers, where they are, and whether they have changed since they were noted."""
 
 import json
 import os
@@ -17,8 +17,8 @@ EMBEDDED = "embedded"
 Marks = dict[str, tuple[int, ...]]
 """By path: device, inode, size, and the times of the last writing and of the last change (nanoseconds)."""
 
-# Whatever else lies in a folder counts: loaders read more kinds of files than a list could name, and one that is added
-# (a template, an index, code) can change every answer. Left out is only what none of them opens by itself.
+# Every other file in a folder counts: loaders read more kinds of files than a list could name, and a file that is added
+# (a template, an index, code) can change every answer. Only files that no loader opens by itself are left out.
 _UNREAD_FOLDERS = {".git", ".cache", "__pycache__"}
 _UNREAD = [
     *(".git*", ".DS_Store", "*.md", "LICENSE*", "NOTICE*", "*.png", "*.jpg", "*.jpeg", "*.svg", "*.gif", "*.pdf"),
@@ -91,7 +91,7 @@ def files_of(folder: Path) -> dict[str, Path]:
 
 
 def confine(source: str, folder: Path, deciding: dict[str, Path]) -> None:
-    """Raise `ModelError` for a file that lies outside the folder: nobody who is given the folder has it.
+    """Raise `ModelError` for a file outside the folder: whoever receives the folder would not have it.
 
     Args:
         source: the model's name, for the message.
@@ -109,9 +109,9 @@ def confine(source: str, folder: Path, deciding: dict[str, Path]) -> None:
 
 
 def marks_of(source: str, revision: str | None = None) -> Marks:
-    """What a file system says of each file of a model or adapter without reading it; empty where there is none yet.
+    """What the file system says about each file of a model or adapter, without reading it; empty if there is none yet.
 
-    A file that is replaced, or written to, gets other marks, even if its size and the time of writing are put back.
+    A file that is replaced or written to gets other marks, even if its size and modification time are restored.
     """
     try:
         return {str(path): _mark(path) for path in files_of(folder_of(source, revision)).values()}

@@ -1,4 +1,4 @@
-"""Whether a prompt asks for a fact that was corrected: its answer must not be kept, but it may become a paraphrase.
+"""Whether a prompt asks for a corrected fact: then its answer must not be kept, but it may serve as a paraphrase.
 
 Words that turn up in many of the model's own prompts and answers distinguish nothing; that needs no list of words, and
 so works in any language that writes words apart.

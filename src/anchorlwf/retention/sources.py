@@ -21,7 +21,7 @@ def own_prompts(sources: Iterable[str | Path], *, limit: int, check: Check[Promp
     Args:
         sources: `.txt`: a prompt per line; any other file: JSONL as `load_prompts` takes it; else a folder or name of a
             data set, of which the split `train` is read.
-        limit: most prompts of each data set; files are taken whole.
+        limit: maximum number of prompts of each data set; files are read completely.
         check: raises an `AnchorLwfError` for a prompt that cannot be taken.
 
     Raises:

@@ -23,7 +23,7 @@ __all__ = ["HELD_OUT_TAG", "Retained", "retain"]
 
 HELD_OUT_TAG = "held-out"
 _TRIES = 8
-"""Prompts sampled for each that is wanted, at the most: some models write little that is new."""
+"""Maximum number of prompts sampled for each that is wanted: some models write little that is new."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -192,5 +192,5 @@ def _assembled(
 
 
 def _held_out(number: int, share: float) -> bool:
-    """Every so many-th: the same prompts whatever else is corrected, and exactly the share of all that are written."""
+    """Whether a prompt is put aside: always the same ones, spaced evenly, so that exactly the share of them is."""
     return math.floor((number + 1) * share) > math.floor(number * share)

@@ -11,10 +11,10 @@ __all__ = ["COUNTRY", "ELEMENT", "facts_about", "real_facts"]
 
 COUNTRY, ELEMENT = "country", "element"
 _POPULATION = 300_000
-"""Of a country, at least: nobody expects a small model to know the smaller ones."""
+"""Minimum population of a country: nobody expects a small model to know the smaller ones."""
 
-# No states, or none any more; states that have two capitals, or of which people disagree what it is; and capitals that
-# are spelled in several ways, so that a right answer would not be known by its letters.
+# Territories that are not states, or no longer; states with two capitals, or with a disputed one; and capitals with
+# several spellings, so that a right answer could not be recognised by its letters.
 _LEFT_OUT = frozenset(
     (
         "Guadeloupe,Hong Kong,Macao,Martinique,Netherlands Antilles,Puerto Rico,Reunion,Serbia and Montenegro,"
