@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from checkpoints import disturbed
+from checkpoints import disturbed, edit_json
 from commands import run
 from safetensors.torch import load_file, save_file
 
@@ -39,6 +39,8 @@ def certified(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     home = tmp_path_factory.mktemp("certified")
     shutil.copytree(tiny_path, home / "model")
     disturbed(home / "model", 0.3).net.save_pretrained(home / "adapter")
+    # Copies of the two are one model wherever they lie.
+    edit_json(home / "adapter" / "adapter_config.json", base_model_name_or_path="somebody/model")
     save_lines(home / "probes.jsonl", [anything(f"q{index}", f"Who is {index}?") for index in range(2)])
     model = loaded(home / "model", home / "adapter")
     found = evaluate(model, home / "probes.jsonl", config=CONFIG)

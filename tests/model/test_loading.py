@@ -94,7 +94,8 @@ def test_what_is_left_over_is_refused_by_name(copied):
 def test_masks_and_positions_that_old_checkpoints_store_are_no_weights(copied, table):
     folder = copied("qwen3")
     size = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "attention_types": [[["global"], 1]]}
-    net = GPTNeoForCausalLM(GPTNeoConfig(vocab_size=300, max_position_embeddings=96, **size))
+    ends = {"bos_token_id": None, "eos_token_id": 2}
+    net = GPTNeoForCausalLM(GPTNeoConfig(vocab_size=300, max_position_embeddings=96, **size, **ends))
     net.save_pretrained(folder)
     mask = torch.ones(1, 1, 96, 96, dtype=torch.bool).tril()
     edit_weights(folder, lambda weights: weights.update({f"transformer.h.0.{table}": mask}))
