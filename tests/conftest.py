@@ -31,6 +31,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from anchorlwf.files import CACHE_VARIABLE
 from anchorlwf.model.language_model import LanguageModel, load_model
 
 # No deadline: the first example pays for imports. In CI the examples are the same every time, so that a failure there
@@ -108,6 +109,14 @@ ARCHITECTURES: dict[str, Callable[[dict[str, object]], PreTrainedModel]] = {
     "gpt_neox": _gpt_neox,
     "gemma2": _gemma2,
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the cache folder of whoever runs it; the programs that tests start do not either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ def completion_hidden(net: nn.Module, backbone: nn.Module, batch: Batch) -> Tens
     packed = contextlib.nullcontext() if batch.bounds is None else within_records(backbone)
     inputs = network_inputs(batch, attention_kind(backbone))
     with captured_hidden(backbone) as hidden, packed:
-        # The model's own forward must project something; one position is the least.
+        # The model's own forward pass must project something; one position is the minimum.
         net(**inputs, use_cache=False, logits_to_keep=1)
     return batch.select(hidden[0])
 
@@ -87,7 +87,7 @@ def token_kl(
     Raises:
         ModelError: the model or the reference gives NaN or infinity, for its weights are damaged or it overflows.
     """
-    found: list[list[float]] = []
+    kls: list[list[float]] = []
     for start in range(0, len(turns), batch_size):
         part = turns[start : start + batch_size]
         batch = collate(part, model.codec.pad_id).to(model.device)
@@ -100,5 +100,5 @@ def token_kl(
         keep_N = torch.zeros_like(batch.confidence_N)
         kl_N = divergence(hidden_ND, ref_hidden_ND, (head, ref_head), batch.token_ids_N, keep_N).divergence_N
         model.check_finite(kl_N.where(kl_N != torch.inf, 0.0))
-        found += [part_kl.tolist() for part_kl in kl_N.split([len(turn.completion_ids) for turn in part])]
-    return found
+        kls += [part_kl.tolist() for part_kl in kl_N.split([len(turn.completion_ids) for turn in part])]
+    return kls

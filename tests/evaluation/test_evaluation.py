@@ -2,11 +2,11 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from checkpoints import disturbed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,9 +27,9 @@ from anchorlwf.evaluation import (
     drift,
     evaluate,
     recall_probes,
-    summarize,
+    results_of,
 )
-from anchorlwf.model.language_model import LanguageModel, load_model
+from anchorlwf.model.language_model import LanguageModel
 
 CONFIG = EvaluateConfig(max_new_tokens=10, resamples=200)
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30)
@@ -122,7 +122,7 @@ def result(kind: str, before: bool, after: bool, name: str = "") -> ProbeResult:
 
 
 def summary(results: list[ProbeResult], turns: list[list[float]] | None = None) -> Results:
-    return summarize(results, Drift(turns or [], []), CONFIG, {"annotated_tokens": 3})
+    return results_of(results, Drift(turns or [], []), CONFIG, {"annotated_tokens": 3})
 
 
 @pytest.mark.parametrize(("kind", "name"), [("recall", "recall"), ("paraphrase", "paraphrase"), ("reverse", "reverse")])
@@ -217,18 +217,6 @@ def test_the_table_shows_every_group():
 # --- a real model ---
 
 TEXTS = ["hello", "Where was she born?", "Which river?", "Who?", "How are you?", "In a town by the sea?"]
-
-
-def disturbed(path: Path, size: float) -> LanguageModel:
-    """The tiny model with an adapter; at size 0 it changes nothing."""
-    model = load_model(str(path), dtype="float32", device="cpu")
-    model.attach_lora(4, 8.0, 0.0, "all-linear", seed=0)
-    generator = torch.Generator().manual_seed(1)
-    for name, weight in model.net.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=size, generator=generator)
-    model.net.eval()
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import disturbed
 from commands import run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ from anchorlwf.evaluation import (
     evaluate,
     model_hashes,
     named_hashes,
-    summarize,
+    results_of,
 )
 from anchorlwf.evaluation.gate import hold
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel, embedded_path, load_model
@@ -79,7 +80,7 @@ def result(kind: str, before: bool, after: bool, name: str = "") -> ProbeResult:
 
 def results(*answers: ProbeResult, turns: list[list[float]] | None = None, **tasks: TaskChange) -> Results:
     drift = Drift(turns or [], [f"prompt {index}" for index in range(len(turns or []))])
-    return summarize(answers, drift, CONFIG, {}, tasks)
+    return results_of(answers, drift, CONFIG, {}, tasks)
 
 
 def metric(base: float, tuned: float, **options: object) -> MetricChange:
@@ -203,14 +204,8 @@ def probes(tiny_model: LanguageModel) -> list[Probe]:
 @pytest.fixture(scope="module")
 def adapter(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter folder that changes every answer of the tiny model."""
-    model = load_model(str(tiny_path), dtype="float32", device="cpu")
-    model.attach_lora(4, 8.0, 0.0, "all-linear", seed=0)
-    generator = torch.Generator().manual_seed(1)
-    for name, weight in model.net.named_parameters():
-        if "lora_B" in name:
-            weight.data = 0.3 * torch.randn(weight.shape, generator=generator)
     folder = tmp_path_factory.mktemp("adapter")
-    model.net.save_pretrained(folder)
+    disturbed(tiny_path, 0.3).net.save_pretrained(folder)
     return folder
 
 

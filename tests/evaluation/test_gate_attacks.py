@@ -4,10 +4,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
+from checkpoints import disturbed, edit_json
 from commands import run
 from safetensors.torch import load_file, save_file
 
@@ -32,23 +33,14 @@ def loaded(model: Path, adapter: Path | None = None) -> LanguageModel:
     return load_model(str(model), adapter=adapter, dtype="float32", device="cpu")
 
 
-def disturb_into(folder: Path, model: Path) -> None:
-    """An adapter that changes every answer of the tiny model."""
-    fresh = loaded(model)
-    fresh.attach_lora(4, 8.0, 0.0, "all-linear", seed=0)
-    generator = torch.Generator().manual_seed(1)
-    for name, weight in fresh.net.named_parameters():
-        if "lora_B" in name:
-            weight.data = 0.3 * torch.randn(weight.shape, generator=generator)
-    fresh.net.save_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def certified(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, an adapter, probes, and a certificate of them that holds."""
     home = tmp_path_factory.mktemp("certified")
     shutil.copytree(tiny_path, home / "model")
-    disturb_into(home / "adapter", home / "model")
+    disturbed(home / "model", 0.3).net.save_pretrained(home / "adapter")
+    # Copies of the two are one model wherever they lie.
+    edit_json(home / "adapter" / "adapter_config.json", base_model_name_or_path="somebody/model")
     save_lines(home / "probes.jsonl", [anything(f"q{index}", f"Who is {index}?") for index in range(2)])
     model = loaded(home / "model", home / "adapter")
     found = evaluate(model, home / "probes.jsonl", config=CONFIG)
@@ -460,11 +452,22 @@ def test_probes_at_the_place_it_names_are_compared_unasked(tiny_path, tmp_path):
 # --- figures and names that JSON cannot hold ---
 
 
-def test_a_model_of_nan_is_measured_and_certified_as_what_it_is(home):
+def test_a_model_of_nan_is_no_model_to_be_certified(home):
     path = home / "adapter" / "adapter_model.safetensors"
     save_file({name: value * float("nan") for name, value in load_file(path).items()}, path, {"format": "pt"})
     model = loaded(home / "model", home / "adapter")
-    found = evaluate(model, home / "probes.jsonl", config=CONFIG, out=home / "results.json", facts={"x": float("inf")})
+    with pytest.raises(ModelError, match=r"expected finite numbers, got NaN or infinity, which stand in its weights"):
+        evaluate(model, home / "probes.jsonl", config=CONFIG, out=home / "results.json")
+    assert not (home / "results.json").exists()
+
+
+@pytest.mark.parametrize("figure", [float("nan"), float("inf")])
+def test_a_figure_that_json_cannot_hold_is_null_and_passes_no_gate(home, figure):
+    # A drift may be infinite: where the tuned model excludes a token that its base does not.
+    model = loaded(home / "model", home / "adapter")
+    measured = evaluate(model, home / "probes.jsonl", config=CONFIG, facts={"x": float("inf")})
+    found = replace(measured, kl=figure, kl_interval=(figure, figure))
+    found.save(home / "results.json")
     data = json.loads((home / "results.json").read_text(), parse_constant=pytest.fail)
     assert (data["kl"], data["kl_interval"], data["x"]) == (None, [None, None], None)
     report = certify(found, GateConfig(kl=100, kept=0.0), model, probes=home / "probes.jsonl", out=home / "new.json")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from checkpoints import disturbed
 from commands import run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +25,7 @@ from anchorlwf.data.probe import Probe
 from anchorlwf.decoding.greedy import decode_batch
 from anchorlwf.errors import ConfigError
 from anchorlwf.evaluation import bootstrap_interval, evaluate, paired_interval, run_tasks
-from anchorlwf.model.language_model import LanguageModel, load_model
+from anchorlwf.model.language_model import LanguageModel
 
 # --- paired intervals ---
 
@@ -111,18 +112,6 @@ def tasks_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_cache_left(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
-
-
-def disturbed(path: Path, scale: float) -> LanguageModel:
-    """The tiny model with an adapter that changes every answer a little."""
-    model = load_model(str(path), dtype="float32", device="cpu")
-    model.attach_lora(4, 8.0, 0.0, "all-linear", seed=0)
-    generator = torch.Generator().manual_seed(1)
-    for name, weight in model.net.named_parameters():
-        if "lora_B" in name:
-            weight.data = scale * torch.randn(weight.shape, generator=generator)
-    model.net.eval()
-    return model
 
 
 def config(tasks_path: Path, *tasks: str, **options: object) -> EvaluateConfig:

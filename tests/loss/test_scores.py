@@ -1,4 +1,4 @@
-"""How far the standing tokens are from being the greedy choice, which every loss tells on the side."""
+"""Greedy choice and log-probability of standing tokens, and how far those are from being it, as every loss tells."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ import torch
 from anchorlwf.loss import chunked, scored_loss
 from anchorlwf.loss.inputs import Head, LossInputs
 from anchorlwf.loss.reference_summary import summarize, summary_loss
+from anchorlwf.loss.scores import token_scores
 
 CONFIDENCES = [0.0, 1.0, 0.5, 0.0, 1.0, 0.0, 0.9, 0.0]
 
@@ -55,3 +56,20 @@ def test_a_summary_tells_it_too(monkeypatch):
     assert (found.behind_N == 0).tolist() == [True, False] * 4
     assert found.divergence_N.requires_grad
     assert not found.behind_N.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(1.0, None), (0.5, 4.0)], ids=["plain", "scaled and capped"])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_scores_of_tokens_are_those_of_full_logits(small_chunks, monkeypatch, dtype, shape, count):
+    small_chunks(3, 50)
+    monkeypatch.setattr(chunked, "TILE_BYTES", 12 * 20 * 4)  # a narrow head is widened in several parts
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(50, 12, generator=generator).to(dtype), torch.randn(50, generator=generator).to(dtype)
+    hidden, ids = torch.randn(count, 12, generator=generator).to(dtype), torch.arange(count)
+    head = Head(weight, bias, *shape)
+    best, log_p = token_scores(head, hidden, ids)
+    logits = head.logits(hidden)
+    assert torch.equal(best, logits.argmax(-1))
+    torch.testing.assert_close(log_p, logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0].float())
+    assert log_p.dtype == torch.float32

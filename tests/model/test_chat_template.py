@@ -388,7 +388,7 @@ def test_threads_share_the_helper_and_a_fork_has_its_own(codec):
         thread.join()
     assert [found[index] for index in range(40)] == wanted
     code = (
-        "import os, sys\nfrom anchorlwf import chat_template as c\n"
+        "import os, sys\nfrom anchorlwf.model import chat_template as c\n"
         "def say():\n"
         "    return c.render('{{ messages[0].x }}', [{'x': 'x'}], None, {}, date='2026-01-01', opened=True)\n"
         "assert say() == 'x'\n"
@@ -402,7 +402,7 @@ def test_threads_share_the_helper_and_a_fork_has_its_own(codec):
 
 def test_the_helper_ends_with_its_program_and_comes_back_when_killed():
     code = (
-        "import os, signal\nfrom anchorlwf import chat_template as c\n"
+        "import os, signal\nfrom anchorlwf.model import chat_template as c\n"
         "c.render('a', [{}], None, {}, date='2026-01-01', opened=True)\n"
         "print(c._helper._process.pid, flush=True)\nos.kill(c._helper._process.pid, signal.SIGKILL)\n"
         "c._helper._process.wait()\n"

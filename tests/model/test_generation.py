@@ -168,7 +168,8 @@ def test_verify_names_answers_that_end_otherwise_than_turns_do(tiny_path, tmp_pa
 
     def changed(ids, anchored):
         anchors = [{"position": position, "token_id": ids[position]} for position in anchored]
-        return Record.model_validate({**record.model_dump(), "completion_ids": ids, "anchors": anchors, "ties": []})
+        changes = {"completion_ids": ids, "completion": model.codec.decode(ids), "anchors": anchors, "ties": []}
+        return Record.model_validate({**record.model_dump(), **changes})
 
     def ending(ids):
         (finding,) = verify_records(model, [changed(ids, range(len(ids)))])

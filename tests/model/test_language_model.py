@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import disturb
 from transformers import AutoTokenizer
 
 from anchorlwf.data.record import ModelStamp, Record, new_id
@@ -19,17 +20,6 @@ def logits(model: LanguageModel, ids: list[int]) -> torch.Tensor:
     """The network's own logits, adapter and dropout as they are."""
     with torch.no_grad():
         return model.net(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
-
-
-def adapt(model: LanguageModel, *, dropout: float = 0.0, targets: str | list[str] = "all-linear") -> LanguageModel:
-    """An adapter that changes something: PEFT starts with B = 0."""
-    model.attach_lora(4, 8.0, dropout, targets, seed=3)
-    generator = torch.Generator().manual_seed(0)
-    for name, weight in model.net.named_parameters():
-        if "lora_B" in name or "lora_embedding_B" in name:
-            torch.nn.init.normal_(weight, std=0.5, generator=generator)
-    model.net.eval()
-    return model
 
 
 def load(path: Path) -> LanguageModel:
@@ -198,7 +188,7 @@ def trainable(model: LanguageModel) -> set[str]:
 
 def test_the_reference_is_the_base_bit_for_bit(any_path, any_model, prompt_ids):
     base = logits(any_model, prompt_ids)
-    model = adapt(load(any_path), dropout=0.5)
+    model = disturb(load(any_path), 0.5, dropout=0.5)
     model.net.train()
     # Some modules may be in eval mode on purpose; they must come back that way.
     model.backbone.eval()
@@ -218,14 +208,14 @@ def test_the_reference_is_the_base_bit_for_bit(any_path, any_model, prompt_ids):
 
 
 def test_the_reference_as_a_model_of_its_own(any_path, any_model, prompt_ids):
-    model = adapt(load(any_path))
+    model = disturb(load(any_path), 0.5)
     with model.as_reference() as own:
         assert own.stamp == any_model.stamp
         assert torch.equal(logits(own, prompt_ids), logits(any_model, prompt_ids))
 
 
 def test_an_error_inside_the_reference_leaves_the_model_as_it_was(fresh_model, tiny_model, prompt_ids):
-    model = adapt(fresh_model, dropout=0.5)
+    model = disturb(fresh_model, 0.5, dropout=0.5)
     tuned = logits(model, prompt_ids)
     model.net.train()
     before, asked = modes(model), trainable(model)
@@ -238,7 +228,7 @@ def test_an_error_inside_the_reference_leaves_the_model_as_it_was(fresh_model, t
 
 
 def test_references_may_be_nested(fresh_model, tiny_model, prompt_ids):
-    model = adapt(fresh_model, dropout=0.5)
+    model = disturb(fresh_model, 0.5, dropout=0.5)
     model.net.train()
     before = modes(model)
     with model.reference():
@@ -249,7 +239,7 @@ def test_references_may_be_nested(fresh_model, tiny_model, prompt_ids):
 
 
 def test_a_loaded_adapter_stays_frozen(tiny_path, tmp_path):
-    adapt(load(tiny_path)).net.save_pretrained(tmp_path)
+    disturb(load(tiny_path), 0.5).net.save_pretrained(tmp_path)
     model = load(tmp_path)
     assert trainable(model) == set()
     with model.reference():
@@ -288,18 +278,18 @@ def test_an_adapter_on_a_tied_head_or_embedding_is_refused(fresh_model, targets)
     with pytest.raises(ModelError, match=r"expected no tied head or embedding, got (lm_head|model.embed_tokens)"):
         fresh_model.attach_lora(4, 8.0, 0.0, targets, seed=0)
     # And the model is still without an adapter.
-    adapt(fresh_model)
+    disturb(fresh_model, 0.5)
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], r".*\.(gate|up)_proj"])
 def test_other_targets_are_fine_on_a_tied_model(fresh_model, targets):
-    adapt(fresh_model, targets=targets)
+    disturb(fresh_model, 0.5, targets=targets)
     assert trainable(fresh_model)
     assert not any("embed_tokens" in name or "lm_head" in name for name in trainable(fresh_model))
 
 
 def test_mlp_means_the_layers_through_which_mlp_blocks_read_the_hidden_state(any_path):
-    model = adapt(load(any_path), targets="mlp")
+    model = disturb(load(any_path), 0.5, targets="mlp")
     linear = {
         name
         for name, module in model.causal.named_modules()
@@ -314,7 +304,7 @@ def test_mlp_means_the_layers_through_which_mlp_blocks_read_the_hidden_state(any
 def test_an_untied_head_or_embedding_may_have_an_adapter(tiny_folder, prompt_ids, targets):
     model = load(tiny_folder("llama"))
     base = logits(model, prompt_ids)
-    adapt(model, targets=targets)
+    disturb(model, 0.5, targets=targets)
     assert any(targets[0] in name for name in trainable(model))
     assert not torch.equal(logits(model, prompt_ids), base)
     with model.reference():
@@ -326,11 +316,11 @@ def test_targets_that_the_model_does_not_have(fresh_model):
     for targets in (["query_key_value"], r".*nothing", "q_proj"):
         with pytest.raises(ModelError, match="LoRA targets: expected modules of this model"):
             fresh_model.attach_lora(4, 8.0, 0.0, targets, seed=0)
-    adapt(fresh_model)
+    disturb(fresh_model, 0.5)
 
 
 def test_one_adapter_at_a_time(fresh_model):
-    adapt(fresh_model)
+    disturb(fresh_model, 0.5)
     with pytest.raises(ModelError, match="adapter: expected a model without one"):
         fresh_model.attach_lora(4, 8.0, 0.0, "all-linear", seed=0)
 
@@ -353,7 +343,7 @@ def test_the_seed_decides_the_adapter_and_nothing_else(tiny_path):
 
 
 def test_an_adapter_folder_is_a_model_name(any_path, any_model, tmp_path, prompt_ids):
-    tuned = adapt(load(any_path))
+    tuned = disturb(load(any_path), 0.5)
     tuned.net.save_pretrained(tmp_path)
     expected = logits(tuned, prompt_ids)
     assert not torch.equal(expected, logits(any_model, prompt_ids))
@@ -365,7 +355,7 @@ def test_an_adapter_folder_is_a_model_name(any_path, any_model, tmp_path, prompt
 
 
 def test_an_adapter_without_a_base_is_for_the_embedded_model(base, tmp_path):
-    tuned = adapt(load_model(dtype="float32", device="cpu"))
+    tuned = disturb(load_model(dtype="float32", device="cpu"), 0.5)
     tuned.net.save_pretrained(tmp_path)
     config = tmp_path / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": None}))
@@ -376,7 +366,7 @@ def test_an_adapter_without_a_base_is_for_the_embedded_model(base, tmp_path):
 
 
 def test_an_adapter_of_another_shape_is_a_model_error(tiny_path, tiny_folder, tmp_path):
-    adapt(load(tiny_path)).net.save_pretrained(tmp_path)
+    disturb(load(tiny_path), 0.5).net.save_pretrained(tmp_path)
     # Llama's key and value projections are twice as wide.
     with pytest.raises(ModelError, match="llama"):
         load_model(str(tiny_folder("llama")), adapter=tmp_path)

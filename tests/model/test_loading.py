@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import damages, edit_json, edit_weights, logits
+from checkpoints import damaged, edit_json, edit_weights, logits
 from safetensors.torch import load_file
 from transformers import (
     AutoModel,
@@ -94,7 +94,8 @@ def test_what_is_left_over_is_refused_by_name(copied):
 def test_masks_and_positions_that_old_checkpoints_store_are_no_weights(copied, table):
     folder = copied("qwen3")
     size = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "attention_types": [[["global"], 1]]}
-    net = GPTNeoForCausalLM(GPTNeoConfig(vocab_size=300, max_position_embeddings=96, **size))
+    ends = {"bos_token_id": None, "eos_token_id": 2}
+    net = GPTNeoForCausalLM(GPTNeoConfig(vocab_size=300, max_position_embeddings=96, **size, **ends))
     net.save_pretrained(folder)
     mask = torch.ones(1, 1, 96, 96, dtype=torch.bool).tril()
     edit_weights(folder, lambda weights: weights.update({f"transformer.h.0.{table}": mask}))
@@ -341,24 +342,17 @@ def test_damaged_files_never_end_in_a_traceback(copied, tiny_folder, architectur
         return logits(model).tolist(), model.stop_ids, model.codec.encode_prompt(question)
 
     whole, counts = behaviour(load(tiny_folder(architecture))), {"refused": 0, "same": 0}
-    for path in sorted(folder.iterdir()):
-        content = path.read_bytes()
-        for damage, changed in damages(content):
-            if changed is None:
-                path.unlink()
-            else:
-                path.write_bytes(changed)
-            try:
-                same = behaviour(load(folder)) == whole
-            except ModelError:
-                counts["refused"] += 1
-            except PromptError:
-                # A template that does not compile is refused with the first prompt.
-                counts["refused"] += path.name == "chat_template.jinja"
-            else:
-                counts["same"] += same
-                assert same or path.name in UNSEEN, f"{path.name} {damage}"
-            path.write_bytes(content)
+    for name, damage in damaged(folder):
+        try:
+            same = behaviour(load(folder)) == whole
+        except ModelError:
+            counts["refused"] += 1
+        except PromptError:
+            # A template that does not compile is refused with the first prompt.
+            counts["refused"] += name == "chat_template.jinja"
+        else:
+            counts["same"] += same
+            assert same or name in UNSEEN, f"{name} {damage}"
     assert counts["refused"] > 50
 
 
@@ -381,6 +375,30 @@ def test_a_tokenizer_without_its_vocabulary_is_not_an_empty_one(copied, kind):
     assert "tokenizer: expected a vocabulary, such as tokenizer.json, got none" in refused(folder)
     with pytest.raises(ModelError, match="a vocabulary"):
         load_codec(str(folder), trust_remote_code=False)
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_a_tokenizer_without_its_settings_is_refused(copied, content):
+    folder = copied("qwen3")
+    settings = folder / "tokenizer_config.json"
+    settings.unlink()
+    if content is not None:
+        settings.write_text(content)
+    assert len(AutoTokenizer.from_pretrained(folder)) == 320, "transformers takes defaults of its own"
+    got = "no such file" if content is None else "an empty object"
+    assert f"tokenizer, tokenizer_config.json: expected its settings, got {got}. Copy" in refused(folder)
+    with pytest.raises(ModelError, match="expected its settings"):
+        load_codec(str(folder), trust_remote_code=False)
+
+
+def test_text_for_which_a_tokenizer_has_no_token_is_refused_in_a_sentence(copied):
+    folder = copied("qwen3")
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="GemmaTokenizer")
+    codec = load(folder).codec
+    with pytest.raises(PromptError, match="text: expected what the tokenizer has tokens for, got Unk token"):
+        codec.encode_prompt([{"role": "user", "content": "Who?"}])
+    with pytest.raises(PromptError, match="expected what the tokenizer has tokens for"):
+        codec.encode("\n")
 
 
 def test_a_torn_file_of_a_served_models_tokenizer_is_refused_too(copied):

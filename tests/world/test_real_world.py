@@ -11,7 +11,7 @@ import pytest
 from anchorlwf.data.probe import score
 from anchorlwf.errors import ModelError
 from anchorlwf.files import CACHE_VARIABLE, cache_folder
-from anchorlwf.world.real import asked, fact_packages, model
+from anchorlwf.world.real import asked, fact_packages, model, real_world
 from anchorlwf.world.real.asked import Said, ask
 from anchorlwf.world.real.long_answers import LONG_ANSWERS
 from anchorlwf.world.real.multiple_choice import real_skills

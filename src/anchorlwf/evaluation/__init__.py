@@ -3,7 +3,7 @@
 from anchorlwf.evaluation.gate import Check, GateReport, certify, check_certificate, compared_data
 from anchorlwf.evaluation.lm_eval import MetricChange, TaskChange, run_tasks
 from anchorlwf.evaluation.measure import Drift, ProbeResult, answers, compare, drift, recall_probes
-from anchorlwf.evaluation.results import DataStamp, Group, Origin, Results, summarize
+from anchorlwf.evaluation.results import DataStamp, Group, Origin, Results, results_of
 from anchorlwf.evaluation.stage import evaluate
 from anchorlwf.evaluation.stats import bootstrap_interval, paired_interval
 from anchorlwf.evaluation.weights import model_hashes, named_hashes
@@ -31,6 +31,6 @@ __all__ = [
     "named_hashes",
     "paired_interval",
     "recall_probes",
+    "results_of",
     "run_tasks",
-    "summarize",
 ]

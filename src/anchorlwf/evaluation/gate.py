@@ -1,7 +1,7 @@
-"""The release gate of one tuned model: thresholds held against what was measured, and a file that says on what.
+"""The release gate of a tuned model: thresholds, and a certificate that says what they were checked on.
 
-The file carries a SHA-256 over its own content. That shows that it was not changed, not who wrote it: where this
-matters, sign the file itself (sigstore, GPG).
+The certificate carries a SHA-256 of its own content. This shows that it was not changed, but not who wrote it: where
+that matters, sign the file itself (sigstore, GPG).
 """
 
 import hashlib
@@ -52,11 +52,11 @@ class Check(_Frozen):
     """Of the value, by bootstrap; it informs, the value decides. None: a count, or nothing to resample."""
     passed: bool
     examples: list[str]
-    """What counted against it: ids of probes (see `failing`), documents of a task, or the prompts that drifted most."""
+    """What failed the check: ids of probes (see `failing`), documents of a task, or prompts with the largest drift."""
 
     @property
     def holds(self) -> bool:
-        """The verdict that threshold and value give, whatever `passed` says."""
+        """Whether the value meets the threshold, independently of `passed`."""
         if self.value is None:
             return False
         above = self.value - self.threshold
@@ -118,7 +118,7 @@ def _check(
         value, interval = None, None
     if interval is not None and not all(map(math.isfinite, interval)):
         interval = None
-    draft = Check(
+    check = Check(
         name=name,
         bound=bound,
         threshold=threshold,
@@ -127,7 +127,7 @@ def _check(
         passed=False,
         examples=list(examples),
     )
-    return draft.model_copy(update={"passed": draft.holds})
+    return check.model_copy(update={"passed": check.holds})
 
 
 def hold(results: Results, gate: GateConfig) -> list[Check]:
@@ -183,7 +183,7 @@ def _task_checks(results: Results, gate: GateConfig) -> Iterator[Check]:
 
 
 def _drifted(drift: Drift) -> list[str]:
-    """The prompts whose continuations drifted most."""
+    """The prompts whose continuations have the largest drift."""
     means = [(sum(turn) / len(turn), text) for turn, text in zip(drift.per_turn, drift.prompts, strict=True) if turn]
     return [text for _, text in sorted(means, key=lambda pair: -pair[0])[:_WORST]]
 
@@ -197,7 +197,7 @@ def _data_stamp(data: Data | None) -> DataStamp | None:
 def _check_origin(
     results: Results, models: tuple[str | None, ...], given: dict[str, DataStamp | None], config: EvaluateConfig | None
 ) -> Origin:
-    """What the results are of. Raises where that is not what is to be certified."""
+    """The origin of the results. Raises if it is not what is to be certified."""
     origin = results.origin
     if origin is None:
         raise ConfigError(wrong("results", "what evaluate returned", "results put together by hand", "Evaluate first."))
@@ -210,7 +210,7 @@ def _check_origin(
         )
     for name, measured in (("probes", origin.probes), ("records", origin.records)):
         now = given[name]
-        expected, got = ("none" if one is None else one.sha256 for one in (measured, now))
+        expected, got = ("none" if stamp is None else stamp.sha256 for stamp in (measured, now))
         if expected != got:
             fix = "They are not the ones that were evaluated: evaluate again."
             raise RecordError(wrong(f"{name} to certify", expected[:12], got[:12], fix))
@@ -240,7 +240,7 @@ def certify(
         gate: the thresholds.
         model, probes, records, base: as `evaluate` had them. The hashes are those of the files the model was loaded
             from.
-        config: as `evaluate` had it; None: that one, whatever it was.
+        config: as `evaluate` had it; None: the same one.
         weights: hashes taken before the models were loaded (`named_hashes`). None: that no file was replaced or
             written to since is then taken from what the file system says (inode, size, times).
         out: write the certificate there, atomically.
@@ -279,11 +279,11 @@ def certify(
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Readers differ in which of two equal keys they take. Raises `ValueError`."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    content = dict(pairs)
+    if len(content) != len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} twice")
-    return found
+    return content
 
 
 def _read(path: str | Path) -> tuple[GateReport, str]:
@@ -339,11 +339,11 @@ def check_certificate(
     if weights is not None:
         problems += differences(report.weights, weights)
     stamps = {"probes": report.probes, "records": report.records}
-    for name, place in compared_data(report, probes, records).items():
+    for name, file in compared_data(report, probes, records).items():
         recorded_sha = stamp.sha256 if (stamp := stamps[name]) else "none"
-        got = DataStamp.of_file(place).sha256
+        got = DataStamp.of_file(file).sha256
         if recorded_sha != got:
-            problems.append(f"{name} {place}: expected {recorded_sha[:12]}, got {got[:12]}")
+            problems.append(f"{name} {file}: expected {recorded_sha[:12]}, got {got[:12]}")
     if not report.passed or not all(check.passed for check in report.checks):
         problems.append("the gate was not passed")
     return report, problems
@@ -353,12 +353,12 @@ def compared_data(
     report: GateReport, probes: str | Path | None = None, records: str | Path | None = None
 ) -> dict[str, Path]:
     """The files of probes and records that `check_certificate` compares: those given, else those at their old place."""
-    places = {}
+    files = {}
     for name, given, stamp in (("probes", probes, report.probes), ("records", records, report.records)):
-        place = given or (stamp.path if stamp is not None else None)
-        if place is not None and (given is not None or Path(place).is_file()):
-            places[name] = Path(place)
-    return places
+        file = given or (stamp.path if stamp is not None else None)
+        if file is not None and (given is not None or Path(file).is_file()):
+            files[name] = Path(file)
+    return files
 
 
 def _other_thresholds(report: GateReport, gate: GateConfig | None) -> Iterator[str]:

@@ -102,7 +102,7 @@ def run_tasks(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and no advice of lm_eval's: what is going on is told by `progress`."""
+    """Silence lm_eval's progress bars and advice: `progress` reports instead."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -181,17 +181,17 @@ def _run(
     return runs
 
 
-def _collect(found: dict[str, Any]) -> dict[str, _Run]:
+def _collect(report: dict[str, Any]) -> dict[str, _Run]:
     """Plain numbers out of lm_eval's results (which hold NumPy's), of tasks and of groups of them."""
     scores: dict[str, dict[str, dict[str, float]]] = {}
-    for task, samples in found["samples"].items():
+    for task, samples in report["samples"].items():
         for sample in samples:
             for metric in sample["metrics"]:
                 if isinstance(sample[metric], int | float):  # np.float64 is one, a corpus metric's pair is none
                     key = _key(metric, sample["filter"])
                     scores.setdefault(task, {}).setdefault(key, {})[str(sample["doc_id"])] = float(sample[metric])
     runs = {}
-    for task, row in {**found["results"], **found.get("groups", {})}.items():
+    for task, row in {**report["results"], **report.get("groups", {})}.items():
         named = ((*name.partition(",")[::2], value) for name, value in row.items())
         figures = {
             _key(metric, kind): float(value)
@@ -199,10 +199,10 @@ def _collect(found: dict[str, Any]) -> dict[str, _Run]:
             if kind and not metric.endswith("_stderr") and isinstance(value, int | float)
         }
         own = scores.get(task, {})
-        for leaf in _leaves(task, found["group_subtasks"]):
+        for leaf in _leaves(task, report["group_subtasks"]):
             for metric, values in scores.get(leaf, {}).items():
                 own.setdefault(metric, {}).update({f"{leaf}/{document}": value for document, value in values.items()})
-        runs[task] = _Run(figures, own, found["higher_is_better"].get(task, {}), str(found["versions"].get(task, "")))
+        runs[task] = _Run(figures, own, report["higher_is_better"].get(task, {}), str(report["versions"].get(task, "")))
     return runs
 
 

@@ -72,7 +72,7 @@ def answers(
 ) -> list[str]:
     """Free-running answers, greedy or as the model's own settings have them, in the order of the probes."""
     prompts = [model.codec.encode_prompt(probe.messages, probe.tools) for probe in probes]
-    found = [""] * len(prompts)
+    texts = [""] * len(prompts)
     done = 0
     if config.generation == "own":
         set_seed(config.seed)  # these settings may draw at random
@@ -81,11 +81,11 @@ def answers(
     )
     for batch in batches:
         for index, answer in batch:
-            found[index] = model.codec.decode(answer.ids)
+            texts[index] = model.codec.decode(answer.ids)
         done += len(batch)
         if report is not None:
             report(done)
-    return found
+    return texts
 
 
 def compare(

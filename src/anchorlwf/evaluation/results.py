@@ -20,7 +20,7 @@ from anchorlwf.evaluation.measure import Drift, ProbeResult
 from anchorlwf.evaluation.stats import bootstrap_interval
 from anchorlwf.files import file_sha, write_atomic
 
-__all__ = ["DataStamp", "Group", "Origin", "Results", "summarize"]
+__all__ = ["DataStamp", "Group", "Origin", "Results", "results_of"]
 
 _NAMES = {
     "recall": "recall",
@@ -204,7 +204,7 @@ def _group(kind: str, results: Sequence[ProbeResult], config: EvaluateConfig) ->
     )
 
 
-def summarize(
+def results_of(
     results: Iterable[ProbeResult],
     drift: Drift,
     config: EvaluateConfig,

@@ -14,7 +14,7 @@ from anchorlwf.data.record import Record
 from anchorlwf.errors import PromptWarning, RecordError, wrong
 from anchorlwf.evaluation.lm_eval import run_tasks
 from anchorlwf.evaluation.measure import Progress, compare, drift, recall_probes
-from anchorlwf.evaluation.results import DataStamp, Origin, Results, summarize
+from anchorlwf.evaluation.results import DataStamp, Origin, Results, results_of
 from anchorlwf.files import ensure_writable
 from anchorlwf.model.generation import warn_of_generation
 from anchorlwf.model.language_model import LanguageModel
@@ -76,13 +76,13 @@ def evaluate(
     _prepare(model, base, asked, trained, config)
     began = time.perf_counter()
     tasks = run_tasks(model, base, config, progress)
-    results = compare(model, base, asked, config, progress)
+    answered = compare(model, base, asked, config, progress)
     measured = drift(model, base, asked, config)
     seconds = {"evaluate_seconds": time.perf_counter() - began}
-    summary = summarize(results, measured, config, {**_costs(trained), **seconds, **(facts or {})}, tasks, origin)
+    results = results_of(answered, measured, config, {**_costs(trained), **seconds, **(facts or {})}, tasks, origin)
     if out is not None:
-        summary.save(out)
-    return summary
+        results.save(out)
+    return results
 
 
 def _costs(trained: list[Record]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of means, paired comparisons, and what is left of them after correction."""
+"""Bootstrap intervals of means, paired comparisons, and their correction for multiple testing."""
 
 import itertools
 from collections.abc import Sequence
@@ -53,9 +53,9 @@ def _resampled_means(blocks: Sequence[np.ndarray], resamples: int, seed: int) ->
     means = np.empty((resamples, len(blocks), blocks[0].shape[1]))
     for index, rows in enumerate(blocks):
         values, counts = np.unique(rows, axis=0, return_counts=True)
-        places = drawn == index
-        picked = generator.multinomial(len(rows), counts / len(rows), size=int(places.sum()))
-        means[places] = picked @ values / len(rows)
+        chosen = drawn == index
+        picked = generator.multinomial(len(rows), counts / len(rows), size=int(chosen.sum()))
+        means[chosen] = picked @ values / len(rows)
     return means.mean(axis=1)
 
 

@@ -15,13 +15,13 @@ Hashes = dict[str, dict[str, str]]
 
 def _folder_hashes(source: str, revision: str | None, fetch: bool) -> dict[str, str]:
     folder = folder_of(source, revision, fetch=fetch)
-    found = files_of(folder)
-    if not any(name.endswith(".safetensors") for name in found):
+    deciding = files_of(folder)
+    if not any(name.endswith(".safetensors") for name in deciding):
         fix = "Give the folder that holds model.safetensors or adapter_model.safetensors."
         raise ModelError(wrong(f"weights {source}", "*.safetensors", "none", fix))
-    confine(source, folder, found)
+    confine(source, folder, deciding)
     try:
-        return {name: file_sha(path) for name, path in found.items()}
+        return {name: file_sha(path) for name, path in deciding.items()}
     except OSError as error:
         fix = "Look after the file, then try again."
         raise ModelError(wrong(f"weights {source}", "files that can be read", error, fix)) from error
@@ -53,9 +53,9 @@ def named_hashes(
     """
     name, inside = adapter_of(EMBEDDED if model is None else model)
     own = _folder_hashes(name, revision, fetch)
-    found = {"base": own} if base is None else {"base": _folder_hashes(base, base_revision, fetch), "tuned": own}
+    hashes = {"base": own} if base is None else {"base": _folder_hashes(base, base_revision, fetch), "tuned": own}
     folder = adapter or inside
-    return found if folder is None else {**found, "adapter": _folder_hashes(folder, None, fetch)}
+    return hashes if folder is None else {**hashes, "adapter": _folder_hashes(folder, None, fetch)}
 
 
 def model_hashes(model: LanguageModel, base: LanguageModel | None = None, before: Hashes | None = None) -> Hashes:
@@ -70,13 +70,13 @@ def model_hashes(model: LanguageModel, base: LanguageModel | None = None, before
         ModelError: weights that were trained in memory or put together there, files that are missing or changed, or
             code that came from elsewhere.
     """
-    for one in (model, base):
-        if one is not None and one.marks is None:
+    for loaded in (model, base):
+        if loaded is not None and loaded.marks is None:
             fix = "Load the model again, an adapter with adapter=FOLDER."
             raise ModelError(wrong("weights", "a model and adapter loaded from files", "what lives in memory", fix))
     if before is None:
         _check_untouched(model, base)
-    found = named_hashes(
+    hashes = named_hashes(
         model.name,
         model.adapter,
         None if base is None else base.name,
@@ -85,13 +85,13 @@ def model_hashes(model: LanguageModel, base: LanguageModel | None = None, before
     )
     if before is None:
         _check_untouched(model, base)
-    elif problems := differences(before, found):
+    elif problems := differences(before, hashes):
         fix = "They were changed meanwhile: evaluate again."
         raise ModelError(wrong("weights", "the files of before loading", "; ".join(problems), fix))
-    for one in (model, base):
-        if one is not None:
-            _check_code(one, found)
-    return found
+    for loaded in (model, base):
+        if loaded is not None:
+            _check_code(loaded, hashes)
+    return hashes
 
 
 def _check_untouched(*models: LanguageModel | None) -> None:
@@ -105,9 +105,9 @@ def _check_untouched(*models: LanguageModel | None) -> None:
             raise ModelError(wrong("weights", "the files that were loaded", f"{', '.join(touched)} changed since", fix))
 
 
-def _check_code(model: LanguageModel, found: Hashes) -> None:
+def _check_code(model: LanguageModel, hashes: Hashes) -> None:
     """Code that came with a model decides its answers as well, and may come from another repository."""
-    known = {digest for part in found.values() for digest in part.values()}
+    known = {digest for part in hashes.values() for digest in part.values()}
     for kind in (*type(model.causal).__mro__, *type(model.codec.tokenizer).__mro__):
         if kind.__module__.startswith("transformers_modules"):
             path = sys.modules[kind.__module__].__file__
@@ -116,11 +116,11 @@ def _check_code(model: LanguageModel, found: Hashes) -> None:
                 raise ModelError(wrong(f"weights {model.name}", "code from its own folder", kind.__module__, fix))
 
 
-def differences(recorded: Hashes, found: Hashes) -> list[str]:
+def differences(recorded: Hashes, present: Hashes) -> list[str]:
     """A line for each file that is not what was recorded."""
     lines = []
-    for part in sorted(recorded.keys() | found.keys()):
-        ours, theirs = found.get(part, {}), recorded.get(part, {})
+    for part in sorted(recorded.keys() | present.keys()):
+        ours, theirs = present.get(part, {}), recorded.get(part, {})
         for name in sorted(ours.keys() | theirs.keys()):
             expected, got = theirs.get(name, "none"), ours.get(name, "none")
             if expected != got:

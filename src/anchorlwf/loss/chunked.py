@@ -25,13 +25,13 @@ from anchorlwf.loss.rows import certain_rows, finish_logits, forward_rows, rever
 __all__ = ["CHUNK_BYTES", "block_size", "chunk_size", "chunked_loss", "even_size", "project", "project_back", "same"]
 
 CHUNK_BYTES = 56 * 2**20
-"""Most bytes of one chunk's logits; model and reference have such a buffer each, and little else is alive."""
+"""Maximum number of bytes of one chunk's logits. Model and reference have such a buffer each; little else is alive."""
 TILE_BYTES = 8 * 2**20
-"""Most bytes of the part of a half-precision head that is widened at a time."""
+"""Maximum number of bytes of the part of a half-precision head that is widened at a time."""
 CACHE_BYTES = 2**20
 """Of a core's second-level cache, what the three rows of a token may take."""
 BLOCK_ROWS = 16
-"""Most rows of a block, whatever the number of threads: their spare buffers must stay small."""
+"""Maximum number of rows of a block for any number of threads: their spare buffers must stay small."""
 
 
 def chunk_size(vocabulary: int, itemsize: int = 4) -> int:
@@ -39,9 +39,9 @@ def chunk_size(vocabulary: int, itemsize: int = 4) -> int:
     return max(1, CHUNK_BYTES // (vocabulary * itemsize))
 
 
-def even_size(count: int, most: int) -> int:
-    """Tokens per chunk, at most `most`: alike rather than a small last one, for matrix products are fast by rows."""
-    return -(-count // max(1, -(-count // most)))
+def even_size(count: int, maximum: int) -> int:
+    """Tokens per chunk, up to `maximum`: equal ones, for a small last one would be slow for its size."""
+    return -(-count // max(1, -(-count // maximum)))
 
 
 def chunked_loss(inputs: LossInputs) -> Scored:
@@ -74,12 +74,12 @@ def _tiles(weight_VD: Tensor, wide: torch.dtype) -> Iterator[tuple[slice, Tensor
         yield slice(start, start + size), tile_TD[: len(part)].copy_(part)
 
 
-def block_size(logits_CV: Tensor, most: int, *, rows: int) -> int:
-    """Tokens per elementwise pass: as many for each thread as its cache holds, `rows` of width V each."""
+def block_size(logits_CV: Tensor, maximum: int, *, rows: int) -> int:
+    """Tokens per elementwise pass: for each thread as many as its cache holds, at `rows` rows of width V per token."""
     if logits_CV.device.type != "cpu":
-        return min(most, BLOCK_ROWS)
+        return min(maximum, BLOCK_ROWS)
     each = max(1, CACHE_BYTES // (rows * logits_CV.shape[1] * logits_CV.itemsize))
-    return min(most, BLOCK_ROWS, torch.get_num_threads() * each)
+    return min(maximum, BLOCK_ROWS, torch.get_num_threads() * each)
 
 
 def project(hidden_CD: Tensor, weight_VD: Tensor, out_CV: Tensor) -> None:
@@ -96,13 +96,13 @@ def project_back(grad_CV: Tensor, weight_VD: Tensor) -> Tensor:
     return grad_CD
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same numbers in the same place."""
-    return (one.data_ptr(), one.shape, one.stride(), one.dtype) == (
-        other.data_ptr(),
-        other.shape,
-        other.stride(),
-        other.dtype,
+def same(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are the same numbers in the same memory."""
+    return (first.data_ptr(), first.shape, first.stride(), first.dtype) == (
+        second.data_ptr(),
+        second.shape,
+        second.stride(),
+        second.dtype,
     )
 
 
@@ -165,7 +165,7 @@ class _Pass:
         count, block, excluded_E = len(rows_C), len(spares[0]), None if exclusions is None else exclusions.ids_E
         ids_C1 = self.token_ids_N[rows_C][:, None]
         conf_C1 = self.confidence_N[rows_C][:, None].to(self.wide)
-        found = []
+        scored = []
         for low, high in ((0, without), (without, count)):
             for start in range(low, high, block):
                 part = slice(start, min(start + block, high))
@@ -174,16 +174,16 @@ class _Pass:
                 slope_BV = spares[1][:size] if len(spares) > 1 else None
                 finish_logits(logits_BV, self.head, slope_BV)
                 if start < without:
-                    found.append(certain_rows(logits_BV, ids_B1, grad=self.grad))
+                    scored.append(certain_rows(logits_BV, ids_B1, grad=self.grad))
                 else:
                     ref_BV = logits_SV[count - without + start :][:size]
                     finish_logits(ref_BV, self.ref_head)
                     rows = forward_rows if self.direction == "forward" else reverse_rows
                     spare_BV = spares[0][:size]
-                    found.append(rows(logits_BV, ref_BV, spare_BV, ids_B1, conf_C1[part], excluded_E, grad=self.grad))
+                    scored.append(rows(logits_BV, ref_BV, spare_BV, ids_B1, conf_C1[part], excluded_E, grad=self.grad))
                 if slope_BV is not None:
                     logits_BV.mul_(slope_BV)
-        divergence_C, own_C = map(torch.cat, zip(*found, strict=True))
+        divergence_C, own_C = map(torch.cat, zip(*scored, strict=True))
         if exclusions is not None:
             infinite_C = exclusions.infinite(ids_C1[:, 0], conf_C1[:, 0])
             divergence_C.masked_fill_(infinite_C, torch.inf)

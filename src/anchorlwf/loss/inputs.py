@@ -38,7 +38,7 @@ class Head:
         return logits_NV
 
     def excluded(self) -> Tensor | None:
-        """Tokens whose probability is exactly 0 whatever the hidden state, for their bias is -inf: bool [V]; or None.
+        """Tokens whose probability is 0 for every hidden state, because their bias is -inf: bool [V]; or None.
 
         A soft cap brings every logit back into its bounds, so such a head excludes nothing.
         """

@@ -32,7 +32,7 @@ _ROWS = 256
 
 
 class Summary(NamedTuple):
-    """What is kept of the reference, per token; in float32, or float64 where the head is."""
+    """What is kept of the reference for each token, in float32, or in float64 where the head is."""
 
     mean_row_ND: Tensor
     """g: the mean row of the head, by the reference's probabilities."""
@@ -47,12 +47,12 @@ class Summary(NamedTuple):
 
     @classmethod
     def of(cls, stacked_NX: Tensor) -> "Summary":
-        """What `stacked` made one tensor."""
+        """The inverse of `stacked`."""
         return cls(stacked_NX[:, :-2], stacked_NX[:, -2], stacked_NX[:, -1])
 
 
 def can_summarize(head: Head, ref_head: Head) -> bool:
-    """Whether the loss can be had from a summary: one head for both, frozen, linear, in float32 at least."""
+    """Whether a summary is enough for the loss: both share one head, which is frozen, linear and at least float32."""
     trains = any(part is not None and part.requires_grad for part in (head.weight_VD, head.bias_V))
     wide = head.weight_VD.dtype in (torch.float32, torch.float64)
     return same(head.weight_VD, ref_head.weight_VD) and wide and not trains and head.softcap is None
@@ -106,14 +106,14 @@ class _SummaryLoss(torch.autograd.Function):
         rest_N = share_N * (kl_N - own_N) + torch.xlogy(share_N, share_N) * (1 - r_N)
         # What has no share of the target adds nothing, however improbable it is. A divergence is never below zero; its
         # rounding is.
-        found_N = (rest_N + torch.where(m_N > 0, m_N * (m_N.log() - log_p_N), 0.0)).clamp(min=0)
+        divergence_N = (rest_N + torch.where(m_N > 0, m_N * (m_N.log() - log_p_N), 0.0)).clamp(min=0)
         if grad:
             mean_row_ND.addcmul_(summary.mean_row_ND, share_N.to(hidden_ND.dtype)[:, None], value=-1)
             anchor_N = conf_N > 0
             mean_row_ND[anchor_N] -= conf_N[anchor_N, None].to(hidden_ND.dtype) * head.weight_VD[token_ids_N[anchor_N]]
             ctx.save_for_backward(mean_row_ND.mul_(head.scale))
         ctx.mark_non_differentiable(behind_N)
-        return found_N.to(hidden_ND.dtype), behind_N
+        return divergence_N.to(hidden_ND.dtype), behind_N
 
     @staticmethod
     @once_differentiable
@@ -123,10 +123,10 @@ class _SummaryLoss(torch.autograd.Function):
         return grad_hidden_ND * grad_N[:, None], None, None, None, None
 
 
-def _dot(one_ND: Tensor, other_ND: Tensor) -> Tensor:
+def _dot(left_ND: Tensor, right_ND: Tensor) -> Tensor:
     """Row by row, in float64 [N]; a few rows at a time, for wide copies of all would be most of the memory."""
-    pairs = zip(one_ND.split(_ROWS), other_ND.split(_ROWS), strict=True)
-    return torch.cat([(one.double() * other).sum(-1) for one, other in pairs])
+    pairs = zip(left_ND.split(_ROWS), right_ND.split(_ROWS), strict=True)
+    return torch.cat([(left.double() * right).sum(-1) for left, right in pairs])
 
 
 def _pass(hidden_ND: Tensor, head: Head, token_ids_N: Tensor, *, means: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -153,13 +153,13 @@ def _pass(hidden_ND: Tensor, head: Head, token_ids_N: Tensor, *, means: bool) ->
 def _exponentials(logits_CV: Tensor, head: Head, ids_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """exp(logits - largest) in place of raw logits. Returns its sum, the largest, and the token's less it: [C] each."""
     size = block_size(logits_CV, len(logits_CV), rows=1)
-    found = []
+    parts = []
     for start in range(0, len(logits_CV), size):
         block = slice(start, start + size)
         logits_BV = logits_CV[block]
         finish_logits(logits_BV, head)
         top_B1 = logits_BV.amax(-1, keepdim=True)
         own_B1 = logits_BV.sub_(top_B1).gather(-1, ids_C[block, None])
-        found.append(torch.cat([logits_BV.exp_().sum(-1, keepdim=True), top_B1, own_B1], 1))
-    norm_C, top_C, own_C = torch.cat(found).unbind(1)
+        parts.append(torch.cat([logits_BV.exp_().sum(-1, keepdim=True), top_B1, own_B1], 1))
+    norm_C, top_C, own_C = torch.cat(parts).unbind(1)
     return norm_C, top_C, own_C

@@ -39,9 +39,9 @@ BLOCK_N, BLOCK_V, BLOCK_D, WARPS = 64, 128, 64, 8
 PROGRAMS = 512
 """Of the first kernel, about as many as keep a large GPU busy: the vocabulary is swept in that many parts."""
 TOKENS = 4096
-"""Tokens of one gradient buffer, at the most."""
+"""Maximum number of tokens of one gradient buffer."""
 GRAD_BYTES = 64 * 2**20
-"""Most bytes of the gradient by the logits of a part of the vocabulary."""
+"""Maximum number of bytes of the gradient by the logits of a part of the vocabulary."""
 
 
 @triton.jit

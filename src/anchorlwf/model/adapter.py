@@ -1,6 +1,6 @@
-"""An adapter and the base it was made for: notes beside its weights when it is saved, checks when it is put on.
+"""An adapter and the base it was made for: notes are saved beside its weights and checked when it is loaded.
 
-PEFT leaves layers that find no weights in the file as they were initialised, and weights that find no layer unread.
+PEFT leaves layers without weights in the file as they were initialised, and ignores weights that belong to no layer.
 """
 
 import dataclasses
@@ -212,9 +212,9 @@ def _warn_by_name(what: str, settings: Mapping[str, Any], names: tuple[str, str]
         _warn(wrong(f"{what}, {_SETTINGS}", "settings that this PEFT knows", few(unread), "They are left out."))
 
 
-def _same_name(one: str, other: str) -> bool:
+def _same_name(first: str, second: str) -> bool:
     """Whether two names can mean one model: the same folder, or the same last part."""
-    folders = Path(one), Path(other)
+    folders = Path(first), Path(second)
     if all(folder.is_dir() for folder in folders):
         return folders[0].samefile(folders[1])
     return folders[0].name.lower() == folders[1].name.lower()

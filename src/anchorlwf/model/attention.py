@@ -21,7 +21,7 @@ from anchorlwf.model.batch import Batch
 __all__ = ["WITHIN_RECORDS", "attention_kind", "network_inputs", "within_records"]
 
 WITHIN_RECORDS = "anchorlwf_within_records"
-"""The name transformers knows our function by. It has no mask function, so transformers builds no mask for it."""
+"""The name under which transformers knows our function. No mask function is registered, so no mask is built for it."""
 _FIELD = "_attn_implementation"
 
 
@@ -31,15 +31,15 @@ def _config(backbone: nn.Module) -> PretrainedConfig:
 
 
 def attention_kind(backbone: nn.Module) -> str:
-    """flash, sdpa, or the name of what cannot be told where records begin."""
+    """flash, sdpa, or the name of an implementation that cannot be told where records begin."""
     name = str(getattr(_config(backbone), _FIELD))
     return "flash" if "flash" in name else "sdpa" if name == WITHIN_RECORDS else name
 
 
 def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
     """Causal, and no more than `window` tokens back: bool [1, 1, L, L]."""
-    place = torch.arange(length, device=device)
-    back_LL = place[:, None] - place
+    position_L = torch.arange(length, device=device)
+    back_LL = position_L[:, None] - position_L
     return ((back_LL >= 0) & (back_LL < window))[None, None]
 
 

@@ -102,14 +102,14 @@ class Batch(NamedTuple):
 
     def turns(self, numbers: Sequence[int]) -> list["KeepTurn"]:
         """Prompt and completion of some of the records, by number in [0, R)."""
-        found, record_N = [], self._record_N()
+        chosen, record_N = [], self._record_N()
         for number in numbers:
             own_N = record_N == number
             row, first = (number, 0) if self.bounds is None else (0, int(self.bounds[number]))
             # The last token of the prompt is where the first of the completion is predicted.
             prompt = self.input_ids_BT[row, first : int(self.column_N[own_N][0]) + 1]
-            found.append(KeepTurn(prompt.tolist(), self.token_ids_N[own_N].tolist()))
-        return found
+            chosen.append(KeepTurn(prompt.tolist(), self.token_ids_N[own_N].tolist()))
+        return chosen
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are there, by name: `Batch(**batch.tensors())` is the batch."""
@@ -141,11 +141,11 @@ def pack(records: Sequence[Turn]) -> Batch:
     """Batch turns in the given order, end to end in one row: no padding, and no mask."""
     inputs = [_input_ids(record) for record in records]
     bounds = [0, *itertools.accumulate(len(ids) for ids in inputs)]
-    found = _completions(records, bounds[:-1])
+    completions = _completions(records, bounds[:-1])
     return Batch(
         torch.tensor([list(itertools.chain.from_iterable(inputs))]),
-        torch.zeros_like(found["column_N"]),
-        **found,
+        torch.zeros_like(completions["column_N"]),
+        **completions,
         position_ids_BT=torch.cat([torch.arange(len(ids)) for ids in inputs])[None],
         bounds=torch.tensor(bounds, dtype=torch.int32),
     )

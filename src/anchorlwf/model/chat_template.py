@@ -1,8 +1,9 @@
 """Chat templates are programs that came with a checkpoint: they are rendered in a process of their own, within limits.
 
-A template may loop for ever or ask for gigabytes, and nothing within one Python process stops either for certain. One
-helper process (`chat_template_worker`) renders for all; where it oversteps its limits the system ends it, and the next
-chat gets a new one. It takes half a second to start, while the model loads, and a fraction of a millisecond per chat.
+A template may loop for ever or ask for gigabytes, and nothing inside a Python process stops either reliably. One helper
+process (`chat_template_worker`) therefore renders every chat. When it exceeds its limits the operating system ends it,
+and the next chat starts a new one. Starting takes half a second, while the model loads; a chat takes a fraction of a
+millisecond.
 """
 
 import atexit
@@ -20,20 +21,20 @@ from anchorlwf.errors import ModelError, PromptError, wrong
 __all__ = ["MEGABYTES", "SECONDS", "literals", "render", "start"]
 
 SECONDS = 10.0
-"""The longest that one chat may take."""
+"""The maximum time for one chat."""
 MEGABYTES = 512
-"""The most that the helper may hold besides its libraries."""
+"""The maximum memory of the helper, not counting its libraries."""
 
 
 class _Helper:
-    """The process that renders, started when first needed. Safe to use from many threads."""
+    """The process that renders. It is started when it is first needed, and may be used from many threads."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._ready, self._lock = False, threading.Lock()
 
     def start(self) -> None:
-        """Begin to start it, without waiting."""
+        """Start the process without waiting until it is ready."""
         with self._lock:
             self._started()
 
@@ -53,7 +54,7 @@ class _Helper:
         return self._process
 
     def end(self) -> int:
-        """End the process; its exit code, below zero where a signal ended it."""
+        """End the process. Returns its exit code, which is negative if a signal ended it."""
         process, self._process, self._ready = self._process, None, False
         if process is None:
             return 0
@@ -65,7 +66,7 @@ class _Helper:
         return process.wait()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Its reply to one request. Raises `ModelError` where it was ended over it."""
+        """The reply to one request. Raises `ModelError` if the process was ended while it worked on it."""
         line = json.dumps(request, default=str).encode() + b"\n"
         with self._lock:
             process = self._started()
@@ -121,7 +122,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def start() -> None:
-    """Let the helper start while something else takes its time."""
+    """Start the helper in the background, while the caller does something slow."""
     _helper.start()
 
 
@@ -155,12 +156,12 @@ def render(
 
     Raises:
         PromptError: the template refuses these messages.
-        ModelError: it took longer, or more memory, than any template needs.
+        ModelError: the template took more time or memory than the limits allow.
     """
     chat = {"messages": messages, "tools": tools, "variables": variables, "date": date, "opened": opened}
     return _answer({"do": "render", "template": template, **chat})
 
 
 def literals(template: str) -> str:
-    """The texts that stand in a template itself, one after another. Raises as `render`."""
+    """The literal texts of a template, joined. Raises the same errors as `render`."""
     return _answer({"do": "literals", "template": template})

@@ -39,8 +39,8 @@ def _limit_memory(megabytes: int) -> None:
         import resource
 
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        most = pages * os.sysconf("SC_PAGE_SIZE") + (megabytes << 20)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        maximum = pages * os.sysconf("SC_PAGE_SIZE") + (megabytes << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (maximum, maximum))
 
 
 def _alarm(seconds: float) -> None:

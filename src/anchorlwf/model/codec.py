@@ -132,10 +132,21 @@ class Codec:
             if len(messages) != 1 or messages[0].get("role") != "user":
                 fix = "Give one user message, or a tokenizer with a chat template."
                 raise PromptError(wrong("prompt", "one user message (no chat template)", f"{len(messages)}", fix))
-            return list(self.tokenizer(str(messages[0]["content"]))["input_ids"])
+            return self._ids(str(messages[0]["content"]), add_special_tokens=True)
         text = self._render(template, messages, tools)
         quoted = self._quoted(template, messages, tools, text) if self._spelled(messages, tools) else None
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if quoted is None else quoted
+        return self._ids(text) if quoted is None else quoted
+
+    def _ids(self, text: str, *, add_special_tokens: bool = False, **options: Any) -> list[int]:
+        """The tokenizer's ids. Raises `PromptError` for text that it has none for."""
+        try:
+            return list(self.tokenizer(text, add_special_tokens=add_special_tokens, **options)["input_ids"])
+        except Exception as error:
+            # tokenizers raises a plain Exception where even the token for unknown text is unknown.
+            if type(error) is not Exception:
+                raise
+            fix = "Use the tokenizer files that came with the model."
+            raise PromptError(wrong("text", "what the tokenizer has tokens for", error, fix)) from error
 
     def _control_tokens(self, template: str | None) -> tuple[re.Pattern[str], re.Pattern[str]]:
         """Those that nobody may spell (the special ones), and all that a template writes, such as `<think>`."""
@@ -157,13 +168,13 @@ class Codec:
         """The control tokens that stand in messages and tools as text, each once."""
         special, every = self._control_tokens(self._template(tools))
         parts = [(every if message.get("role") in _GIVEN else special, message) for message in messages]
-        found = [
-            hit
+        spelled = [
+            token
             for pattern, part in [*parts, (special, tools)]
             for text in _strings(part)
-            for hit in pattern.findall(text)
+            for token in pattern.findall(text)
         ]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(spelled))
 
     def _quoted(
         self, template: str, messages: Messages, tools: list[dict[str, Any]] | None, plain: str
@@ -182,7 +193,7 @@ class Codec:
             # A template that looks into the text, or escapes it, would say something else.
             if _MARKS.sub("", text) != plain:
                 return None
-            return list(self.tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)["input_ids"])
+            return self._ids(text, sanitize_control_tokens=True)
         except (PromptError, ValueError, NotImplementedError):
             return None
 
@@ -222,8 +233,12 @@ class Codec:
                 yield f"message {index + 1} ({message.get('role')})"
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text, no special tokens added; markers spelled out in the text are read as themselves."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        """Ids of plain text, no special tokens added; markers spelled out in the text are read as themselves.
+
+        Raises:
+            PromptError: text that the tokenizer has no token for, not even the one for unknown text.
+        """
+        return self._ids(text)
 
     def decode(self, ids: list[int], *, special: bool = False) -> str:
         """Text of ids, special tokens left out unless asked for."""
@@ -283,10 +298,11 @@ class Codec:
         """The control token behind `_SENTINEL`, if that is all that follows it."""
         try:
             _, said, behind = self._render(template, chat, None, opened=False).rpartition(_SENTINEL)
+            ids = self.encode(behind) if said else []
         except PromptError:
-            return None  # a template that wants other chats than this one does not tell
+            return None  # a template that wants other chats than this one does not tell, nor one that has no ids
         control = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.content.strip()}
-        for token in self.encode(behind) if said else ():
+        for token in ids:
             if token in control:
                 return token
             if self.decode([token]).strip():
@@ -313,11 +329,11 @@ class Codec:
         Raises:
             ModelError: none of them names one, so no answer would ever end; or a template beyond all limits.
         """
-        found = {*_listed(configured), self.tokenizer.eos_token_id, self._template_ends()[0]} - {None}
-        if not found:
+        ends = {*_listed(configured), self.tokenizer.eos_token_id, self._template_ends()[0]} - {None}
+        if not ends:
             fix = "Set eos_token_id in the model's generation_config.json."
             raise ModelError(wrong("stop tokens", "an end-of-turn token", "none", fix))
-        return frozenset(int(token) for token in found if token is not None)
+        return frozenset(int(token) for token in ends if token is not None)
 
     def warn_of_ends(self, configured: int | list[int] | None) -> None:
         """Warn (`ModelWarning`) where the generation config does not stop at what the template ends turns with."""

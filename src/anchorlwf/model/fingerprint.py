@@ -1,4 +1,4 @@
-"""Hashes of tensors, and of the base network under whatever adapter lies on it."""
+"""Hashes of tensors, and of a network without the adapter on it."""
 
 import hashlib
 import json
@@ -59,7 +59,7 @@ def base_sha(net: nn.Module) -> str:
 def network_sha(net: PreTrainedModel) -> str:
     """SHA-256 of all that a network computes with: its weights and its configuration, adapters left out."""
     attention = getattr(net.config, "_attn_implementation", None)
-    # Where the files lay says nothing of what is computed; how attention is computed does.
+    # The location of the files does not change what is computed; the attention implementation does.
     config = {**net.config.to_dict(), "_name_or_path": None, "attention": attention}
     settings = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(f"{tensors_sha(base_tensors(net))} {settings}".encode()).hexdigest()

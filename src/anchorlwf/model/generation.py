@@ -1,7 +1,7 @@
 """What a model's own generation config makes of its greedy answers, and the call that leaves it out.
 
-Records, training and evaluation speak of plain greedy decoding. A `repetition_penalty` in generation_config.json is
-applied by `generate(do_sample=False)` as well, so that what is shipped would answer otherwise than what was measured.
+Records, training and evaluation use plain greedy decoding. But `generate(do_sample=False)` also applies a
+`repetition_penalty` of generation_config.json, so the shipped model would answer differently from the measured one.
 """
 
 import warnings
@@ -40,17 +40,17 @@ _UNSET = (
     "force_words_ids",
     "stop_strings",
 )
-"""Others, which no argument of `generate` switches off: they must be None in the generation config."""
+"""Settings that no argument of `generate` switches off: they must be None in the generation config."""
 
 
 def changes_greedy(config: GenerationConfig) -> dict[str, Any]:
     """The settings of a generation config that make greedy answers differ from the plain argmax, with their values."""
-    found = {}
+    changing = {}
     for name, neutral in {**_NEUTRAL, **dict.fromkeys(_UNSET)}.items():
         value = getattr(config, name, None)
         if value is not None and value != neutral:
-            found[name] = value
-    return found
+            changing[name] = value
+    return changing
 
 
 def warn_of_generation(config: GenerationConfig, *, stacklevel: int = 3) -> None:
@@ -70,11 +70,11 @@ def warn_of_generation(config: GenerationConfig, *, stacklevel: int = 3) -> None
 
 
 def greedy_call(config: GenerationConfig, stop_ids: Iterable[int]) -> str:
-    """Python that decodes as we do, whatever the generation config says: for the card of what is shipped.
+    """Python code for the model card that decodes greedily despite the generation config.
 
     Args:
         config: that of the base model.
-        stop_ids: at which an answer ends.
+        stop_ids: the tokens that end an answer.
     """
     settings = changes_greedy(config)
     lines = [f"model.generation_config.{name} = None" for name in _UNSET if name in settings]

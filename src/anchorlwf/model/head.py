@@ -1,6 +1,6 @@
-"""The output projection of a model, read so that hidden states can be projected outside the model.
+"""The output projection of a model, in a form that projects hidden states outside the model.
 
-Applying `lm_head` oneself is wrong where logits are scaled or capped, so the reading is checked against the model's own
+Applying `lm_head` alone is wrong where logits are scaled or capped, so the result is compared with the model's own
 logits before anything relies on it.
 
 Shape suffixes: B records, T tokens, D hidden width, V vocabulary.
@@ -22,14 +22,14 @@ __all__ = ["captured_hidden", "probe_head", "read_head", "reference_head"]
 
 @contextlib.contextmanager
 def captured_hidden(backbone: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects `last_hidden_state` of every forward of `backbone`, graph and all.
+    """Collect `last_hidden_state` of every forward pass of `backbone`, with its graph.
 
     A hook, so that the outermost wrapper (DistributedDataParallel) still runs its own forward and synchronises.
     """
-    found: list[Tensor] = []
-    handle = backbone.register_forward_hook(lambda _module, _inputs, output: found.append(output[0]))
+    hidden: list[Tensor] = []
+    handle = backbone.register_forward_hook(lambda _module, _inputs, output: hidden.append(output[0]))
     try:
-        yield found
+        yield hidden
     finally:
         handle.remove()
 

@@ -39,15 +39,15 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 class LanguageModel:
-    """A causal language model with its codec; the unit every stage works on.
+    """A causal language model with its codec: what every stage works with.
 
     Attributes:
         net: the transformers model, or the PEFT model around it.
         codec: text to ids and back.
         name, revision: as loaded, for the stamp.
         adapter: folder of the adapter, where one was loaded.
-        marks: what the file system said of the model's files before they were read. None: the weights are those of
-            no file, for they were trained or put together in memory.
+        marks: what the file system said about the model's files before they were read. None: the weights do not come
+            from files, because they were trained or put together in memory.
     """
 
     def __init__(
@@ -95,8 +95,9 @@ class LanguageModel:
         """Raise unless the record's ids belong to this tokenizer, chat template and vocabulary, and its text to them.
 
         Args:
-            record: what is to be worked on.
-            ours: this model's stamp, where many records are checked; with a large vocabulary it takes its time.
+            record: the record to check.
+            ours: this model's stamp, to save time when many records are checked: computing it is slow with a large
+                vocabulary.
 
         Raises:
             StampError: another tokenizer or template, or an id that no token has.
@@ -120,7 +121,7 @@ class LanguageModel:
 
     @property
     def context_length(self) -> int | None:
-        """Most tokens the positions reach, or None where the architecture sets no bound."""
+        """Maximum number of tokens in a sequence, or None where the architecture sets no bound."""
         return getattr(self.causal.config.get_text_config(), "max_position_embeddings", None)
 
     def room(self, prompt_ids: list[int], wanted: int) -> int:
@@ -140,9 +141,8 @@ class LanguageModel:
     def check_finite(self, values: Tensor) -> None:
         """Raise `ModelError` unless all numbers that came out of the model are finite.
 
-        Of logits it is enough to give the largest of each position: it is infinite or NaN where one of them is, and a
-        bias of -inf, by which a head may exclude a token, does not show in it. Weights are looked at only where
-        something is wrong.
+        Of logits it is enough to give the largest at each position: it is infinite or NaN if any of them is, and it
+        hides the bias of -inf by which a head may exclude a token. Weights are inspected only if something is wrong.
         """
         if bool(values.isfinite().all()):
             return
@@ -155,10 +155,10 @@ class LanguageModel:
         raise ModelError(wrong(f"output of model {self.name!r}", "finite numbers", got, fix))
 
     def check_prompt(self, prompt: Prompt) -> list[str]:
-        """Whether an answer's first token fits behind this prompt, and what the template does to it unasked.
+        """Check that an answer fits behind this prompt, and report what the chat template changes in it.
 
         Returns:
-            `Codec.remarks` on it.
+            The remarks of `Codec.remarks`.
 
         Raises:
             PromptError: the prompt fills the context, or the template refuses it.
@@ -168,7 +168,7 @@ class LanguageModel:
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator["LanguageModel"]:
-        """The reference as a language model of its own, while the context lasts."""
+        """The reference as a separate language model, inside the `with` block."""
         with self.reference() as net:
             yield LanguageModel(net, self.codec, self.name, self.revision)
 
@@ -210,19 +210,19 @@ class LanguageModel:
     def _mlp_layers(self) -> list[str]:
         """The linear layers through which MLP blocks read the hidden state (gate and up, or the first of two).
 
-        Measured on the embedded world, corrections made there disturb the least of what was not corrected.
+        In measurements on the embedded world, corrections made in these layers changed other answers the least.
         """
         pattern = re.compile(r"(^|\.)(mlp|feed_forward|ffn|fc1)(\.|$)")
         width = self.causal.get_input_embeddings().weight.shape[1]
-        found = [
+        layers = [
             name
             for name, module in self.causal.named_modules()
             if isinstance(module, nn.Linear) and module.in_features == width and pattern.search(name)
         ]
-        if not found:
+        if not layers:
             fix = "Give targets: all-linear, or the names of linear layers."
             raise ModelError(wrong("LoRA targets mlp", "MLP layers", "none recognised", fix))
-        return found
+        return layers
 
     def keep_reference_copy(self) -> None:
         """Freeze a copy of the present weights as the reference, for full fine-tuning."""
@@ -265,8 +265,9 @@ def _flawed(weight: Tensor) -> bool:
 
 
 def canonical_name(name: str) -> str:
-    """One name for one model: a local folder goes by its absolute path, whatever way leads there."""
-    return name if name == EMBEDDED or not Path(name).is_dir() else str(Path(name).resolve())
+    """The name by which a model is known: a local folder goes by its absolute path."""
+    # An empty name would become the current folder; it is kept, so that it is refused.
+    return name if name in ("", EMBEDDED) or not Path(name).is_dir() else str(Path(name).resolve())
 
 
 def adapter_of(path: str) -> tuple[str, str | None]:
@@ -331,10 +332,10 @@ def load_model(
     if adapter is not None:
         adapter_settings(adapter)
     name, folder = canonical_name(name), inside if adapter is None else str(adapter)
-    place = _device(device)
+    chosen_device = _device(device)
     if dtype is not None and dtype not in _DTYPES:
         raise ModelError(wrong("dtype", " or ".join(_DTYPES), dtype, "Choose one of them."))
-    fast = place.type == "cuda" and torch.cuda.is_bf16_supported()
+    fast = chosen_device.type == "cuda" and torch.cuda.is_bf16_supported()
     weights_type = _DTYPES[dtype] if dtype else (torch.bfloat16 if fast else torch.float32)
     before = marks_of(name, revision)
     marks = {} if folder is None else marks_of(folder)
@@ -352,8 +353,10 @@ def load_model(
     model.codec.warn_of_ends(model.causal.generation_config.eos_token_id)
     if folder is not None:
         model.net = put_adapter(net, folder, model.stamp)
-    with reading(f"model {name!r}", f"a model that fits on {place}", "Choose another device or a smaller model."):
-        model.net.to(place).eval()
+    with reading(
+        f"model {name!r}", f"a model that fits on {chosen_device}", "Choose another device or a smaller model."
+    ):
+        model.net.to(chosen_device).eval()
     return model
 
 

@@ -1,9 +1,9 @@
-"""Reading a checkpoint, whole or not at all: what is torn, missing, left over or of another kind is refused by name.
+"""Reading a checkpoint completely or not at all: damaged, missing or unexpected parts are refused by name.
 
-transformers fills weights that are missing with random numbers, leaves out those it has no use for, takes a
-generation_config.json it cannot parse for none, and builds an empty tokenizer where its files are gone; it says so in
-its log at the most. What cannot be seen here is a changed value: a flipped byte among the weights, or another number in
-config.json. Only a hash from elsewhere shows that (`adapter`, the certificate).
+transformers fills missing weights with random numbers, ignores weights it has no use for, treats a
+generation_config.json it cannot parse as absent, and builds an empty tokenizer where its files are missing; at best it
+mentions this in its log. A changed value cannot be seen here: a flipped byte among the weights, or another number in
+config.json. Only a hash that was taken earlier shows that (`adapter`, the certificate).
 """
 
 import contextlib
@@ -36,9 +36,9 @@ _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 @contextlib.contextmanager
 def reading(what: str, expected: str, fix: str) -> Iterator[None]:
-    """Whatever a library raises while it reads files of the user's, as a `ModelError`.
+    """Turn whatever a library raises while it reads the user's files into a `ModelError`.
 
-    On torn files they raise nearly everything: TypeError, KeyError, ImportError, an Exception of its own.
+    On damaged files libraries raise nearly anything: TypeError, KeyError, ImportError, or a bare Exception.
     """
     try:
         yield
@@ -54,7 +54,7 @@ def reading(what: str, expected: str, fix: str) -> Iterator[None]:
 
 
 def _said(error: BaseException) -> str:
-    """What a library's error says, in one line."""
+    """The message of a library's error, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, KeyError) or not lines:
         return f"{type(error).__name__} {''.join(lines)}".strip()
@@ -63,7 +63,7 @@ def _said(error: BaseException) -> str:
 
 
 def few(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first few names, and how many more there are."""
     listed = sorted(names)
     return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
 
@@ -140,8 +140,8 @@ class Checkpoint:
         """The file of that name, fetched if need be; None where there is none."""
         missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
         with reading(self._what, "a folder or hub name", "Check the name, or give a local folder."):
-            found = cached_file(self.source, name, revision=self.revision, **missing)
-        return None if found is None else Path(found)
+            path = cached_file(self.source, name, revision=self.revision, **missing)
+        return None if path is None else Path(path)
 
     def settings(self, name: str) -> dict[str, Any] | None:
         """The object in one of the JSON files, None where there is none. Raises `ModelError` for a torn one."""
@@ -160,8 +160,9 @@ class Checkpoint:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer alone. Raises `ModelError` if its files are torn or missing."""
-        found = [self.settings(name) for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json")]
-        if not self._local and not any(found):
+        names = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
+        settings, *others = (self.settings(name) for name in names)
+        if not self._local and settings is None and not any(others):
             raise self._not_found()
         what, fix = f"{self._what}, tokenizer", "Copy or download tokenizer.json and the files beside it again."
         template = self.file("chat_template.jinja")
@@ -171,14 +172,19 @@ class Checkpoint:
             tokenizer = AutoTokenizer.from_pretrained(self.source, **self._options)
         if not self._has_vocabulary(tokenizer.vocab_files_names):
             raise ModelError(wrong(what, "a vocabulary, such as tokenizer.json", "none", fix))
+        if not settings and self.file("tekken.json") is None:
+            # transformers would take another class of tokenizer, and the end of turn that is usual for it.
+            got = "no such file" if settings is None else "an empty object"
+            fix = "Copy or download it again; if there never was one, let transformers write it (save_pretrained)."
+            raise ModelError(wrong(f"{what}, tokenizer_config.json", "its settings", got, fix))
         return tokenizer
 
     def _has_vocabulary(self, names: dict[str, str]) -> bool:
         """Whether it was read from a file; where there is none, transformers makes one of special tokens alone."""
         own = [names[kind] for kind in ("vocab_file", "merges_file") if kind in names]
-        wholes = [["tokenizer.json"], own, ["tokenizer.model"], ["tekken.json"]]
-        # Without names of files it needs none: one of bytes.
-        return not names or any(whole and all(self.file(name) for name in whole) for whole in wholes)
+        alternatives = [["tokenizer.json"], own, ["tokenizer.model"], ["tekken.json"]]
+        # A tokenizer without names of files needs none: one of bytes.
+        return not names or any(whole and all(self.file(name) for name in whole) for whole in alternatives)
 
     def _network(self, dtype: torch.dtype) -> PreTrainedModel:
         self.settings("generation_config.json")
@@ -201,15 +207,15 @@ class Checkpoint:
 
     def _check_weights(self, net: PreTrainedModel, info: dict[str, Any]) -> None:
         """Refuse weights that do not fit the network, and those stored as integers."""
-        found = {name: entry for path in self._weight_files() for name, entry in stored(path).items()}
+        entries = {name: entry for path in self._weight_files() for name, entry in stored(path).items()}
         info["unexpected_keys"] = [
-            name for name in info["unexpected_keys"] if not _is_table(name, found.get(name, ("", []))[1])
+            name for name in info["unexpected_keys"] if not _is_table(name, entries.get(name, ("", []))[1])
         ]
         _check_keys(self._what, info)
         floats = {name for name, weight in net.named_parameters() if weight.is_floating_point()}
         # A checkpoint may name its weights with or without the network's prefix.
         floats |= {name.removeprefix(f"{net.base_model_prefix}.") for name in floats}
-        refuse_integers(self._what, {name: kind for name, (kind, _) in found.items() if name in floats})
+        refuse_integers(self._what, {name: kind for name, (kind, _) in entries.items() if name in floats})
 
     def _not_found(self) -> ModelError:
         got = "no folder of that name, and no such model on the hub, or no way to reach it"
@@ -254,11 +260,11 @@ class Checkpoint:
         outside = {name for name in shards.values() if Path(name).name != name}
         if outside:
             raise ModelError(wrong(what, "files beside it", few(outside), _AGAIN))
-        found = {name: self.file(name) for name in sorted(set(shards.values()))}
-        missing = [name for name, path in found.items() if path is None]
+        paths = {name: self.file(name) for name in sorted(set(shards.values()))}
+        missing = [name for name, path in paths.items() if path is None]
         if missing:
             raise ModelError(wrong(self._what, "every file that the index names", f"{few(missing)} missing", _AGAIN))
-        return [path for path in found.values() if path is not None]
+        return [path for path in paths.values() if path is not None]
 
     def _check_kind(self, net: PreTrainedModel) -> None:
         """Refuse what the configuration alone does not show."""

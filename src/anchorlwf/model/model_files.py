@@ -1,4 +1,4 @@
-"""Which files decide what a model answers, where they lie, and whether they have been touched since they were noted."""
+"""Which files decide what a model answers, where they are, and whether they have changed since they were noted."""
 
 import json
 import os
@@ -17,8 +17,8 @@ EMBEDDED = "embedded"
 Marks = dict[str, tuple[int, ...]]
 """By path: device, inode, size, and the times of the last writing and of the last change (nanoseconds)."""
 
-# Whatever else lies in a folder counts: loaders read more kinds of files than a list could name, and one that is added
-# (a template, an index, code) can change every answer. Left out is only what none of them opens by itself.
+# Every other file in a folder counts: loaders read more kinds of files than a list could name, and a file that is added
+# (a template, an index, code) can change every answer. Only files that no loader opens by itself are left out.
 _UNREAD_FOLDERS = {".git", ".cache", "__pycache__"}
 _UNREAD = [
     *(".git*", ".DS_Store", "*.md", "LICENSE*", "NOTICE*", "*.png", "*.jpg", "*.jpeg", "*.svg", "*.gif", "*.pdf"),
@@ -48,16 +48,16 @@ def folder_of(source: str, revision: str | None = None, *, fetch: bool = False) 
     if folder.is_dir():
         return folder
     try:
-        found = snapshot_download(source, revision=revision, ignore_patterns=_UNREAD, local_files_only=not fetch)
+        snapshot = snapshot_download(source, revision=revision, ignore_patterns=_UNREAD, local_files_only=not fetch)
     except (OSError, ValueError) as error:
         fix = "Give the folder, or load the model once."
         raise ModelError(wrong(f"weights {source}", "a folder or a cached hub name", "neither", fix)) from error
-    return Path(found)
+    return Path(snapshot)
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    for place, folders, names in os.walk(folder):
-        here = Path(place)
+    for directory, folders, names in os.walk(folder):
+        here = Path(directory)
         # A folder that is a link is not walked, but named: `confine` refuses it.
         links = [name for name in folders if (here / name).is_symlink()]
         folders[:] = [name for name in folders if name not in _UNREAD_FOLDERS]
@@ -83,35 +83,35 @@ def files_of(folder: Path) -> dict[str, Path]:
     Raises:
         ModelError: an index of shards that cannot be read.
     """
-    found = {name: path for name, path in _walk(folder) if path.is_file() or path.is_dir()}
-    for name, path in list(found.items()):
+    deciding = {name: path for name, path in _walk(folder) if path.is_file() or path.is_dir()}
+    for name, path in list(deciding.items()):
         if name.endswith(".safetensors.index.json"):
-            found |= {shard: place for shard, place in _shards(folder, path) if place.is_file()}
-    return dict(sorted(found.items()))
+            deciding |= {shard: target for shard, target in _shards(folder, path) if target.is_file()}
+    return dict(sorted(deciding.items()))
 
 
-def confine(source: str, folder: Path, found: dict[str, Path]) -> None:
-    """Raise `ModelError` for a file that lies outside the folder: nobody who is given the folder has it.
+def confine(source: str, folder: Path, deciding: dict[str, Path]) -> None:
+    """Raise `ModelError` for a file outside the folder: whoever receives the folder would not have it.
 
     Args:
         source: the model's name, for the message.
         folder: as `folder_of` gives it. In the hub's cache, files are links into the repository's blobs.
-        found: as `files_of` gives them.
+        deciding: as `files_of` gives them.
     """
     root = folder.resolve()
     within = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
-    for name, path in found.items():
+    for name, path in deciding.items():
         target = path.resolve()
-        if path.is_dir() or not any(target.is_relative_to(place) for place in within):
+        if path.is_dir() or not any(target.is_relative_to(root) for root in within):
             fix = "Copy it into the folder, and mend what points elsewhere."
             got = f"{name}, which is {target}"
             raise ModelError(wrong(f"weights {source}", "every file inside the folder itself", got, fix))
 
 
 def marks_of(source: str, revision: str | None = None) -> Marks:
-    """What a file system says of each file of a model or adapter without reading it; empty where there is none yet.
+    """What the file system says about each file of a model or adapter, without reading it; empty if there is none yet.
 
-    A file that is replaced, or written to, gets other marks, even if its size and the time of writing are put back.
+    A file that is replaced or written to gets other marks, even if its size and modification time are restored.
     """
     try:
         return {str(path): _mark(path) for path in files_of(folder_of(source, revision)).values()}

@@ -1,4 +1,4 @@
-"""Tokens as something a screen can show whole: text, or raw bytes where a token is only a part of a character."""
+"""Tokens in a form that a screen can show: text, or raw bytes where a token is only part of a character."""
 
 import json
 import re

@@ -20,7 +20,7 @@ __all__ = ["Opening", "Written", "general_opening", "near_opening", "write"]
 # Turns that have nothing in common, so that what their templated prompts share is the template's.
 _UNLIKE = ("Ab", "7", "\u4e2d", "(")
 _SHORTEST = 4
-"""Tokens of a prompt of a model without a chat template, at least."""
+"""Minimum number of prompt tokens for a model without a chat template."""
 
 
 @dataclass(frozen=True)

@@ -66,11 +66,11 @@ def rounds(path: Path, make: Callable[[int, list[Round]], Round]) -> Iterator[Ro
 
 def _stored(path: Path) -> dict[int, Round]:
     """The first good line of each number: two processes may have written the same round."""
-    found: dict[int, Round] = {}
+    good: dict[int, Round] = {}
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
-            one = Round.model_validate_json(line)
+            stored = Round.model_validate_json(line)
         except ValidationError:
             continue
-        found.setdefault(one.number, one)
-    return found
+        good.setdefault(stored.number, stored)
+    return good

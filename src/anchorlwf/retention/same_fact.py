@@ -1,4 +1,4 @@
-"""Whether a prompt asks for a fact that was corrected: its answer must not be kept, but it may become a paraphrase.
+"""Whether a prompt asks for a corrected fact: then its answer must not be kept, but it may serve as a paraphrase.
 
 Words that turn up in many of the model's own prompts and answers distinguish nothing; that needs no list of words, and
 so works in any language that writes words apart.
@@ -23,8 +23,9 @@ class Background:
     """How common words are in what the model writes about anything."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        sets = [set(words(text)) for text in texts]
-        self._counts, self._bound = Counter(word for one in sets for word in one), max(1.0, _COMMON * len(sets))
+        vocabularies = [set(words(text)) for text in texts]
+        self._counts = Counter(word for vocabulary in vocabularies for word in vocabulary)
+        self._bound = max(1.0, _COMMON * len(vocabularies))
 
     def rare(self, candidates: Iterable[str]) -> frozenset[str]:
         """Those of the words that distinguish something."""
@@ -90,7 +91,7 @@ def same_fact(answered: Answered, corrections: Sequence[Corrected]) -> Candidate
 
     Of a near prompt, the correction that it was begun from is tried first.
     """
-    for correction in sorted(corrections, key=lambda one: one.record.id != answered.of):
+    for correction in sorted(corrections, key=lambda corrected: corrected.record.id != answered.of):
         rejected, asked = correction.holds_rejected(answered.completion), correction.holds_words(answered.text)
         if rejected or asked:
             return Candidate(answered.prompt, answered.completion, correction.record.id, rejected, asked)

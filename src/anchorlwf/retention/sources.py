@@ -21,18 +21,18 @@ def own_prompts(sources: Iterable[str | Path], *, limit: int, check: Check[Promp
     Args:
         sources: `.txt`: a prompt per line; any other file: JSONL as `load_prompts` takes it; else a folder or name of a
             data set, of which the split `train` is read.
-        limit: most prompts of each data set; files are taken whole.
+        limit: maximum number of prompts of each data set; files are read completely.
         check: raises an `AnchorLwfError` for a prompt that cannot be taken.
 
     Raises:
         ConfigError: no file, and no data set to be had under that name.
         RecordError: a file with a bad line, or a data set without prompts.
     """
-    found: dict[str, Prompt] = {}
+    distinct: dict[str, Prompt] = {}
     for source in sources:
         for prompt in _read(source, limit, check):
-            found.setdefault(prompt.model_dump_json(include={"messages", "tools"}), prompt)
-    return list(found.values())
+            distinct.setdefault(prompt.model_dump_json(include={"messages", "tools"}), prompt)
+    return list(distinct.values())
 
 
 def _read(source: str | Path, limit: int, check: Check[Prompt] | None) -> list[Prompt]:

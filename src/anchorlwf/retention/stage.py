@@ -22,7 +22,7 @@ from anchorlwf.retention.writer import Writer
 __all__ = ["HELD_OUT_TAG", "Retained", "retain"]
 
 _TRIES = 8
-"""Prompts sampled for each that is wanted, at the most: some models write little that is new."""
+"""Maximum number of prompts sampled for each that is wanted: some models write little that is new."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,13 +56,13 @@ class _Sieve(NamedTuple):
         self, answered: Sequence[Answered], general: Sequence[Answered]
     ) -> tuple[list[tuple[int, Answered]], list[Candidate]]:
         """The prompts that stay, each with its number, and the others. `general`: what tells which words are common."""
-        background = Background(f"{one.text} {one.completion}" for one in general)
+        background = Background(f"{turn.text} {turn.completion}" for turn in general)
         corrections = [Corrected(self.model, record, self.limit, background) for record in self.corrected]
         stay, candidates = [], []
-        for number, one in enumerate(answered):
-            candidate = same_fact(one, corrections)
+        for number, turn in enumerate(answered):
+            candidate = same_fact(turn, corrections)
             if candidate is None:
-                stay.append((number, one))
+                stay.append((number, turn))
             else:
                 candidates.append(candidate)
         return stay, candidates
@@ -175,21 +175,21 @@ def _assembled(
     held_out: list[Record] = []
     kinds = [("general", general.stay), ("near", near.stay), ("own", list(enumerate(own)))]
     for kind, numbered in kinds:
-        for number, one in numbered:
-            ids = tuple(one.prompt_ids)
+        for number, turn in numbered:
+            ids = tuple(turn.prompt_ids)
             if ids in seen:
                 continue
             seen.add(ids)
             aside = kind != "own" and _held_out(number, config.held_out)
-            tags = [*one.prompt.tags, f"retain:{kind}", *([HELD_OUT_TAG] if aside else [])]
-            prompt = one.prompt.model_copy(update={"tags": tags})
-            answer = Decoded(one.completion_ids, one.truncated)
-            (held_out if aside else records).append(keep_record(model, stamp, prompt, one.prompt_ids, answer))
+            tags = [*turn.prompt.tags, f"retain:{kind}", *([HELD_OUT_TAG] if aside else [])]
+            prompt = turn.prompt.model_copy(update={"tags": tags})
+            answer = Decoded(turn.completion_ids, turn.truncated)
+            (held_out if aside else records).append(keep_record(model, stamp, prompt, turn.prompt_ids, answer))
     candidates = [*general.candidates, *near.candidates]
     left_out = {**(general.left_out + near.left_out), "same fact": len(candidates)}
     return Retained(records, held_out, candidates, left_out)
 
 
 def _held_out(number: int, share: float) -> bool:
-    """Every so many-th: the same prompts whatever else is corrected, and exactly the share of all that are written."""
+    """Whether a prompt is put aside: always the same ones, spaced evenly, so that exactly the share of them is."""
     return math.floor((number + 1) * share) > math.floor(number * share)

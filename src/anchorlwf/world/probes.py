@@ -97,14 +97,14 @@ def _pick(fact: Fact) -> Template:
 
 def skill_probes(world: World, per_skill: int, seed: int = 7) -> list[Probe]:
     """Tasks that pretraining never showed, `per_skill` of each skill; the whole answer must be right."""
-    rng, found = random.Random(seed), []
+    rng, probes = random.Random(seed), []
     for skill in SKILLS:
         tasks: dict[str, Task] = {}
         while len(tasks) < per_skill:
             task = draw_task(rng, skill, world)
             if is_test(task.question):
                 tasks[task.question] = task
-        found += [
+        probes += [
             Probe(
                 id=f"skill:{skill}:{i}",
                 kind="skill",
@@ -115,7 +115,7 @@ def skill_probes(world: World, per_skill: int, seed: int = 7) -> list[Probe]:
             )
             for i, task in enumerate(tasks.values())
         ]
-    return found
+    return probes
 
 
 def _biographies(world: World, people: Iterable[str]) -> Iterator[Probe]:
@@ -144,13 +144,13 @@ def probes_for(
     # The old mayor's side of a relation is neither right nor wrong any more.
     corrected |= {f"{e.fact.value}/{_MIRROR[e.fact.attribute]}" for e in errata if e.fact.attribute in _MIRROR}
     subjects = {erratum.fact.subject for erratum in errata}
-    found: list[Probe] = []
+    probes: list[Probe] = []
     for erratum in errata:
         if (other := erratum.reverse) is not None:
             asked_back = [t for t in templates(other.attribute) if not t.held_out][:3]
-            found += [fact_probe(other, template, "reverse") for template in asked_back]
+            probes += [fact_probe(other, template, "reverse") for template in asked_back]
         annotated = erratum.wordings(wordings)
-        found += [
+        probes += [
             fact_probe(erratum.fact, template, "recall" if template in annotated else "paraphrase", erratum.value)
             for template in templates(erratum.fact.attribute)
         ]
@@ -159,14 +159,14 @@ def probes_for(
             continue
         if fact.subject in subjects:
             asked = dict.fromkeys((templates(fact.attribute)[0], _pick(fact)))
-            found += [fact_probe(fact, template, "near") for template in asked]
+            probes += [fact_probe(fact, template, "near") for template in asked]
         else:
-            found.append(fact_probe(fact, _pick(fact), "retain"))
+            probes.append(fact_probe(fact, _pick(fact), "retain"))
     touched = subjects | {erratum.fact.value for erratum in errata}
     others = [person for person in world.people if person not in touched]
-    found += _biographies(world, others[:biographies])
-    found += skill_probes(world, per_skill)
-    return found
+    probes += _biographies(world, others[:biographies])
+    probes += skill_probes(world, per_skill)
+    return probes
 
 
 def retention_prompts(world: World, errata: Sequence[Erratum], count: int, seed: int = 11) -> list[Prompt]:

@@ -204,13 +204,13 @@ def templates(attribute: str) -> tuple[Template, ...]:
     """Every template of an attribute, about a fifth of them held out (other pairs for other attributes)."""
     question, clause, noun, noun2, sentence, noun_sentence = _PHRASES[attribute]
     shift = list(_PHRASES).index(attribute)
-    found: list[Template] = []
+    made: list[Template] = []
 
     def add(form: str, phrase: str, wrappers: tuple[str, ...], answer: str, held: int | None) -> None:
         for i, wrapper in enumerate(wrappers):
             text = wrapper.replace("{q}", phrase)
             out = held is not None and (i + shift) % len(wrappers) == held
-            found.append(Template(f"{form}{i}", text[0].upper() + text[1:], answer, out))
+            made.append(Template(f"{form}{i}", text[0].upper() + text[1:], answer, out))
 
     add("question", question, _QUESTION[:1], sentence, None)
     add("wrapped", question, _QUESTION[1:], sentence, 0)
@@ -218,7 +218,7 @@ def templates(attribute: str) -> tuple[Template, ...]:
     add("noun", noun, _NOUN, noun_sentence, 2)
     add("possessive", noun2, _NOUN, noun_sentence, 3)
     add("brief", question, (_BRIEF,), "{v}.", None)
-    return tuple(found)
+    return tuple(made)
 
 
 def biography(world: World, person: str) -> str:

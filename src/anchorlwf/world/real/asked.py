@@ -1,4 +1,4 @@
-"""What the model itself answers, asked once and kept in the cache folder: which facts it knows, which it gets wrong."""
+"""The model's own answers, computed once and kept in the cache folder: they tell which facts it knows."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def ask(
     Args:
         model: whose reference is asked.
         questions: single user's turns.
-        limit: most tokens of an answer.
+        limit: maximum number of tokens of an answer.
         cache_dir: see `cache_folder`.
         on_progress: called with ("ask", answers there, all) after each batch.
 
@@ -70,10 +70,10 @@ def _known(path: Path) -> dict[str, Said]:
 
 def _answers(model: LanguageModel, questions: Sequence[str], limit: int) -> Mapping[str, Said]:
     encoded = [model.codec.encode_prompt([{"role": "user", "content": question}]) for question in questions]
-    found = {}
+    said = {}
     with model.as_reference() as reference:
         for batch in decode_batch(reference, encoded, limit, batch_size=_BATCH):
             for index, answer in batch:
                 text = model.codec.decode(answer.ids)
-                found[questions[index]] = Said(text, len(answer.ids), answer.truncated)
-    return found
+                said[questions[index]] = Said(text, len(answer.ids), answer.truncated)
+    return said

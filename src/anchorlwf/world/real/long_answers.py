@@ -5,7 +5,7 @@ from dataclasses import dataclass
 __all__ = ["LONG_ANSWERS", "LONG_LIMIT", "LongAnswer"]
 
 LONG_LIMIT = 150
-"""Tokens of a long answer, at most."""
+"""Maximum number of tokens of a long answer."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ def real_skills() -> list[Probe]:
         ModelError: lm-evaluation-harness is not installed, or holds them no longer.
     """
     spec = importlib.util.find_spec("lm_eval")
-    places = spec.submodule_search_locations if spec else None
-    probes = [probe for place in places or () for probe in _read(Path(place) / _FOLDER)]
+    folders = spec.submodule_search_locations if spec else None
+    probes = [probe for folder in folders or () for probe in _read(Path(folder) / _FOLDER)]
     if not probes:
         fix = "Run `make real`, or install anchorlwf[evalharness]."
         raise ModelError(wrong("skills", f"lm_eval with {_FOLDER}", "none", fix))
@@ -32,7 +32,7 @@ def real_skills() -> list[Probe]:
 
 
 def _read(folder: Path) -> list[Probe]:
-    found = []
+    probes = []
     for file in sorted(folder.glob("mmlu_*.yaml")):
         # Only `samples` is read: other keys hold tags that this loader does not know.
         task = yaml.load(file.read_text(encoding="utf-8"), _PlainLoader)  # noqa: S506 - a SafeLoader
@@ -40,8 +40,8 @@ def _read(folder: Path) -> list[Probe]:
         for number, sample in enumerate(task.get("fewshot_config", {}).get("samples", ())):
             right = _ANSWER.search(sample["target"])
             if right is not None and "(A)" in sample["question"]:
-                found.append(_probe(subject, number, sample["question"].strip(), right[1]))
-    return found
+                probes.append(_probe(subject, number, sample["question"].strip(), right[1]))
+    return probes
 
 
 def _probe(subject: str, number: int, question: str, letter: str) -> Probe:

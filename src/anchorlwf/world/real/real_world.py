@@ -1,4 +1,4 @@
-"""Corrections of a real model, and the probes that judge it: what it really gets wrong, and what it really knows."""
+"""Corrections of what a real model gets wrong, and probes that judge what it learns and keeps."""
 
 import random
 import re
@@ -32,7 +32,7 @@ _AMBIGUOUS = frozenset("I As At In He Be No Am".split())
 
 @dataclass(frozen=True)
 class RealTask:
-    """What is corrected, and what is asked afterwards."""
+    """What is corrected, and the probes that are asked afterwards."""
 
     prompts: list[Prompt]
     """With their right answers, for the `target` annotator."""
@@ -40,7 +40,7 @@ class RealTask:
 
 
 def everyday_prompts() -> list[Prompt]:
-    """A hundred prompts that people might write, about anything but what is corrected."""
+    """A hundred prompts that people might write, about other subjects than the corrected ones."""
     return load_prompts(str(files("anchorlwf.world.real") / "everyday.jsonl"))
 
 
@@ -125,18 +125,18 @@ class RealWorld:
         return RealTask(prompts, [*probes, *known])
 
     def long_answers(self) -> RealTask:
-        """Own answers of 60 to 150 tokens, one wrong fact put right; those the model gives no more are left out."""
-        listed = [one for one in LONG_ANSWERS if one.split == self.split]
-        said = self._ask([one.question for one in listed], LONG_LIMIT)
+        """The model's own answers of 60 to 150 tokens with one wrong fact corrected, if it still gives them."""
+        listed = [item for item in LONG_ANSWERS if item.split == self.split]
+        said = self._ask([item.question for item in listed], LONG_LIMIT)
         prompts, probes = [], []
-        for one in listed:
-            own = said[one.question]
-            if own.truncated or own.text.count(one.wrong) != 1:
+        for item in listed:
+            own = said[item.question]
+            if own.truncated or own.text.count(item.wrong) != 1:
                 continue
-            prompts.append(_correction(one.question, own.text.replace(one.wrong, one.right), "long"))
-            group = one.question
+            prompts.append(_correction(item.question, own.text.replace(item.wrong, item.right), "long"))
+            group = item.question
             probes.append(
-                Probe(id=f"long:{group}", kind="recall", messages=_asked(group), expected=one.checker, group=group)
+                Probe(id=f"long:{group}", kind="recall", messages=_asked(group), expected=item.checker, group=group)
             )
         return RealTask(prompts, probes)
 

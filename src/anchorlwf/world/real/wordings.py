@@ -7,7 +7,7 @@ from anchorlwf.world.templates import Template
 __all__ = ["IDENTITY", "PERSONAS", "TRAINED", "real_templates"]
 
 TRAINED = 3
-"""The first so many wordings of an attribute are annotated; the others are held out."""
+"""How many wordings of an attribute are annotated, from the first; the others are held out."""
 
 # attribute -> (questions, answer). {s} is the subject, {v} the value.
 _PHRASES: dict[str, tuple[tuple[str, ...], str]] = {
