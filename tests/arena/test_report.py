@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from anchorlwf.arena.report import page_rows
 from anchorlwf.arena.report.claims import headline, judge
 from anchorlwf.arena.report.comparison import compare_all
-from anchorlwf.arena.report.label_placement import place
+from anchorlwf.arena.report.label_placement import place_labels
 from anchorlwf.arena.report.page import summarize, write_plots, write_report
-from anchorlwf.arena.report.statistics import VIEWS, estimates, extremes, front, pareto
-from anchorlwf.arena.report.style import DARK, FAMILIES, LIGHT, glyph
+from anchorlwf.arena.report.statistics import TRADE_OFFS, estimates, extremes, front, pareto
+from anchorlwf.arena.report.style import FAMILIES, glyph
 from anchorlwf.arena.study_results import Study
 from anchorlwf.errors import ConfigError, RecordError, StorageError
+from anchorlwf.evaluation.plotting import DARK, LIGHT
 from anchorlwf.evaluation.stats import bootstrap_interval, holm, paired_bootstrap, paired_ratio, sign_flip
 
 SHARE = st.integers(0, 6).map(lambda value: value / 6)
@@ -161,7 +162,7 @@ def test_differences_of_rounding_are_ties():
 
 
 def test_the_front_of_a_study_and_how_sure_it_is(study):
-    found = front(study, "many", VIEWS[0])
+    found = front(study, "many", TRADE_OFFS[0])
     for name in METHODS:
         cells = study.of("many", name)
         learned = statistics.mean((cell.measures.recall + cell.measures.paraphrase) / 2 for cell in cells)
@@ -236,7 +237,7 @@ def small(**changed):
 
 def claims(data):
     study = Study.read(data)
-    judged = judge(study, {"few": front(study, "few", VIEWS[0])})
+    judged = judge(study, {"few": front(study, "few", TRADE_OFFS[0])})
     return judged.on_front[0], judged.loses_less[0]
 
 
@@ -304,7 +305,7 @@ def test_what_was_not_measured_is_not_judged():
 
 
 def test_the_interval_of_a_ratio_draws_facts_where_the_outcomes_account_for_them(study):
-    with_outcomes = judge(study, {name: front(study, name, VIEWS[0]) for name in REGIMES}).loses_less
+    with_outcomes = judge(study, {name: front(study, name, TRADE_OFFS[0]) for name in REGIMES}).loses_less
     assert {claim.ratio.over for claim in with_outcomes} == {"seeds and probes"}
     for claim in with_outcomes:
         lost = [
@@ -419,7 +420,7 @@ def test_strips_show_the_worst_of_each_method(study):
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=20, unique=True))
 def test_labels_of_points_apart_cover_nothing(cells):
     points = [(60.0 * x + 60, 60.0 * y + 60) for x, y in cells]
-    boxes = place(points, [(12.0, 10.0)] * len(points), (0, 0, 700, 700), gap=7)
+    boxes = place_labels(points, [(12.0, 10.0)] * len(points), (0, 0, 700, 700), gap=7)
     marks = [(x - 7, y - 7, x + 7, y + 7) for x, y in points]
     for one, other in itertools.combinations([*boxes, *marks], 2):
         assert (

@@ -48,7 +48,7 @@ def refused(done: Done, message: str) -> None:
 ERRATUM = draw_errata(build_world(), 1, 0, seed=3)[0]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prompts, probes, records and a trained adapter, made by the commands themselves."""
     folder = tmp_path_factory.mktemp("job")

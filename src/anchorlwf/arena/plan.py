@@ -6,22 +6,40 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from anchorlwf.config import Config
 
-__all__ = ["Method", "Plan", "Regime"]
+__all__ = ["Family", "Method", "MethodInfo", "Plan", "Regime", "RegimeInfo"]
 
 Count = Annotated[int, Field(ge=1)]
 Family = Literal["anchorlwf", "sft", "rl", "preference", "distillation", "context"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _Titled(BaseModel):
+    """Fields that this version does not know are ignored, for published results may be newer."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    title: str
+    about: str = ""
 
 
-class Regime(_Frozen):
+class MethodInfo(_Titled):
+    """What results.json says of a method."""
+
+    family: Family
+
+
+class RegimeInfo(_Titled):
+    """What results.json says of a regime."""
+
+    edits: Annotated[int, Field(ge=0)]
+    """Facts corrected."""
+    baseline: str
+    """The method that `anchorlwf` must beat here."""
+
+
+class Regime(_Titled, extra="forbid"):
     """One kind of work: how much is corrected, in which form, and how long everybody may train."""
 
     name: str
-    title: str
-    about: str = ""
     facts: Annotated[int, Field(ge=0)] = 4
     identity: Annotated[int, Field(ge=0)] = 0
     """Corrections about the assistant itself."""
@@ -48,14 +66,16 @@ class Regime(_Frozen):
         """Facts corrected."""
         return self.facts + self.identity + self.mirrored
 
+    @property
+    def info(self) -> RegimeInfo:
+        """What is published of it."""
+        return RegimeInfo(title=self.title, about=self.about, edits=self.edits, baseline="sft_human")
 
-class Method(_Frozen):
+
+class Method(MethodInfo, extra="forbid"):
     """One way to make a model say something else. Everything trains the same adapter on the same prompts."""
 
     name: str
-    title: str
-    family: Family
-    about: str
     trainer: Literal["anchor", "grpo", "dpo", "sdft", "context"] = "anchor"
     words: Literal["own", "human"] = "own"
     """Whose words the right answers have: the model's, corrected, or a person's."""
@@ -75,6 +95,11 @@ class Method(_Frozen):
     """The method whose sweep chooses the options; None: its own."""
     warm: bool = False
     """Starts where supervised steps have given the right value a chance (GRPO needs to see a reward)."""
+
+    @property
+    def info(self) -> MethodInfo:
+        """What is published of it."""
+        return MethodInfo(title=self.title, about=self.about, family=self.family)
 
 
 class Plan(Config):

@@ -40,4 +40,4 @@ def bench(
     if as_json:
         print_json(results)
     else:
-        out.print(bench_table(results), markup=False)
+        out.print(bench_table(results))

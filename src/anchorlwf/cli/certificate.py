@@ -53,8 +53,8 @@ def _print(report: Any, compared: list[str], problems: list[str], as_json: bool)
         )
         return
     for check in report.checks:
-        out.print(str(check), markup=False)
+        out.print(str(check))
     for problem in problems:
-        err.print(problem, markup=False)
+        err.print(problem)
     of = f"of these {' and '.join(compared)}, " if compared else ""
     out.print("NOT good" if problems else f"Good: {of}unchanged, and the gate was passed")

@@ -71,7 +71,7 @@ def evaluate(
     limits = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "task_limit": task_limit, "seed": seed}
     settings = EvaluateConfig.load(config) if config else EvaluateConfig()
     settings = settings.updated(tasks=_names(tasks), tasks_path=tasks_path, generation=generation, **limits)
-    gate, place = _gate(certificate, certificate_out, to)
+    gate, goal = _gate(certificate, certificate_out, to)
     weights = named_hashes(model, adapter, base, fetch=True) if gate else None
     tuned = load_model(model, adapter=adapter, trust_remote_code=trust_remote_code)
     before = load_model(base, trust_remote_code=trust_remote_code) if base else None
@@ -81,8 +81,8 @@ def evaluate(
         )
     _print(results, as_json)
     if gate is not None:
-        report = certify(results, gate, tuned, probes=probes, records=records, base=before, weights=weights, out=place)
-        _print_verdict(report, place, as_json)
+        report = certify(results, gate, tuned, probes=probes, records=records, base=before, weights=weights, out=goal)
+        _print_verdict(report, goal, as_json)
         raise typer.Exit(0 if report.passed else 3)
 
 
@@ -92,12 +92,12 @@ def _names(tasks: str | None) -> list[str] | None:
 
 def _gate(certificate: Path | None, given: Path | None, to: Path | None) -> tuple[GateConfig | None, Path]:
     """The gate, and where its certificate goes; both are checked before the model is loaded."""
-    place = given or (to.parent if to else Path()) / "certificate.json"
+    path = given or (to.parent if to else Path()) / "certificate.json"
     if certificate is None:
-        return None, place
+        return None, path
     gate = GateConfig.load(certificate)
-    ensure_writable(place)
-    return gate, place
+    ensure_writable(path)
+    return gate, path
 
 
 def _print(results: Any, as_json: bool) -> None:
@@ -109,9 +109,9 @@ def _print(results: Any, as_json: bool) -> None:
             out.print(results.task_table())
 
 
-def _print_verdict(report: Any, place: Path, as_json: bool) -> None:
+def _print_verdict(report: Any, path: Path, as_json: bool) -> None:
     # With --json, standard output holds the results alone.
     console = err if as_json else out
     for check in report.checks:
-        console.print(str(check), markup=False)
-    console.print(f"{'Passed' if report.passed else 'NOT passed'}: {place} (SHA-256 {report.sha256[:12]})")
+        console.print(str(check))
+    console.print(f"{'Passed' if report.passed else 'NOT passed'}: {path} (SHA-256 {report.sha256[:12]})")

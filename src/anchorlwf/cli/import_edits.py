@@ -41,8 +41,8 @@ def import_edits(
 def _print(edits: Edits, prompts: Path, probes: Path, as_json: bool) -> None:
     kinds = Counter(probe.kind for probe in edits.probes)
     if as_json:
-        found = {"layout": edits.layout, "prompts": len(edits.prompts), "probes": dict(kinds)}
-        print_json({**found, "read": edits.read, "not_read": edits.unread})
+        counted = {"layout": edits.layout, "prompts": len(edits.prompts), "probes": dict(kinds)}
+        print_json({**counted, "read": edits.read, "not_read": edits.unread})
         return
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     out.print(f"{edits.layout}: {len(edits.prompts)} prompts in {prompts}, probes in {probes}: {counts}")

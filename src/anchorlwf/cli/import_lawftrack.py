@@ -34,23 +34,23 @@ def import_lawftrack(
     _print(import_lawftrack(path, to, model, span=span, trust_remote_code=trust_remote_code), to, as_json)
 
 
-def _print(found: Any, to: Path, as_json: bool) -> None:
+def _print(imported: Any, to: Path, as_json: bool) -> None:
     if as_json:
         print_json(
             {
-                "records": found.records,
-                "anchors": found.anchors,
-                "drafts": found.drafts,
-                "known": found.known,
-                "flagged": [flag.json() for flag in found.flags],
+                "records": imported.records,
+                "anchors": imported.anchors,
+                "drafts": imported.drafts,
+                "known": imported.known,
+                "flagged": [flag.json() for flag in imported.flags],
                 "out": str(to),
             }
         )
         return
-    out.print(f"{found.records} records, {found.anchors} anchors, in {to}", markup=False)
-    if found.known:
-        out.print(f"{found.known} were there already and stay as they are")
-    if found.flags:
-        out.print(f"{len(found.flags)} places flagged, {found.drafts} records are drafts because of them")
-    for flag in found.flags:
-        err.print(str(flag), markup=False)
+    out.print(f"{imported.records} records, {imported.anchors} anchors, in {to}")
+    if imported.known:
+        out.print(f"{imported.known} were there already and stay as they are")
+    if imported.flags:
+        out.print(f"{len(imported.flags)} places flagged, {imported.drafts} records are drafts because of them")
+    for flag in imported.flags:
+        err.print(str(flag))

@@ -77,9 +77,7 @@ def plain_warnings() -> None:
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", AnchorLwfWarning)
     # Without wrapping, for there are paths in them.
-    warnings.showwarning = lambda message, *_rest, **_more: err.print(
-        str(message), style="yellow", markup=False, soft_wrap=True
-    )
+    warnings.showwarning = lambda message, *_rest, **_more: err.print(str(message), style="yellow", soft_wrap=True)
 
 
 def print_json(data: Any) -> None:
@@ -139,8 +137,8 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
             plain.close()
         return
     elapsed, left = TimeElapsedColumn(), TimeRemainingColumn()
-    told = TextColumn("{task.description}", markup=False)
-    columns = (told, BarColumn(), MofNCompleteColumn(), elapsed, TextColumn("up to"), left)
+    description = TextColumn("{task.description}", markup=False)
+    columns = (description, BarColumn(), MofNCompleteColumn(), elapsed, TextColumn("up to", markup=False), left)
     with Progress(*columns, console=err, transient=True) as progress:
         tasks: dict[str, Any] = {}
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
 
 from anchorlwf.cli.shared import (
     NOT_CONVERGED,
@@ -112,4 +111,4 @@ def _print(result: Any, as_json: bool) -> None:
     out.print(f"anchors held: {certificate.anchors_held} of {certificate.anchors}")
     out.print(f"answers reproduced: {certificate.records_reproduced} of {certificate.records}")
     out.print(f"drift at keep tokens: {certificate.keep_kl:.5f} nats per token")
-    out.print(f"weights: {escape(result.weights)}")
+    out.print(f"weights: {result.weights}")

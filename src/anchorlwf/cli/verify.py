@@ -44,5 +44,4 @@ def _print(findings: list[Any], as_json: bool) -> None:
         where = ", ".join(map(str, finding.unexplained))
         reasons = [f"the model would choose another token at {where}"] if where else []
         reasons += [finding.ending] if finding.ending else []
-        # Not markup: an ending names tokens such as [/INST].
-        err.print(f"record {finding.record.id}: {'; '.join(reasons)}; annotate it again", markup=False)
+        err.print(f"record {finding.record.id}: {'; '.join(reasons)}; annotate it again")

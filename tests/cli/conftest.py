@@ -1,0 +1,5 @@
+"""What tests of several commands share."""
+
+from commands import job
+
+__all__ = ["job"]  # a fixture
