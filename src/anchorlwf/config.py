@@ -12,10 +12,10 @@ from anchorlwf.files import write_atomic
 __all__ = [
     "YAML_ERRORS",
     "AnnotateConfig",
+    "BaselineConfig",
     "Config",
     "EvaluateConfig",
     "GateConfig",
-    "BaselineConfig",
     "RetainConfig",
     "TrainConfig",
 ]

@@ -126,6 +126,7 @@ SMALL = {
     "decode": {"tokens": 24, "seeds": 1, "steadiness": "4"},
     "annotate": {"records": 2},
     "memory": {"records": "5"},
+    "packing": {"records": 2},
 }
 
 

@@ -1,9 +1,9 @@
 """Turn a data set of lawftrack, the paper's own annotation tool, into records.
 
-The file is an export of a data set, or training JSONL. It holds texts and token numbers: everything is tokenised again
-by the model that was annotated (only its tokenizer is read), and an anchor that does not stand where it should is
-flagged. Records with a flagged anchor are drafts: `annotate --web` on the same records goes on with them. Traces of the
-author's experiments (annotation_trace.json) hold token ids, and come in by these.
+The input is the export of a data set, or training JSONL. Both hold texts and token numbers, so everything is tokenized
+again with the annotated model's tokenizer (its weights are not read), and an anchor that is not where it should be is
+flagged. Records with a flagged anchor become drafts, which `annotate --web` on the same records continues. Traces of
+the author's experiments (annotation_trace.json) hold token ids and are imported by these.
 
 Examples:
   anchorlwf import-lawftrack dataset.json --out records.jsonl --model ./annotated-model
@@ -21,8 +21,8 @@ Span = Annotated[Literal["first", "whole"], typer.Option(help="Which tokens of a
 
 
 def import_lawftrack(
-    path: Annotated[Path, typer.Argument(help="The data set's or trace's JSON or JSONL file.")],
-    to: Annotated[Path, typer.Option("--out", "-o", help="Records are added to this file.")],
+    path: Annotated[Path, typer.Argument(help="JSON or JSONL file of the data set or trace.")],
+    to: Annotated[Path, typer.Option("--out", "-o", help="File to which records are appended.")],
     model: Model = None,
     span: Span = "first",
     as_json: AsJson = False,

@@ -1,4 +1,4 @@
-"""How every plot looks and is saved, the arena's and the benchmarks'. Matplotlib is imported once something is drawn."""
+"""How every plot looks and is saved, the arena's and the benchmarks'. Matplotlib is imported when it is needed."""
 
 import contextlib
 import io
