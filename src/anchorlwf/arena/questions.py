@@ -48,7 +48,7 @@ class Correction:
     """How the reward judges."""
 
     def prompt(self, words: str) -> Prompt:
-        """For the `target` annotator. Raises `RecordError` where nobody has written a human answer."""
+        """The prompt for the `target` annotator. Raises `RecordError` if there is no human answer."""
         answer = self.own if words == "own" else self.human
         if answer is None:
             raise RecordError(wrong("human-worded answers", "one for every prompt", "none", "Give --human answers."))
@@ -65,7 +65,7 @@ class Task:
     validation: tuple[Probe, ...]
     test: tuple[Probe, ...]
     notes: dict[str, str]
-    """By subject or fact: what the context ceiling is told (`Probe.group` begins with the key)."""
+    """By subject or fact: the note that the context ceiling adds to the prompt (`Probe.group` begins with the key)."""
     long_prompts: tuple[list[Message], ...]
     """Chats whose reference answers are long."""
 

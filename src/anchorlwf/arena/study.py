@@ -1,4 +1,4 @@
-"""Running a study: sweeps first, then every cell; each result a file, so that an interrupted study goes on."""
+"""Runs a study: sweeps first, then every cell. Each result is a file, so an interrupted study continues."""
 
 import hashlib
 import itertools
@@ -38,7 +38,7 @@ class Sources:
     keep: Path | None = None
 
     def task(self, plan: Plan, regime: Regime, seed: int) -> Task:
-        """The task of a regime; of one's own files it is the same for every seed."""
+        """The task of a regime; given files, it is the same for every seed."""
         if self.prompts is None:
             return world_task(plan, regime, seed)
         assert self.probes is not None, "checked by the caller"
@@ -55,7 +55,7 @@ class Job:
 
     @property
     def file(self) -> str:
-        """Its file, below the study's folder."""
+        """Path of its file, below the study's folder."""
         if self.seed is None:
             return f"sweeps/{self.regime}--{self.method}.json"
         return f"cells/{self.regime}--{self.method}--{self.seed}.json"
@@ -99,7 +99,7 @@ def _grid(method: Method) -> Iterator[dict[str, Any]]:
 
 
 def _score(measures: dict[str, float | None]) -> float:
-    """What options are chosen by: what is learned times what is kept, each a mean; to learn nothing scores 0."""
+    """What options are chosen by: the mean of what is learned times the mean of what is kept."""
 
     def mean(names: tuple[str, ...]) -> float:
         known = [value for name in names if (value := measures.get(name)) is not None]
@@ -161,7 +161,7 @@ def _prepare(model: str | None, threads: int, setup: Callable[[], None] | None) 
 
 
 def _work(plan: Plan, sources: Sources, job: Job, options: dict[str, Any]) -> dict[str, Any]:
-    """In a worker: the content of the job's file. What goes wrong becomes its content too."""
+    """In a worker: the content of the job's file. An error becomes its content too."""
     regime, method = plan.regime(job.regime), plan.method(job.method)
     seed = plan.validation_seed if job.seed is None else job.seed
     try:

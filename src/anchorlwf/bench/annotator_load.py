@@ -3,7 +3,7 @@
     python -m anchorlwf.bench.annotator_load [--people 20] [--seconds 120]
 
 Each person takes an item, corrects a token, follows the stream to its end, accepts, and goes on. Then the server is
-killed and started again; what it exports is replayed on the model, and every acknowledged decision must be in it.
+killed and started again; what it exports is verified with the model, and every acknowledged decision must be in it.
 """
 
 import argparse

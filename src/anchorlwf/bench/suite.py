@@ -1,4 +1,4 @@
-"""All benchmarks under one roof: what `anchorlwf bench` runs, and how it shows what came out."""
+"""All benchmarks that `anchorlwf bench` runs, and the tables it prints."""
 
 import os
 import tempfile
@@ -32,7 +32,7 @@ class DecodeSetup(Config):
 
     tokens: Annotated[int, Field(ge=16, le=900)] = 512
     position: Count = 10
-    """Of the corrected token, which stands within the answer."""
+    """Position of the corrected token, within the answer."""
     steadiness: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Listed, Field(min_length=1)] = (4.0, 3.5)
     """See `bench.correction_time.steady_model`: the higher, the more of the old continuation returns."""
     seeds: Count = 3
@@ -65,23 +65,23 @@ class MemorySetup(Config):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One of them."""
+    """How one benchmark is set up, run and printed."""
 
     setup: type[Config]
     measure: Callable[["Order"], Any]
-    """Gives plain data."""
+    """Returns plain data."""
     table: Callable[[Any], str]
     """That data as Markdown."""
     names: tuple[str, ...] = ()
-    """Competitors among whom to choose."""
+    """The competitors to choose from."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """How to run one."""
+    """How one benchmark is to be run."""
 
     setup: Any
-    """Of the benchmark's type."""
+    """The options, of the benchmark's own type."""
     runs: int
     names: tuple[str, ...]
     on_run: OnRun

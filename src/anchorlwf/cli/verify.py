@@ -1,4 +1,4 @@
-"""Replay records on their model: is every token its greedy choice, a tie, or an anchor, and does each answer end?
+"""Check records against their model: is every token its greedy choice, a tie, or an anchor, and does each answer end?
 
 Takes one forward pass per batch. The exit code is 2 if a record does not hold, or was made with another tokenizer or
 chat template.

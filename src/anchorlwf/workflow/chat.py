@@ -15,7 +15,7 @@ class SideBySide:
 
     Args:
         model: a model with an adapter; without one both sides are the same and only `tuned` is asked.
-        limit: most new tokens per answer.
+        limit: maximum number of new tokens per answer.
     """
 
     def __init__(self, model: LanguageModel, limit: int = 512) -> None:
