@@ -5,12 +5,15 @@ import io
 import json
 import re
 import shutil
+from contextlib import chdir
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from commands import ERRATUM, Done, run, save_yaml, unconverged, well
 
 from anchorlwf.cli import app
+from anchorlwf.cli.picture import draw
 from anchorlwf.config import TrainConfig
 from anchorlwf.data.jsonl import load_records, save_lines
 from anchorlwf.world import build_world, fact_probe, templates
@@ -215,6 +218,16 @@ def test_a_demo_that_does_not_converge_says_so(monkeypatch, small_demo, tmp_path
         assert json.loads(done.out)["converged"] is False
     else:
         assert re.search(r"^NOT converged: \d+ of \d+ anchors held", done.out, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_the_picture_of_the_demo_asks_the_network_for_nothing(tmp_path):
+    with chdir(tmp_path):
+        draw("demo.svg")
+        drawn = Path("demo.svg").read_text()
+    assert "make demo" in drawn
+    assert "recall" in drawn
+    assert "@font-face" not in drawn
 
 
 @pytest.mark.parametrize("name", COMMANDS)

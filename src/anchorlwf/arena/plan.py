@@ -82,7 +82,7 @@ class Method(MethodInfo, extra="forbid"):
     marks: Literal["anchors", "all"] = "anchors"
     """Which completion tokens are learned: the anchors, or all of them (supervised fine-tuning)."""
     confidence: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Confidence of every learned token. With `all`, c < 1 is fine-tuning plus (1 - c) / c times KL to the reference."""
+    """Confidence of every learned token. With `all`, c < 1 is fine-tuning plus (1 - c) / c times KL to the base."""
     extra: Literal["none", "retain", "replay"] = "none"
     """Further records, the reference's own answers to unrelated prompts: kept (retain) or learned again (replay)."""
     options: dict[str, Any] = {}

@@ -20,9 +20,9 @@ from anchorlwf.evaluation.measure import Drift, ProbeResult
 from anchorlwf.evaluation.stats import bootstrap_interval
 from anchorlwf.files import file_sha, write_atomic
 
-__all__ = ["LEARNED_KINDS", "MEASURES", "DataStamp", "Group", "Origin", "Results", "fractions", "summarize"]
+__all__ = ["LEARNED_KINDS", "DataStamp", "Group", "Origin", "Results", "fractions", "summarize"]
 
-MEASURES = {
+_NAMES = {
     "recall": "recall",
     "paraphrase": "paraphrase",
     "reverse": "reverse",
@@ -190,9 +190,9 @@ def _rights(kind: str, results: Iterable[ProbeResult]) -> list[float]:
 
 
 def fractions(results: Sequence[ProbeResult]) -> dict[str, float | None]:
-    """Every measure's share of right answers, by the names in `MEASURES`; None where there is nothing to judge."""
+    """Every measure's share of right answers, by its name; None where there is nothing to judge."""
     measured: dict[str, float | None] = {}
-    for kind, name in MEASURES.items():
+    for kind, name in _NAMES.items():
         rights = _rights(kind, (result for result in results if result.probe.kind == kind))
         measured[name] = sum(rights) / len(rights) if rights else None
     return measured
@@ -226,7 +226,7 @@ def summarize(
     listed = list(results)
     for result in listed:
         by_kind.setdefault(result.probe.kind, []).append(result)
-    groups = {name: _group(kind, by_kind[kind], config) for kind, name in MEASURES.items() if kind in by_kind}
+    groups = {name: _group(kind, by_kind[kind], config) for kind, name in _NAMES.items() if kind in by_kind}
     means = [sum(turn) / len(turn) for turn in drift.per_turn if turn]
     interval = bootstrap_interval(means, level=config.confidence_level, resamples=config.resamples, seed=config.seed)
     missed = [_line(r) for kind in LEARNED_KINDS for r in by_kind.get(kind, []) if not r.tuned_right]
