@@ -15,7 +15,7 @@ def _small_pieces(count):
     return sum(len(piece) for piece in [torch.ones(64 * 1024) for _ in range(count)])
 
 
-def compete(setup, name, turn):
+def compete(setup, name, lap):
     if name == "missing":
         raise ConfigError("something is not installed")
     if name == "dies":
@@ -27,7 +27,7 @@ def compete(setup, name, turn):
     if name == "fat":
         _small_pieces(1)  # what a library needs at its first use is no run's memory
     while True:
-        turn(setup["held"])
+        lap(setup["held"])
         if name == "slow":
             time.sleep(3 * WORK)
         elif name == "fat":

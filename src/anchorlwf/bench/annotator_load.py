@@ -41,7 +41,9 @@ class _Server:
 
     def __enter__(self) -> Self:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True, env=environment)  # noqa: S603 - our own
+        self._process = subprocess.Popen(  # noqa: S603 - our own
+            self._command, stdout=subprocess.PIPE, text=True, env=environment
+        )
         assert self._process.stdout is not None
         self.url = self._process.stdout.readline().split(" ", 1)[1].split("/?")[0]
         return self
@@ -49,6 +51,8 @@ class _Server:
     def __exit__(self, *_error: object) -> None:
         self._process.kill()  # without warning: what was acknowledged must be in the store
         self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def client(self, token: str) -> httpx.Client:
         """A connection of one person's own."""
