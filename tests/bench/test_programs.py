@@ -37,9 +37,10 @@ def test_the_published_plots_are_drawn_anew(tmp_path):
 @pytest.mark.parametrize("name", ["seeds_4", "seeds_16"])
 def test_published_tables_are_those_of_the_raw_figures(name):
     report = json.loads((DOCS / "results" / f"{name}.json").read_text())
-    table = (DOCS / "results.md").read_text()
-    for line in seeds_table(report["rows"]).splitlines()[2:]:
-        assert line in table
+    published = (DOCS / "results.md").read_text()
+    for line in seeds_table(report["rows"]).splitlines()[2:-1]:  # from the first seed to the mean
+        figures = line.split("|", maxsplit=2)[2]  # behind the label
+        assert f"|{figures}\n" in published
 
 
 @pytest.mark.parametrize("path", (DOCS / "results").glob("seeds_*.json"), ids=lambda path: path.stem)
