@@ -43,7 +43,7 @@ def test_published_tables_are_those_of_the_raw_figures(name):
         assert f"|{figures}\n" in published
 
 
-@pytest.mark.parametrize("path", (DOCS / "results").glob("seeds_*.json"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((DOCS / "results").glob("seeds_*.json")), ids=lambda path: path.stem)
 def test_published_seeds_say_how_they_were_made(path):
     command = json.loads(path.read_text())["command"]
     assert command.startswith("python -m anchorlwf.bench.seeds ")
