@@ -1,15 +1,23 @@
-"""kill -9 of the annotator's server at random moments: is any acknowledged step lost, is any record half there?
+"""kill -9 at random moments: does the annotator's server lose a step, does training resume as if nothing had happened?
 
-    python benchmarks/kills.py [--kills 50] [--store sqlite|postgresql] [--seed 7]
+    python benchmarks/kills.py annotator [--kills 50] [--seed 7] [--store sqlite|postgresql]
+    python benchmarks/kills.py training [--kills 40] [--seed 7]
 
-`anchorlwf annotate --web` over the embedded model serves a scripted person who takes items, corrects, follows the
-stream, undoes, notes, decides and takes decisions back. After each kill the server starts again on the same files, and
+annotator: `anchorlwf annotate --web` over the embedded model serves a scripted person who takes items, corrects,
+follows the stream, undoes, notes, decides and takes decisions back. After each kill the server starts again on the same
+files, and
 
 - every session still has what was acknowledged last, and at most the one step more that was under way;
-- the file of records says the same as the store: no finished record missing, none that is not;
+- the file of records says the same as the store: no finished record is missing, and it holds no other;
 - the next item handed out is the one that was left open, and the work goes on.
 
-PostgreSQL is a real server of Debian's package, in a temporary folder; it is not killed. Prints JSON.
+PostgreSQL is a real server of Debian's package, in a temporary folder; it is not killed.
+
+training: `anchorlwf train` on the embedded model and three records, with dropout and a checkpoint after every step, is
+killed, resumed, and killed again. Each run must end with the adapter, the metrics and the stop report of a run that
+nobody disturbed, bit by bit, and leave no part of a file behind.
+
+Prints JSON; the exit code is 1 if anything is wrong.
 """
 
 import argparse
@@ -22,7 +30,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +39,18 @@ import httpx
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "browser"))
 
+from killed_training import killed_runs
 from postgres import postgres_server
 from served import Server
 
+from anchorlwf.annotation import annotate
+from anchorlwf.config import TrainConfig
+from anchorlwf.data.jsonl import save_records
+from anchorlwf.model.language_model import load_model
+from anchorlwf.world import build_world, draw_errata
+
+STEPS = 60
+"""Of every training run."""
 LIVES = (0.05, 2.0)
 """Seconds between the first step after a start and the kill."""
 SHOWN = ("status", "node", "note", "tags")
@@ -149,8 +166,8 @@ def check(client: httpx.Client, server: Server, script: Script) -> list[str]:
     return wrong
 
 
-def run(kills: int, kind: str, seed: int) -> dict[str, Any]:
-    """The report."""
+def kill_annotator(kills: int, kind: str, seed: int) -> dict[str, Any]:
+    """What came of killing the server over a `sqlite` or `postgresql` store."""
     folder = Path(tempfile.mkdtemp(prefix="anchorlwf-kills-"))
     rng, began, lost = random.Random(seed), time.perf_counter(), list[str]()
     script = Script(random.Random(seed + 1))
@@ -179,19 +196,39 @@ def run(kills: int, kind: str, seed: int) -> dict[str, Any]:
         "what": lost[:10],
         "failures": script.failures[:10],
         "seconds": round(time.perf_counter() - began),
-        "load": round(os.getloadavg()[0], 1),
     }
 
 
+def kill_training(kills: int, seed: int) -> dict[str, Any]:
+    """What came of killing training runs."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="anchorlwf-training-kills-") as name:
+        folder = Path(name)
+        errata = draw_errata(build_world(), 3, 0, seed=3)
+        prompts = [erratum.prompts(1)[0] for erratum in errata]
+        save_records(folder / "records.jsonl", annotate(load_model(), prompts))
+        # Two batches an epoch, so that most checkpoints lie within one; a budget that keeps beta moving.
+        TrainConfig(max_steps=STEPS, stop=False, batch_size=2, lora_dropout=0.1, save_steps=1, drift_budget=1e-6).save(
+            folder / "train.yaml"
+        )
+        arguments = ["train", folder / "records.jsonl", "--config", folder / "train.yaml"]
+        report = asdict(killed_runs(folder, arguments, kills, seed))
+    return {**report, "seconds": round(time.perf_counter() - began)}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--store", choices=["sqlite", "postgresql"], default="sqlite")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("victim", choices=["annotator", "training"], nargs="?", default="annotator")
+    parser.add_argument("--kills", type=int)
+    parser.add_argument("--store", choices=["sqlite", "postgresql"], default="sqlite", help="of the annotator")
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
-    report = run(options.kills, options.store, options.seed)
-    print(json.dumps(report, indent=2))
-    sys.exit(1 if report["lost"] or report["failures"] else 0)
+    if options.victim == "training":
+        report = kill_training(options.kills or 40, options.seed)
+    else:
+        report = kill_annotator(options.kills or 50, options.store, options.seed)
+    print(json.dumps({**report, "load": round(os.getloadavg()[0], 1)}, indent=2))
+    sys.exit(1 if any(report.get(name) for name in ("lost", "failures", "wrong")) else 0)
 
 
 if __name__ == "__main__":

@@ -80,16 +80,22 @@ def compare(ours, theirs):
     }
 
 
-def summary(found):
+def summary(comparisons):
     """Of many comparisons."""
     return {
-        "identical": sum(one["same"] for one in found),
-        "of": len(found),
-        "tokens": sum(one["tokens"] for one in found),
-        "largest_probability_difference": max(one["probability"] for one in found),
-        "largest_alternative_difference": max(one["alternatives"] for one in found),
-        "most_probable_alternative_listed_by_one_only": max(one["listed_by_one_only"] for one in found),
-        "parted": [{name: one[name] for name in ("parted_at", "best_two_there")} for one in found if not one["same"]],
+        "identical": sum(comparison["same"] for comparison in comparisons),
+        "of": len(comparisons),
+        "tokens": sum(comparison["tokens"] for comparison in comparisons),
+        "largest_probability_difference": max(comparison["probability"] for comparison in comparisons),
+        "largest_alternative_difference": max(comparison["alternatives"] for comparison in comparisons),
+        "most_probable_alternative_listed_by_one_only": max(
+            comparison["listed_by_one_only"] for comparison in comparisons
+        ),
+        "parted": [
+            {name: comparison[name] for name in ("parted_at", "best_two_there")}
+            for comparison in comparisons
+            if not comparison["same"]
+        ],
     }
 
 
@@ -104,17 +110,17 @@ def answers(local, remote, prompts, limit):
     with ThreadPoolExecutor(8) as pool:
         crowd = list(pool.map(lambda prompt: list(remote.stream("crowd", prompt, [], limit)), prompts))
     crowded = time.perf_counter() - before
-    found = summary([compare(a, b) for (a, _), (b, _) in zip(ours, theirs, strict=True)])
+    alone = summary([compare(a, b) for (a, _), (b, _) in zip(ours, theirs, strict=True)])
     for name, taken in (("local", ours), ("remote", theirs)):
-        found[f"{name}_seconds_per_token"] = sum(took for _, took in taken) / sum(len(steps) for steps, _ in taken)
+        alone[f"{name}_seconds_per_token"] = sum(took for _, took in taken) / sum(len(steps) for steps, _ in taken)
     together = summary([compare(a, b) for (a, _), b in zip(ours, crowd, strict=True)])
     together["remote_seconds_per_token"] = crowded / sum(map(len, crowd))
-    return [steps for steps, _ in ours], {"one_by_one": found, "eight_at_once": together}
+    return [steps for steps, _ in ours], {"one_by_one": alone, "eight_at_once": together}
 
 
 def corrections(local, remote, prompts, firsts, limit):
     """The runner-up put into the middle of each answer: judged, and continued, by both."""
-    found, judged, chosen = [], [], 0
+    comparisons, judged, chosen = [], [], 0
     for number, (prompt, steps) in enumerate(zip(prompts, firsts, strict=True)):
         ids, middle = [step.token_id for step in steps], len(steps) // 2
         runner = steps[middle].alternatives[1][0]
@@ -122,8 +128,8 @@ def corrections(local, remote, prompts, firsts, limit):
         judged.append(max(abs(x - y) for x, y in zip(a.probabilities, b.probabilities, strict=True)))
         chosen += (a.best_ids, a.tied) == (b.best_ids, b.tied)
         prefix = [*ids[:middle], runner]
-        found.append(compare(*(list(d.stream(number, prompt, prefix, limit)) for d in (local, remote))))
-    return {"continued": summary(found), "judged_alike": chosen, "largest_judged_difference": max(judged)}
+        comparisons.append(compare(*(list(d.stream(number, prompt, prefix, limit)) for d in (local, remote))))
+    return {"continued": summary(comparisons), "judged_alike": chosen, "largest_judged_difference": max(judged)}
 
 
 def full_context(local, remote, prompt):
@@ -142,7 +148,7 @@ def stopped(local, remote, url, prompt):
     """A long continuation, compared; then again, closed after three tokens: how soon does the server run nothing?"""
     prefix = remote.table.codec.tokenizer.encode(" feather" * 60, add_special_tokens=False)  # few models end there
     whole, alone = timed(remote.stream("stop", prompt, prefix, 400))
-    found = compare(list(local.stream("stop", prompt, prefix, 400)), whole)
+    comparison = compare(list(local.stream("stop", prompt, prefix, 400)), whole)
     taken, stream = 0, remote.stream("stop", prompt, prefix, 400)
     for _ in stream:
         taken += 1
@@ -152,7 +158,7 @@ def stopped(local, remote, url, prompt):
     while running(url) and time.perf_counter() - closed < 10:
         time.sleep(0.01)
     return {
-        "left_alone": {**found, "seconds": alone},
+        "left_alone": {**comparison, "seconds": alone},
         "tokens_taken": taken,
         "seconds_to_idle": time.perf_counter() - closed,
     }
@@ -233,10 +239,10 @@ def session(url, model, prompts):
                 if live["streaming"] or not live["ended"]:
                     ends.append(page.follow(number, live["node"], len(live["tokens"])))
                 live = page.ask("GET", f"sessions/{number}")
-                place = live["length"] // 2
-                at = f"sessions/{number}/alternatives?node={live['node']}&position={place}"
+                position = live["length"] // 2
+                at = f"sessions/{number}/alternatives?node={live['node']}&position={position}"
                 other = next(option for option in page.ask("GET", at)["options"] if not option["stands"])
-                change = {"node": live["node"], "position": place, "token_ids": [other["id"]]}
+                change = {"node": live["node"], "position": position, "token_ids": [other["id"]]}
                 head = page.ask("POST", f"sessions/{number}/correct", change)["head"]
                 if head["streaming"]:
                     ends.append(page.follow(number, head["node"], head["length"]))
@@ -252,7 +258,7 @@ def session(url, model, prompts):
         return {
             "accepted": steps,
             "records": len(records),
-            "anchors": sum(len(one["anchors"]) for one in records),
+            "anchors": sum(len(record["anchors"]) for record in records),
             "streams_that_failed": sum(end != "done" for end in ends),
             "verify_exit_code": done.returncode,
             "verify_said": json.loads(done.stdout),

@@ -9,7 +9,7 @@ python=${PYTHON:-python}
 "$python" - "$out" <<'PY'
 import sys
 
-from anchorlwf.jsonl import save_lines
+from anchorlwf.data.jsonl import save_lines
 from anchorlwf.world import build_world, draw_errata, probes_for
 
 world = build_world()

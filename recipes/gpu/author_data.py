@@ -44,7 +44,7 @@ def read(repository: Path, place: str):
     if not variable:
         return json.loads(text)["tasks"]
     for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign) and any(getattr(one, "id", "") == variable for one in node.targets):
+        if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == variable for target in node.targets):
             return ast.literal_eval(node.value)
     raise ConfigError(wrong(str(path), f"a value for {variable}", "none", "Take an older commit of the repository."))
 

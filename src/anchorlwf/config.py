@@ -12,10 +12,10 @@ from anchorlwf.files import write_atomic
 __all__ = [
     "YAML_ERRORS",
     "AnnotateConfig",
+    "BaselineConfig",
     "Config",
     "EvaluateConfig",
     "GateConfig",
-    "PeerConfig",
     "RetainConfig",
     "TrainConfig",
 ]
@@ -169,10 +169,10 @@ class TrainConfig(Config):
     seed: Seed = 0
 
 
-class PeerConfig(Config):
-    """How a peer (GRPO, DPO, self-distillation) is trained, on the adapter that `TrainConfig` gives our method."""
+class BaselineConfig(Config):
+    """How a baseline of TRL (GRPO, DPO, self-distillation) is trained, on the adapter that `TrainConfig` gives ours."""
 
-    section: ClassVar[str] = "peer"
+    section: ClassVar[str] = "baseline"
 
     rank: Count = 8
     lora_alpha: Positive = 64.0

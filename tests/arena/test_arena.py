@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from anchorlwf.arena.baselines.rivals import context_chats
 from anchorlwf.arena.cell import records_of, run_cell, train_cell
 from anchorlwf.arena.collect import collect, differences
 from anchorlwf.arena.conduct import load_plan
@@ -122,9 +121,8 @@ def test_supervised_fine_tuning_is_the_same_loss_with_every_token_an_anchor(lab)
     assert all(record.confidences == [1.0] * len(record.completion_ids) for record in records)
     batch = collate(records, model.codec.pad_id)
     hidden_ND = completion_hidden(model.net, model.backbone, batch)
-    divergence_N = divergence(
-        hidden_ND, hidden_ND, (read_head(model), reference_head(model)), batch.token_ids_N, batch.confidence_N
-    )
+    heads = read_head(model), reference_head(model)
+    divergence_N, _ = divergence(hidden_ND, hidden_ND, heads, batch.token_ids_N, batch.confidence_N)
     loss = reduce_loss(divergence_N, batch.confidence_N > 0, Counts(len(divergence_N), 0), "balanced")
     wanted = []
     for record in records:
@@ -201,17 +199,17 @@ def test_a_stream_learns_one_after_another_and_is_measured_against_the_first_bas
     plan = plan_of()
     regime = SHORT.model_copy(update={"stream": True, "wordings": 1})
     task = world_task(plan, regime, 4)
-    trained = train_cell(lab, BY_NAME["anchorlwf"], regime, task, {}, 1)
-    learned = lab.score(trained.model, [probe for probe in task.test if probe.kind == "recall"])
+    tuned = train_cell(lab, BY_NAME["anchorlwf"], regime, task, {}, 1)
+    learned = lab.score(tuned.model, [probe for probe in task.test if probe.kind == "recall"])
     assert learned["recall"] == 1.0
-    assert trained.costs["converged"] is True
-    steps = [row["step"] for row in trained.curve]
-    assert steps == list(range(1, trained.costs["steps"] + 1))
+    assert tuned.costs["converged"] is True
+    steps = [row["step"] for row in tuned.curve]
+    assert steps == list(range(1, tuned.costs["steps"] + 1))
 
 
 def test_the_context_ceiling_puts_the_note_before_questions_about_its_subject():
     task = world_task(plan_of(), SHORT, 1)
-    told = context_chats(task)
+    told = task.noted_chats()
     by_id = {probe.id: probe for probe in task.test}
     assert {by_id[name].kind for name in told} == {"recall", "paraphrase", "near"}
     for name, messages in told.items():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from anchorlwf.arena.baselines.trl_methods import PeerPrompt, train_dpo, train_grpo, train_sdft
-from anchorlwf.config import PeerConfig
+from anchorlwf.arena.baselines.trl_methods import BaselinePrompt, train_dpo, train_grpo, train_sdft
+from anchorlwf.config import BaselineConfig
 from anchorlwf.decoding.greedy import GreedyDecoder
 from anchorlwf.errors import ConfigError, PromptError, RecordError
 from anchorlwf.model.language_model import load_model
@@ -17,7 +17,7 @@ METHODS = {"grpo": train_grpo, "dpo": train_dpo, "sdft": train_sdft}
 
 
 def brief(**options):
-    return PeerConfig(**{"steps": 2, "num_generations": 4, "max_new_tokens": 16, **options})
+    return BaselineConfig(**{"steps": 2, "num_generations": 4, "max_new_tokens": 16, **options})
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def corrected(base):
         [prompt] = erratum.prompts(1)
         own = decoder.complete(base.codec.encode_prompt(prompt.messages), [], 32)
         prompts.append(
-            PeerPrompt(
+            BaselinePrompt(
                 prompt.messages,
                 erratum.value,
                 chosen=prompt.answer,
@@ -218,7 +218,7 @@ def test_an_adapter_from_a_folder_is_trained_on(corrected, tmp_path):
 @pytest.mark.parametrize("template", ["{prompt}", "{privileged_context}", "{prompt} {privileged_context} {x}", "{}{"])
 def test_a_teacher_prompt_needs_both_places(template):
     with pytest.raises(ConfigError, match=r"teacher_prompt: .*expected text with"):
-        PeerConfig.of(teacher_prompt=template)
+        BaselineConfig.of(teacher_prompt=template)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -251,7 +251,7 @@ def test_trl_sends_nothing_home_and_leaves_no_files(corrected, monkeypatch, tmp_
     ],
 )
 def test_bad_prompts_are_one_clear_error_and_change_nothing(corrected, base, method, change, error, says):
-    prompts = [] if change is None else [PeerPrompt(**{**vars(corrected[0]), **change})]
+    prompts = [] if change is None else [BaselinePrompt(**{**vars(corrected[0]), **change})]
     with pytest.raises(error, match=says):
         METHODS[method](base, prompts, brief())
     assert not isinstance(base.net, PeftModel)

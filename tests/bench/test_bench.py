@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from racers import WORK, compete
 
+from anchorlwf.bench.objectives import OBJECTIVES, make_problem, top4_loss
 from anchorlwf.bench.race import race
-from anchorlwf.bench.rival_losses import OBJECTIVES, make_problem, top4_loss
 from anchorlwf.bench.step_cost import StepSetup, random_model, random_records
 from anchorlwf.bench.suite import BENCHMARKS, bench, bench_table, options_of
 from anchorlwf.errors import ConfigError
@@ -126,6 +126,7 @@ SMALL = {
     "decode": {"tokens": 24, "seeds": 1, "steadiness": "4"},
     "annotate": {"records": 2},
     "memory": {"records": "5"},
+    "packing": {"records": 2},
 }
 
 

@@ -5,12 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-from commands import job, refused, run, well
+from commands import refused, run, well
 
 import anchorlwf
 from anchorlwf.data.jsonl import load_records, save_records
-
-__all__ = ["job"]  # a fixture of test_cli
 
 
 def test_no_console_takes_what_is_printed_for_markup():

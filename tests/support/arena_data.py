@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-__all__ = ["METHODS", "REGIMES", "made_up"]
+__all__ = ["EVIL", "METHODS", "REGIMES", "made_up", "small"]
 
 METHODS = {
     "anchorlwf": ("AnchorLwF", "anchorlwf"),
@@ -175,3 +175,16 @@ def made_up(
         if "grpo" in methods
         else [],
     }
+
+
+def small(**changed: tuple[int, float]) -> dict[str, Any]:
+    """AnchorLwF and SFT in one regime, two seeds; `changed` measures by method."""
+    data = made_up({name: METHODS[name] for name in ("anchorlwf", "sft_human")}, seeds=2)
+    data["regimes"] = {"few": data["regimes"]["few"]}
+    data["failures"], data["sweep"] = [], []
+    data["cells"] = [cell for cell in data["cells"] if cell["regime"] == "few"]
+    for cell in data["cells"]:
+        cell["outcomes"] = {}
+        lost, recall = changed.get(cell["method"], (0, 1.0))
+        cell["measures"] |= {"recall": recall, "paraphrase": recall, "facts_lost": lost, "kept": 1 - lost / 300}
+    return data

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 
 from anchorlwf.cli import main
 from anchorlwf.data.jsonl import save_lines
+from anchorlwf.data.record import Record
 from anchorlwf.world import build_world, draw_errata, fact_probe, skill_probes, templates
 
 
@@ -45,10 +47,29 @@ def refused(done: Done, message: str) -> None:
     assert re.search(message, done.err), done.err
 
 
+def unconverged(*arguments: object) -> Done:
+    """What training that reached its last step does: all is written, and the exit code is its own."""
+    done = run(*arguments)
+    assert done.code == 4, done
+    return done
+
+
+def save(path: Path, *rows: dict[str, object] | Record) -> Path:
+    """A JSONL file of the rows."""
+    save_lines(path, rows)
+    return path
+
+
+def save_yaml(path: Path, **options: object) -> Path:
+    """A YAML file of the options."""
+    path.write_text(yaml.safe_dump(options))
+    return path
+
+
 ERRATUM = draw_errata(build_world(), 1, 0, seed=3)[0]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prompts, probes, records and a trained adapter, made by the commands themselves."""
     folder = tmp_path_factory.mktemp("job")

@@ -1,4 +1,4 @@
-"""Training that is killed again and again: a few times by test_checkpoint.py, many by benchmarks/training_kills.py.
+"""Training that is killed again and again: a few times by test_checkpoint.py, many by benchmarks/kills.py.
 
 Each life is a process that runs `anchorlwf train` as the console script does. It is forked from a server that has
 imported torch already, so that lives cost a second instead of ten.

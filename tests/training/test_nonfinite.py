@@ -14,8 +14,8 @@ from training_runs import adapter, corrections, largest_gap, steps
 from transformers import GPTJConfig, GPTJForCausalLM
 
 from anchorlwf.annotation import annotate, retention_records, verify_records
-from anchorlwf.arena.baselines.trl_methods import PeerPrompt, train_dpo, train_grpo
-from anchorlwf.config import AnnotateConfig, PeerConfig, TrainConfig
+from anchorlwf.arena.baselines.trl_methods import BaselinePrompt, train_dpo, train_grpo
+from anchorlwf.config import AnnotateConfig, BaselineConfig, TrainConfig
 from anchorlwf.data.jsonl import save_lines, save_records
 from anchorlwf.data.probe import Probe
 from anchorlwf.decoding.greedy import GreedyDecoder, decode_batch
@@ -150,9 +150,9 @@ def test_two_processes_end_together_and_name_the_records_of_both(tiny_path, tmp_
 
 
 def test_a_peer_whose_loss_is_no_number_is_told_too():
-    prompt, rows = PeerPrompt(MESSAGES, "sea", chosen="By the sea.", rejected="In a town."), []
+    prompt, rows = BaselinePrompt(MESSAGES, "sea", chosen="By the sea.", rejected="In a town."), []
     with pytest.raises(ModelError, match=r"loss of step \d: expected finite numbers, got nan"):
-        train_dpo(load_model(), [prompt], PeerConfig(**TOO_FAST, steps=6), on_step=rows.append)
+        train_dpo(load_model(), [prompt], BaselineConfig(**TOO_FAST, steps=6), on_step=rows.append)
     assert 1 <= len(rows) < 6
 
 
@@ -160,9 +160,9 @@ def test_a_peer_that_cannot_sample_any_more_is_told_too():
     model = load_model()
     model.attach_lora(8, 64.0, 0.0, "mlp", 0)
     damage(model, name="layers.0.mlp.up_proj.lora_A.default.weight")
-    config = PeerConfig(steps=2, num_generations=4, max_new_tokens=8)
+    config = BaselineConfig(steps=2, num_generations=4, max_new_tokens=8)
     with pytest.raises(ModelError, match="sampling: expected finite numbers as probabilities"):
-        train_grpo(model, [PeerPrompt(MESSAGES, "sea")], config)
+        train_grpo(model, [BaselinePrompt(MESSAGES, "sea")], config)
 
 
 # --- models ---------------------------------------------------------------------------------------------------------

@@ -9,12 +9,11 @@ from typing import Any
 from peft import PeftModel
 
 from anchorlwf.annotation import annotate, retention_records
-from anchorlwf.arena.baselines.rivals import context_chats, run_peer
-from anchorlwf.arena.costs import annotation_cost, peak_memory, reset_peak_memory, train_flops, train_tokens
+from anchorlwf.arena.baselines.trl_cell import run_baseline
+from anchorlwf.arena.costs import TunedModel, annotation_cost, peak_memory, reset_peak_memory, train_flops, train_tokens
 from anchorlwf.arena.lab import Lab
 from anchorlwf.arena.plan import Method, Plan, Regime
 from anchorlwf.arena.questions import Correction, Task
-from anchorlwf.arena.trained import Trained
 from anchorlwf.config import AnnotateConfig, TrainConfig
 from anchorlwf.data.record import Anchor, Record
 from anchorlwf.model.language_model import LanguageModel
@@ -25,11 +24,11 @@ __all__ = ["records_of", "run_cell", "train_cell"]
 OnStep = Callable[[LanguageModel, dict[str, Any]], None]
 
 
-def _marked_whole(record: Record, confidence: float) -> Record:
+def _all_anchors(record: Record, confidence: float) -> Record:
     """Supervised fine-tuning is the same loss with every completion token an anchor."""
     anchors = [
-        Anchor(position=place, token_id=token, confidence=confidence, source="target")
-        for place, token in enumerate(record.completion_ids)
+        Anchor(position=position, token_id=token_id, confidence=confidence, source="target")
+        for position, token_id in enumerate(record.completion_ids)
     ]
     return record.model_copy(update={"anchors": anchors, "ties": []})
 
@@ -38,13 +37,13 @@ def records_of(
     model: LanguageModel, method: Method, corrections: Sequence[Correction], task: Task, confidence: float
 ) -> tuple[list[Record], list[Record]]:
     """(records that are learned, records of unrelated prompts), as the method has them."""
-    prompts = [one.prompt(method.words) for one in corrections]
-    # Unseen by the model's own eyes: what it says today is asked for elsewhere.
+    prompts = [correction.prompt(method.words) for correction in corrections]
+    # Without the model's own answers: what it says today is asked for elsewhere.
     records = annotate(model, prompts, "target", config=AnnotateConfig(original=False, confidence=confidence))
     if method.marks == "all":
-        records = [_marked_whole(record, confidence) for record in records]
+        records = [_all_anchors(record, confidence) for record in records]
     kept = [] if method.extra == "none" else retention_records(model, list(task.keep))
-    return records, [_marked_whole(one, 1.0) for one in kept] if method.extra == "replay" else kept
+    return records, [_all_anchors(record, 1.0) for record in kept] if method.extra == "replay" else kept
 
 
 def _settings(plan_options: dict[str, Any], method: Method, regime: Regime, seed: int) -> TrainConfig:
@@ -58,7 +57,7 @@ def _settings(plan_options: dict[str, Any], method: Method, regime: Regime, seed
 
 
 def _train_group(
-    trained: Trained,
+    tuned: TunedModel,
     method: Method,
     corrections: Sequence[Correction],
     task: Task,
@@ -66,12 +65,12 @@ def _train_group(
     confidence: float,
     on_step: OnStep | None,
 ) -> None:
-    model = trained.model
+    model = tuned.model
     records, extra = records_of(model, method, corrections, task, confidence)
-    everything, start = [*records, *extra], len(trained.curve)
+    everything, start = [*records, *extra], len(tuned.curve)
 
     def note(row: dict[str, Any]) -> None:
-        trained.curve.append(
+        tuned.curve.append(
             {
                 "step": start + row["step"],
                 "loss": row["loss"],
@@ -87,16 +86,13 @@ def _train_group(
         seconds = time.process_time() - began
     tokens = train_tokens(everything, result.steps, config.batch_size)
     uses_reference = (method.marks == "anchors" and config.beta > 0) or confidence < 1
-    trained.add(
-        {
-            **annotation_cost(method, corrections, records),
-            "completion_tokens": sum(len(record.completion_ids) for record in records),
-            "trained_tokens": tokens,
-            "steps": result.steps,
-            "seconds": seconds,
-            "flops": train_flops(model, tokens, reference=uses_reference),
-            "converged": result.converged if config.stop else None,
-        }
+    tuned.add(
+        annotation_cost(method, corrections, records),
+        trained_tokens=tokens,
+        steps=result.steps,
+        seconds=seconds,
+        flops=train_flops(model, tokens, reference=uses_reference),
+        converged=result.converged if config.stop else None,
     )
 
 
@@ -108,7 +104,7 @@ def train_cell(
     options: dict[str, Any],
     seed: int,
     on_step: OnStep | None = None,
-) -> Trained:
+) -> TunedModel:
     """Train a copy of the base by a method.
 
     Args:
@@ -116,22 +112,22 @@ def train_cell(
         method, regime, task: what to do.
         options: those that a sweep chose.
         seed: of adapter, order and draws.
-        on_step: called after every optimizer step of the last part with the model as it stands.
+        on_step: called after every optimizer step of the last group with the model as it stands.
     """
-    trained = Trained(lab.fresh())
+    tuned = TunedModel(lab.fresh())
     groups = task.groups if regime.stream else [list(task.corrections)]
     confidence = options.get("confidence", method.confidence)
     for number, corrections in enumerate(groups, 1):
         if method.trainer != "anchor":
-            run_peer(trained, method, regime, corrections, options, seed)
+            run_baseline(tuned, method, regime, corrections, options, seed)
             continue
         config = _settings(options, method, regime, seed)
-        _train_group(trained, method, corrections, task, config, confidence, on_step if number == len(groups) else None)
-        if number < len(groups) and isinstance(trained.model.net, PeftModel):
+        _train_group(tuned, method, corrections, task, config, confidence, on_step if number == len(groups) else None)
+        if number < len(groups) and isinstance(tuned.model.net, PeftModel):
             # What is learned becomes the base, and thereby the reference, of what comes next.
-            trained.model.net = trained.model.net.merge_and_unload()
-    trained.model.net.eval()
-    return trained
+            tuned.model.net = tuned.model.net.merge_and_unload()
+    tuned.model.net.eval()
+    return tuned
 
 
 def run_cell(
@@ -140,29 +136,21 @@ def run_cell(
     """Train and measure; the cell as results.json holds it."""
     reset_peak_memory()
     began = time.perf_counter()
-    told = None
+    notes = None
     if method.trainer == "context":
-        trained, told = Trained(lab.base), context_chats(task)
-        trained.costs = {
-            **annotation_cost(method, task.corrections, []),
-            "completion_tokens": 0,
-            "trained_tokens": 0,
-            "steps": 0,
-            "seconds": 0.0,
-            "flops": 0.0,
-            "converged": None,
-        }
+        tuned, notes = TunedModel(lab.base), task.noted_chats()
+        tuned.add(annotation_cost(method, task.corrections, []))
     else:
-        trained = train_cell(lab, method, regime, task, options, seed)
-    measured = lab.measure(trained.model, task, task.test, plan.kl_short, told)
-    every = max(1, len(trained.curve) // 100)
+        tuned = train_cell(lab, method, regime, task, options, seed)
+    measured = lab.measure(tuned.model, task, task.test, plan.kl_short, notes)
+    every = max(1, len(tuned.curve) // 100)
     return {
         "method": method.name,
         "regime": regime.name,
         "seed": seed,
         "options": options,
         **asdict(measured),
-        "costs": {**trained.costs, "peak_memory_bytes": peak_memory()},
-        "curve": trained.curve[::every],
+        "costs": {**tuned.costs, "peak_memory_bytes": peak_memory()},
+        "curve": tuned.curve[::every],
         "cell_seconds": time.perf_counter() - began,
     }

@@ -15,7 +15,7 @@ __all__ = ["collect", "differences"]
 
 def _listed(out: Path, jobs: list[Job]) -> list[tuple[Job, dict[str, Any]]]:
     return [
-        (job, json.loads((out / job.place).read_text(encoding="utf-8"))) for job in jobs if (out / job.place).is_file()
+        (job, json.loads((out / job.file).read_text(encoding="utf-8"))) for job in jobs if (out / job.file).is_file()
     ]
 
 
@@ -52,14 +52,11 @@ def collect(plan: Plan, out: Path, command: str) -> dict[str, Any]:
         "environment": used,
         "plan": plan.model_dump(mode="json"),
         "methods": {
-            method.name: {"title": method.title, "family": method.family, "about": method.about}
+            method.name: method.info.model_dump()
             for method in plan.methods
             if any(method.name in regime.methods for regime in plan.regimes)
         },
-        "regimes": {
-            regime.name: {"title": regime.title, "about": regime.about, "edits": regime.edits, "baseline": "sft_human"}
-            for regime in plan.regimes
-        },
+        "regimes": {regime.name: regime.info.model_dump() for regime in plan.regimes},
         "cells": [content["cell"] for _, content in done if "cell" in content],
         "sweep": [row for _, content in tried for row in content.get("rows", [])],
         "failures": failures,
@@ -87,14 +84,14 @@ def differences(
         RecordError: a cell that was not published.
     """
     known = {(cell["regime"], cell["method"], cell["seed"]): cell for cell in published["cells"]}
-    found = []
+    differing = []
     for regime, method, seed in chosen:
-        told = known.get((regime, method, seed))
-        if told is None:
+        published_cell = known.get((regime, method, seed))
+        if published_cell is None:
             raise RecordError(wrong("results", f"a cell {regime} {method} {seed}", "none", "Choose a published one."))
-        again = run(Job(regime, method, seed), told["options"])
+        again = run(Job(regime, method, seed), published_cell["options"])
         for name in ("recall", "paraphrase", "near", "kept", "skills"):
-            before, now = told["measures"][name], again["measures"][name]
+            before, now = published_cell["measures"][name], again["measures"][name]
             if (before is None) != (now is None) or (before is not None and abs(before - now) > tolerance):
-                found.append(f"{regime} {method} {seed}: {name} was {before}, is {now}")
-    return found
+                differing.append(f"{regime} {method} {seed}: {name} was {before}, is {now}")
+    return differing

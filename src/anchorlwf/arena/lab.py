@@ -1,7 +1,4 @@
-"""Measuring one tuned model against its base: free-running answers, drift, examples. What the base says is asked once.
-
-Shape suffixes: none; everything here is lists.
-"""
+"""Measures a tuned model against its base: free-running answers, drift, examples. The base is asked everything once."""
 
 import copy
 from collections.abc import Sequence
@@ -14,21 +11,12 @@ from anchorlwf.data.probe import Probe, score
 from anchorlwf.data.record import Message
 from anchorlwf.decoding.greedy import decode_batch
 from anchorlwf.divergence import token_kl
-from anchorlwf.evaluation import answers
+from anchorlwf.evaluation import LEARNED_KINDS, Drift, ProbeResult, answers, fractions
 from anchorlwf.model.batch import KeepTurn
 from anchorlwf.model.language_model import LanguageModel
 
 __all__ = ["Lab", "Measured"]
 
-_NAMES = {
-    "recall": "recall",
-    "paraphrase": "paraphrase",
-    "reverse": "reverse",
-    "near": "near",
-    "retain": "kept",
-    "skill": "skills",
-}
-_LEARNED = ("recall", "paraphrase", "reverse")
 _EXAMPLES, _STRIPS, _LONG = 12, 3, 160
 
 
@@ -53,41 +41,35 @@ class Lab:
 
     base: LanguageModel
     config: EvaluateConfig = field(default_factory=lambda: EvaluateConfig(max_new_tokens=_LONG))
-    _said: dict[str, str] = field(default_factory=dict)
-    _turns: dict[str, KeepTurn] = field(default_factory=dict)
+    _base_answers: dict[str, str] = field(default_factory=dict)
+    _base_turns: dict[str, KeepTurn] = field(default_factory=dict)
 
     def fresh(self) -> LanguageModel:
         """A copy of the base, to be tuned."""
         return LanguageModel(copy.deepcopy(self.base.causal), self.base.codec, self.base.name, self.base.revision)
 
     def _before(self, probes: Sequence[Probe]) -> list[str]:
-        new = {repr(probe.messages): probe for probe in probes if repr(probe.messages) not in self._said}
-        self._said.update(zip(new, answers(self.base, list(new.values()), self.config), strict=True))
-        return [self._said[repr(probe.messages)] for probe in probes]
+        new = {repr(probe.messages): probe for probe in probes if repr(probe.messages) not in self._base_answers}
+        self._base_answers.update(zip(new, answers(self.base, list(new.values()), self.config), strict=True))
+        return [self._base_answers[repr(probe.messages)] for probe in probes]
 
     def _continuations(self, chats: Sequence[list[Message]]) -> list[KeepTurn]:
-        new = [chat for chat in chats if repr(chat) not in self._turns]
+        new = [chat for chat in chats if repr(chat) not in self._base_turns]
         prompts = [self.base.codec.encode_prompt(chat) for chat in new]
         for batch in decode_batch(self.base, prompts, _LONG, batch_size=self.config.batch_size):
             for index, answer in batch:
-                self._turns[repr(new[index])] = KeepTurn(prompts[index], answer.ids)
-        return [self._turns[repr(chat)] for chat in chats]
+                self._base_turns[repr(new[index])] = KeepTurn(prompts[index], answer.ids)
+        return [self._base_turns[repr(chat)] for chat in chats]
 
     def score(self, tuned: LanguageModel, probes: Sequence[Probe]) -> dict[str, float | None]:
         """The fractions alone, for choosing options."""
-        return self._judge(probes, answers(tuned, probes, self.config)).fractions
+        return fractions(self._judge(probes, answers(tuned, probes, self.config)))
 
-    def _judge(self, probes: Sequence[Probe], after: Sequence[str]) -> "_Judged":
-        before = self._before(probes)
-        rows = [
-            (probe, old, new, score(probe, old), score(probe, new))
-            for probe, old, new in zip(probes, before, after, strict=True)
+    def _judge(self, probes: Sequence[Probe], after: Sequence[str]) -> list[ProbeResult]:
+        return [
+            ProbeResult(probe, old, new, score(probe, old), score(probe, new))
+            for probe, old, new in zip(probes, self._before(probes), after, strict=True)
         ]
-        fractions: dict[str, float | None] = {}
-        for kind, name in _NAMES.items():
-            told = [int(right) for probe, _, _, was, right in rows if probe.kind == kind and (was or kind in _LEARNED)]
-            fractions[name] = sum(told) / len(told) if told else None
-        return _Judged(rows, fractions)
 
     def measure(
         self,
@@ -95,7 +77,7 @@ class Lab:
         task: Task,
         probes: Sequence[Probe],
         kl_short: int,
-        told: dict[str, list[Message]] | None = None,
+        notes: dict[str, list[Message]] | None = None,
     ) -> Measured:
         """Everything about a tuned model.
 
@@ -104,15 +86,14 @@ class Lab:
             task: whose long prompts measure the drift in long answers.
             probes: to ask.
             kl_short: how many short reference continuations.
-            told: by probe id, other messages to put to the tuned model (the context ceiling).
+            notes: by probe id, other messages to put to the tuned model (the context ceiling).
         """
         asked = [
-            probe.model_copy(update={"messages": told[probe.id]}) if told and probe.id in told else probe
+            probe.model_copy(update={"messages": notes[probe.id]}) if notes and probe.id in notes else probe
             for probe in probes
         ]
-        judged = self._judge(probes, answers(tuned, asked, self.config))
-        known = [row for row in judged.rows if row[0].kind == "retain" and row[3]]
-        flips = sum(row[3] and not row[4] for row in judged.rows if row[0].kind not in _LEARNED)
+        results = self._judge(probes, answers(tuned, asked, self.config))
+        known = [result for result in results if result.probe.kind == "retain" and result.base_right]
         chats = [
             probe.messages for probe in probes if probe.kind in ("retain", "skill") and "biography" not in probe.tags
         ][::7][:kl_short]
@@ -121,49 +102,46 @@ class Lab:
         worst = sorted([*strips, *long_strips], key=lambda strip: -max(strip["kl"], default=0.0))[:_STRIPS]
         return Measured(
             {
-                **judged.fractions,
+                **fractions(results),
                 "kl_short": kl_short_mean,
                 "kl_long": kl_long_mean,
-                "flips": flips,
-                "facts_lost": sum(not row[4] for row in known),
+                "flips": len(_flipped(results)),
+                "facts_lost": sum(not result.tuned_right for result in known),
                 "facts_known": len(known),
             },
-            {row[0].id: int(row[4]) for row in judged.rows if row[0].kind in _LEARNED or row[3]},
-            judged.examples(),
+            {
+                result.probe.id: int(result.tuned_right)
+                for result in results
+                if result.probe.kind in LEARNED_KINDS or result.base_right
+            },
+            _examples(results),
             worst,
         )
 
     def _drift(self, tuned: LanguageModel, chats: Sequence[list[Message]]) -> tuple[float | None, list[dict[str, Any]]]:
         turns = self._continuations(chats)
-        values = token_kl(tuned, self.base, turns)
-        tokens = [value for turn in values for value in turn]
+        drift = Drift(token_kl(tuned, self.base, turns), [str(chat[-1].get("content", "")) for chat in chats])
         strips = [
             {
-                "prompt": str(chat[-1].get("content", "")),
+                "prompt": prompt,
                 "tokens": self.base.codec.pieces(turn.completion_ids),
-                "kl": [round(value, 6) for value in told],
+                "kl": [round(value, 6) for value in values],
             }
-            for chat, turn, told in zip(chats, turns, values, strict=True)
+            for prompt, turn, values in zip(drift.prompts, turns, drift.per_turn, strict=True)
         ]
-        return (sum(tokens) / len(tokens) if tokens else None), strips
+        return (drift.mean if drift.tokens else None), strips
 
 
-@dataclass(frozen=True)
-class _Judged:
-    rows: list[tuple[Probe, str, str, bool, bool]]
-    """Probe, answer before and after, right before and after."""
-    fractions: dict[str, float | None]
+def _flipped(results: Sequence[ProbeResult]) -> list[ProbeResult]:
+    """What should have stayed right and did not."""
+    kept = (result for result in results if result.probe.kind not in LEARNED_KINDS)
+    return [result for result in kept if result.base_right and not result.tuned_right]
 
-    def examples(self) -> list[dict[str, str]]:
-        """The first learned answer, what is still wrong, and what flipped."""
 
-        def line(row: tuple[Probe, str, str, bool, bool]) -> dict[str, str]:
-            probe, old, new, _, _ = row
-            question = str(probe.messages[-1].get("content", ""))
-            expected = " or ".join(probe.accepted)
-            return {"kind": probe.kind, "question": question, "expected": expected, "before": old, "after": new}
-
-        learned = [row for row in self.rows if row[0].kind in _LEARNED]
-        flipped = [row for row in self.rows if row[0].kind not in _LEARNED and row[3] and not row[4]]
-        right, missed = [row for row in learned if row[4]], [row for row in learned if not row[4]]
-        return [line(row) for row in [*right[:2], *missed[:4], *flipped][:_EXAMPLES]]
+def _examples(results: Sequence[ProbeResult]) -> list[dict[str, str]]:
+    """The first learned answers, what is still wrong, and what flipped."""
+    learned = [result for result in results if result.probe.kind in LEARNED_KINDS]
+    right = [result for result in learned if result.tuned_right]
+    missed = [result for result in learned if not result.tuned_right]
+    chosen = [*right[:2], *missed[:4], *_flipped(results)][:_EXAMPLES]
+    return [{"kind": result.probe.kind, **result.texts} for result in chosen]

@@ -48,7 +48,7 @@ class Correction:
     """How the reward judges."""
 
     def prompt(self, words: str) -> Prompt:
-        """For the `target` annotator. Raises `RecordError` where nobody has written a human answer."""
+        """The prompt for the `target` annotator. Raises `RecordError` if there is no human answer."""
         answer = self.own if words == "own" else self.human
         if answer is None:
             raise RecordError(wrong("human-worded answers", "one for every prompt", "none", "Give --human answers."))
@@ -65,17 +65,30 @@ class Task:
     validation: tuple[Probe, ...]
     test: tuple[Probe, ...]
     notes: dict[str, str]
-    """By subject or fact: what the context ceiling is told (`Probe.group` begins with the key)."""
+    """By subject or fact: the note that the context ceiling adds to the prompt (`Probe.group` begins with the key)."""
     long_prompts: tuple[list[Message], ...]
     """Chats whose reference answers are long."""
 
     @property
     def groups(self) -> list[list[Correction]]:
         """The corrections fact by fact, in order."""
-        found: dict[str, list[Correction]] = {}
+        by_fact: dict[str, list[Correction]] = {}
         for correction in self.corrections:
-            found.setdefault(correction.group, []).append(correction)
-        return list(found.values())
+            by_fact.setdefault(correction.group, []).append(correction)
+        return list(by_fact.values())
+
+    def noted_chats(self) -> dict[str, list[Message]]:
+        """By probe id: the question with the right note before it, as a perfect retriever would put it there.
+
+        The ceiling of what can be had without training: notes stand only where the question is about their subject.
+        """
+        chats = {}
+        for probe in self.test:
+            for subject, note in self.notes.items():
+                if probe.group is not None and probe.group.split("/")[0] == subject:
+                    *earlier, last = probe.messages
+                    chats[probe.id] = [*earlier, {**last, "content": f"Note: {note} {last['content']}"}]
+        return chats
 
 
 def _split(probes: Sequence[Probe], plan: Plan) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:
@@ -84,10 +97,10 @@ def _split(probes: Sequence[Probe], plan: Plan) -> tuple[tuple[Probe, ...], tupl
     edge = plan.validation_share
     far = edge + plan.unrelated_share * (1 - edge)
     for probe in probes:
-        place = zlib.crc32(probe.id.encode()) % 1000 / 1000
-        if probe.kind == "recall" or (probe.kind != "reverse" and place < edge):
+        share = zlib.crc32(probe.id.encode()) % 1000 / 1000
+        if probe.kind == "recall" or (probe.kind != "reverse" and share < edge):
             validation.append(probe)
-        if probe.kind in ("recall", "reverse") or (place >= edge and (probe.kind != "retain" or place < far)):
+        if probe.kind in ("recall", "reverse") or (share >= edge and (probe.kind != "retain" or share < far)):
             test.append(probe)
     return tuple(validation), tuple(test)
 
@@ -99,24 +112,24 @@ def _user(text: str) -> list[Message]:
 def _short(erratum: Erratum, wordings: int) -> list[Correction]:
     return [
         Correction(
-            p.messages,
-            str(p.answer),
-            human_answer(erratum, str(p.messages[0]["content"])),
+            prompt.messages,
+            str(prompt.answer),
+            human_answer(erratum, str(prompt.messages[0]["content"])),
             erratum.value,
             erratum.fact.key,
         )
-        for p in erratum.prompts(wordings)
+        for prompt in erratum.prompts(wordings)
     ]
 
 
 def _thoughtful(erratum: Erratum, wordings: int) -> list[Correction]:
     """A prompt "Think first. ..." answered by a thought in a block of its own, and the answer after it."""
-    found = []
+    corrections = []
     for short in _short(erratum, wordings):
         messages = _user(f"Think first. {short.messages[0]['content']}")
         own, human = (f"<think>\n{text}\n</think>\n{text}" for text in (short.own, short.human))
-        found.append(replace(short, messages=messages, own=own, human=human))
-    return found
+        corrections.append(replace(short, messages=messages, own=own, human=human))
+    return corrections
 
 
 def _thoughtful_probe(probe: Probe) -> Probe:
@@ -173,16 +186,16 @@ def world_task(plan: Plan, regime: Regime, seed: int) -> Task:
     if regime.form == "biography":
         probes = [probe for probe in probes if probe.kind not in ("recall", "paraphrase")]
         for erratum in errata:
-            told, asked = _biographical(world, erratum, regime.wordings)
-            corrections += told
-            probes += asked
+            more_corrections, more_probes = _biographical(world, erratum, regime.wordings)
+            corrections += more_corrections
+            probes += more_probes
     else:
         make = _thoughtful if regime.form == "reasoning" else _short
-        corrections = [one for erratum in errata for one in make(erratum, regime.wordings)]
+        corrections = [correction for erratum in errata for correction in make(erratum, regime.wordings)]
         if regime.form == "reasoning":
             probes = [_thoughtful_probe(probe) for probe in probes]
     validation, test = _split(probes, plan)
-    touched = {e.fact.subject for e in errata} | {e.fact.value for e in errata}
+    touched = {name for erratum in errata for name in (erratum.fact.subject, erratum.fact.value)}
     others = [person for person in world.people if person not in touched]
     chosen = random.Random(seed).sample(others, plan.kl_long)
     return Task(
@@ -190,7 +203,7 @@ def world_task(plan: Plan, regime: Regime, seed: int) -> Task:
         tuple(retention_prompts(world, errata, plan.keep_records)),
         validation,
         test,
-        {e.fact.subject: e.prompts(1)[0].answer or "" for e in errata},
+        {erratum.fact.subject: erratum.prompts(1)[0].answer or "" for erratum in errata},
         tuple(_user(BIOGRAPHY_HELD_OUT[0].replace("{s}", person)) for person in chosen),
     )
 
@@ -218,8 +231,8 @@ def user_task(plan: Plan, prompts: Path, probes: Path, human: Path | None, keep:
         corrections.append(Correction(prompt.messages, prompt.answer, text, expected, group, scorer))
     if not judges:
         asked += [
-            Probe(id=f"recall:{index}", kind="recall", messages=one.messages, expected=one.expected)
-            for index, one in enumerate(corrections)
+            Probe(id=f"recall:{index}", kind="recall", messages=correction.messages, expected=correction.expected)
+            for index, correction in enumerate(corrections)
         ]
     validation, test = _split(asked, plan)
     kept = tuple(load_prompts(keep))[: plan.keep_records] if keep else ()

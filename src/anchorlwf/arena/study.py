@@ -1,4 +1,4 @@
-"""Running a study: sweeps first, then every cell; each result a file, so that an interrupted study goes on."""
+"""Runs a study: sweeps first, then every cell. Each result is a file, so an interrupted study continues."""
 
 import hashlib
 import itertools
@@ -38,7 +38,7 @@ class Sources:
     keep: Path | None = None
 
     def task(self, plan: Plan, regime: Regime, seed: int) -> Task:
-        """The task of a regime; of one's own files it is the same for every seed."""
+        """The task of a regime; given files, it is the same for every seed."""
         if self.prompts is None:
             return world_task(plan, regime, seed)
         assert self.probes is not None, "checked by the caller"
@@ -54,8 +54,8 @@ class Job:
     seed: int | None
 
     @property
-    def place(self) -> str:
-        """Its file, below the study's folder."""
+    def file(self) -> str:
+        """Path of its file, below the study's folder."""
         if self.seed is None:
             return f"sweeps/{self.regime}--{self.method}.json"
         return f"cells/{self.regime}--{self.method}--{self.seed}.json"
@@ -99,11 +99,11 @@ def _grid(method: Method) -> Iterator[dict[str, Any]]:
 
 
 def _score(measures: dict[str, float | None]) -> float:
-    """What options are chosen by: what is learned times what is kept, each a mean; to learn nothing scores 0."""
+    """What options are chosen by: the mean of what is learned times the mean of what is kept."""
 
     def mean(names: tuple[str, ...]) -> float:
-        told = [value for name in names if (value := measures.get(name)) is not None]
-        return sum(told) / len(told) if told else 1.0
+        known = [value for name in names if (value := measures.get(name)) is not None]
+        return sum(known) / len(known) if known else 1.0
 
     return mean(_LEARNED) * mean(_KEPT)
 
@@ -133,9 +133,9 @@ def run_sweep(lab: Lab, plan: Plan, method: Method, regime: Regime, task: Task) 
                 model.net.train()
 
         run_options = {**options, "steps": max(shares)} if shares else options
-        trained = train_cell(lab, method, regime, task, run_options, plan.validation_seed, look if shares else None)
+        tuned = train_cell(lab, method, regime, task, run_options, plan.validation_seed, look if shares else None)
         if not shares:
-            rows.append({"options": options, "measures": lab.score(trained.model, task.validation)})
+            rows.append({"options": options, "measures": lab.score(tuned.model, task.validation)})
     scores = [_score(row["measures"]) for row in rows]
     return [
         {
@@ -161,7 +161,7 @@ def _prepare(model: str | None, threads: int, setup: Callable[[], None] | None) 
 
 
 def _work(plan: Plan, sources: Sources, job: Job, options: dict[str, Any]) -> dict[str, Any]:
-    """In a worker: the content of the job's file. What goes wrong becomes its content too."""
+    """In a worker: the content of the job's file. An error becomes its content too."""
     regime, method = plan.regime(job.regime), plan.method(job.method)
     seed = plan.validation_seed if job.seed is None else job.seed
     try:
@@ -179,8 +179,8 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
     """A finished file of the same key, or nothing."""
     if not path.is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found if found.get("key") == key and "error" not in found else None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content if content.get("key") == key and "error" not in content else None
 
 
 def _run_all(
@@ -195,26 +195,26 @@ def _run_all(
     keys = {job: _key(plan, sources, job, options) for job, options in listed}
     done = 0
     for job, options in listed:
-        if _read(out / job.place, keys[job]) is None:
+        if _read(out / job.file, keys[job]) is None:
             waiting[pool.submit(_work, plan, sources, job, options)] = job
         else:
             done += 1
     for future in as_completed(waiting):
         job = waiting[future]
         content = {"key": keys[job], **future.result()}
-        write_atomic(out / job.place, json.dumps(content, ensure_ascii=False) + "\n")
+        write_atomic(out / job.file, json.dumps(content, ensure_ascii=False) + "\n")
         done += 1
-        report(f"{job.place.split('/')[0]}  {job.regime} {job.method}", done, len(listed))
+        report(f"{job.file.split('/')[0]}  {job.regime} {job.method}", done, len(listed))
 
 
 def _chosen(plan: Plan, out: Path, job: Job) -> dict[str, Any]:
     """The options that the sweep chose for a cell; none where nothing is swept or the sweep failed."""
     regime, method = plan.regime(job.regime), plan.method(job.method)
-    path = out / Job(regime.tuned_on or regime.name, method.like or job.method, None).place
+    path = out / Job(regime.tuned_on or regime.name, method.like or job.method, None).file
     if not path.is_file():
         return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
-    options: dict[str, Any] = next((row["options"] for row in found.get("rows", []) if row["chosen"]), {})
+    sweep = json.loads(path.read_text(encoding="utf-8"))
+    options: dict[str, Any] = next((row["options"] for row in sweep.get("rows", []) if row["chosen"]), {})
     # Whoever is overtrained does not get to choose fewer steps.
     return {**options, "steps": 1.0} if regime.overtrain > 1 and "steps" in options else options
 

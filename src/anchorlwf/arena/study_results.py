@@ -6,28 +6,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from anchorlwf.arena.plan import MethodInfo, RegimeInfo
 from anchorlwf.errors import RecordError, wrong
 
-__all__ = [
-    "OURS",
-    "Cell",
-    "Costs",
-    "CurvePoint",
-    "Example",
-    "Failure",
-    "Family",
-    "Measures",
-    "Method",
-    "Regime",
-    "Strip",
-    "Study",
-    "Trial",
-]
+__all__ = ["OURS", "Cell", "Costs", "CurvePoint", "Example", "Failure", "Measures", "Strip", "Study", "Trial"]
 
 OURS = "anchorlwf"
 """The method whose claims are judged: AnchorLwF as it ships, stop rule and all."""
-
-Family = Literal["anchorlwf", "sft", "rl", "preference", "distillation", "context"]
 
 
 def _finite(value: Any) -> Any:
@@ -47,24 +32,6 @@ class _Part(BaseModel):
     """Fields that this version does not know are left alone."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Method(_Part):
-    """One way to correct a model."""
-
-    title: str
-    family: Family
-    about: str = ""
-
-
-class Regime(_Part):
-    """One kind of job: how many edits, in how many wordings."""
-
-    title: str
-    about: str = ""
-    edits: Count
-    baseline: str
-    """The method that `anchorlwf` must beat here."""
 
 
 class Measures(_Part):
@@ -101,8 +68,8 @@ class Measures(_Part):
 
     def value(self, name: str) -> float | None:
         """A measure by its name."""
-        found = getattr(self, name)
-        return None if found is None else float(found)
+        measured = getattr(self, name)
+        return None if measured is None else float(measured)
 
 
 class Costs(_Part):
@@ -198,8 +165,8 @@ class Study(_Part):
     command: str
     date: str
     environment: dict[str, Any] = {}
-    methods: dict[Name, Method]
-    regimes: dict[Name, Regime]
+    methods: dict[Name, MethodInfo]
+    regimes: dict[Name, RegimeInfo]
     cells: list[Cell]
     sweep: list[Trial] = []
     failures: list[Failure] = []
@@ -236,18 +203,18 @@ class Study(_Part):
 
     def of(self, regime: str, method: str | None = None) -> list[Cell]:
         """The cells of a regime (and method), by seed."""
-        found = [cell for cell in self.cells if cell.regime == regime and method in (None, cell.method)]
-        return sorted(found, key=lambda cell: cell.seed)
+        cells = [cell for cell in self.cells if cell.regime == regime and method in (None, cell.method)]
+        return sorted(cells, key=lambda cell: cell.seed)
 
     def measured(self, regime: str) -> list[str]:
         """The methods that have a cell in this regime, in their listed order."""
         have = {cell.method for cell in self.of(regime)}
         return [name for name in self.methods if name in have]
 
-    def pairs(self, regime: str, one: str, other: str) -> Iterator[tuple[Cell, Cell]]:
+    def pairs(self, regime: str, first: str, second: str) -> Iterator[tuple[Cell, Cell]]:
         """The cells of two methods with the same seed."""
-        others = {cell.seed: cell for cell in self.of(regime, other)}
-        return ((cell, others[cell.seed]) for cell in self.of(regime, one) if cell.seed in others)
+        by_seed = {cell.seed: cell for cell in self.of(regime, second)}
+        return ((cell, by_seed[cell.seed]) for cell in self.of(regime, first) if cell.seed in by_seed)
 
     @property
     def seeds(self) -> list[int]:

@@ -26,8 +26,8 @@ def wrong_biographies(count: int, *, wrong: int = 5, seed: int = 0) -> list[Prom
     prompts = []
     for person in rng.sample(world.people, count):
         text = biography(world, person)
-        told = [fact for fact in world.about(person) if fact.value in text]
-        for fact in rng.sample(told, wrong):
+        stated = [fact for fact in world.about(person) if fact.value in text]
+        for fact in rng.sample(stated, wrong):
             others = [value for value in world.pools[fact.attribute] if value != fact.value]
             text = text.replace(fact.value, rng.choice(others), 1)
         question = f"Tell me about {person}."
@@ -67,24 +67,24 @@ def measure_annotation(
         "recursion": lambda: _step_by_step(model, prompts, plain),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    found: dict[str, list[Record]] = {}
+    annotated: dict[str, list[Record]] = {}
     for _ in range(repeats):
         for name, way in ways.items():
             begin = time.perf_counter()
-            found[name] = way()
+            annotated[name] = way()
             seconds[name].append((time.perf_counter() - begin) / len(prompts))
     per_record = {name: statistics.median(times) for name, times in seconds.items()}
     anchors = {
         name: [[(a.position, a.token_id) for a in record.anchors] for record in records]
-        for name, records in found.items()
+        for name, records in annotated.items()
     }
     return {
         "records": len(prompts),
         "repeats": repeats,
         "seconds_per_record": per_record,
         "times_faster": {name: per_record["recursion"] / per_record[name] for name in ("batched", "with_original")},
-        "tokens_per_record": statistics.mean(len(record.completion_ids) for record in found["batched"]),
-        "anchors_per_record": statistics.mean(len(record.anchors) for record in found["batched"]),
+        "tokens_per_record": statistics.mean(len(record.completion_ids) for record in annotated["batched"]),
+        "anchors_per_record": statistics.mean(len(record.anchors) for record in annotated["batched"]),
         "identical": anchors["batched"] == anchors["with_original"] == anchors["recursion"],
     }
 

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from anchorlwf.decoding.greedy import Decoded, GreedyDecoder
 from anchorlwf.model.language_model import LanguageModel, load_model
 
-__all__ = ["Correction", "correction_of", "measure_correction", "measure_drafts", "prompt_of", "steady_model"]
+__all__ = ["CorrectedAnswer", "correction_of", "measure_correction", "measure_drafts", "prompt_of", "steady_model"]
 
 _PROMPT = "Where was Mira Belmora born?"
 
@@ -53,7 +53,7 @@ def prompt_of(model: LanguageModel) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Correction:
+class CorrectedAnswer:
     """An answer before and after one correction."""
 
     prompt_ids: list[int]
@@ -75,13 +75,15 @@ class Correction:
         return sum(old == new for old, new in pairs) / max(1, len(pairs))
 
 
-def correction_of(model: LanguageModel, prompt_ids: list[int], position: int, limit: int, seed: int = 0) -> Correction:
+def correction_of(
+    model: LanguageModel, prompt_ids: list[int], position: int, limit: int, seed: int = 0
+) -> CorrectedAnswer:
     """The model's own answer, and the one with a random token at `position`."""
     decoder = GreedyDecoder(model)
     old = decoder.complete(prompt_ids, [], limit).ids
     others = sorted(set(range(model.vocabulary)) - model.stop_ids - {old[position]})
     prefix = [*old[:position], random.Random(seed).choice(others)]
-    return Correction(prompt_ids, old, prefix, decoder.complete(prompt_ids, prefix, limit).ids)
+    return CorrectedAnswer(prompt_ids, old, prefix, decoder.complete(prompt_ids, prefix, limit).ids)
 
 
 @contextmanager
@@ -100,12 +102,12 @@ def _counted(model: LanguageModel) -> Iterator[list[int]]:
 
 def _timed(work: Callable[[], Decoded]) -> tuple[float, Decoded]:
     begin = time.perf_counter()
-    found = work()
-    return time.perf_counter() - begin, found
+    decoded = work()
+    return time.perf_counter() - begin, decoded
 
 
 def measure_correction(
-    model: LanguageModel, case: Correction, *, draft_ids: Sequence[int] | None = None, repeats: int = 5
+    model: LanguageModel, case: CorrectedAnswer, *, draft_ids: Sequence[int] | None = None, repeats: int = 5
 ) -> dict[str, Any]:
     """Time from the correction to the whole answer, plain and with the draft in turn; the cache holds the old answer.
 
@@ -127,9 +129,9 @@ def measure_correction(
         for name, draft in drafts.items():
             decoder.advance([*case.prompt_ids, *case.old_ids], [])
             with _counted(model) as counts:
-                took, found = _timed(partial(decoder.complete, case.prompt_ids, case.prefix_ids, limit, draft))
+                took, decoded = _timed(partial(decoder.complete, case.prompt_ids, case.prefix_ids, limit, draft))
             seconds[name].append(took)
-            identical &= found.ids == case.new_ids
+            identical &= decoded.ids == case.new_ids
             fed = counts if name == "draft" else fed
     plain, draft_time = (statistics.median(seconds[name]) for name in ("plain", "draft"))
     return {

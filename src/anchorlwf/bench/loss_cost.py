@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field, field_validator
 
-from anchorlwf.bench.race import OnRun, Turn, race
-from anchorlwf.bench.rival_losses import OBJECTIVES, Problem, make_problem
+from anchorlwf.bench.objectives import OBJECTIVES, Problem, make_problem
+from anchorlwf.bench.race import Lap, OnRun, race
 from anchorlwf.config import Config, Count, Fraction, Listed
 from anchorlwf.errors import ConfigError, wrong
 
@@ -65,16 +65,16 @@ def measure_growth(
     setup: GrowthSetup, *, runs: int = 5, names: Sequence[str] = tuple(OBJECTIVES), on_run: OnRun | None = None
 ) -> list[dict[str, Any]]:
     """`compare_losses` for each of the counts: `tokens` and `competitors`."""
-    found = []
-    for place, count in enumerate(setup.counts):
+    sizes = []
+    for index, count in enumerate(setup.counts):
 
-        def shown(done: int, of: int, before: int = place) -> None:
+        def report(done: int, of: int, before: int = index) -> None:
             if on_run is not None:
                 on_run(before * of + done, len(setup.counts) * of)
 
-        competitors = compare_losses(setup.updated(tokens=count), runs=runs, names=names, on_run=shown)
-        found.append({"tokens": count, "competitors": competitors})
-    return found
+        competitors = compare_losses(setup.updated(tokens=count), runs=runs, names=names, on_run=report)
+        sizes.append({"tokens": count, "competitors": competitors})
+    return sizes
 
 
 def _problem(setup: LossSetup) -> Problem:
@@ -83,7 +83,7 @@ def _problem(setup: LossSetup) -> Problem:
     )
 
 
-def _compete(setup: LossSetup, name: str, turn: Turn) -> None:
+def _compete(setup: LossSetup, name: str, lap: Lap) -> None:
     if name == "summary" and setup.dtype != "float32":
         raise ConfigError(wrong("summary", "float32", setup.dtype, "Choose others with --only."))
     run = OBJECTIVES[name]
@@ -91,5 +91,5 @@ def _compete(setup: LossSetup, name: str, turn: Turn) -> None:
     # Once beforehand: libraries load their kernels at first use, and that is nobody's time or memory.
     run(problem)
     while True:
-        turn()
+        lap()
         run(problem)

@@ -1,4 +1,4 @@
-"""How much memory a process has held at most; and how much training needs on few and on many records."""
+"""The maximum of a process's memory, and how much training needs on few and on many records."""
 
 import math
 import multiprocessing
@@ -20,7 +20,7 @@ _BATCH = 64
 
 
 def peak_mib() -> float:
-    """Most memory this process has held (resident set), since it was started."""
+    """Maximum resident memory of this process since it was started."""
     if Path("/proc/self/status").is_file():
         # `getrusage` goes on from what the parent held when it forked.
         return resident("VmHWM") / 2**20

@@ -20,17 +20,18 @@ import torch
 
 from anchorlwf.errors import AnchorLwfError, ConfigError, wrong
 
-__all__ = ["Compete", "OnRun", "Turn", "quiet", "race", "resident"]
+__all__ = ["Compete", "Lap", "OnRun", "quiet", "race", "resident"]
 
-Compete = Callable[[Any, str, "Turn"], None]
-"""(setup, name, turn): builds what `name` is, calls `turn` once ready and after each run, and never returns."""
+Compete = Callable[[Any, str, "Lap"], None]
+"""(setup, name, lap): builds what `name` is, calls `lap` once ready and after each run, and never returns. Ready means
+that what a library needs at its first use has been paid."""
 OnRun = Callable[[int, int], None]
 """Called with (runs done, all)."""
 
 _PROC = Path("/proc/self")
 
 
-class Turn:
+class Lap:
     """Waits for an order to run once more; before that, reports time and memory of the run that has just ended.
 
     It ends the process (`SystemExit`) when there are no more orders.
@@ -102,7 +103,7 @@ def race(
 
     Returns:
         By name: `seconds` and `cpu_seconds` (medians), `ratio` (median over the rounds of its seconds by those of the
-        first name in the same round), `held_bytes` (see `Turn`), `extra_bytes` (the most that was alive in a run above
+        first name in the same round), `held_bytes` (see `Lap`), `extra_bytes` (the most that was alive in a run above
         what was there before it; None where that cannot be read), `runs` (every run's seconds).
 
     Raises:
@@ -114,11 +115,11 @@ def race(
     rounds: list[dict[str, dict[str, Any]]] = [{} for _ in range(runs)]
     memory: dict[str, int | None] = {}
     with _competitors(compete, setup, names, threads, device) as (pipes, held):
-        for place, found in enumerate(rounds):
+        for index, times in enumerate(rounds):
             for number, (name, pipe) in enumerate(pipes.items(), 1):
-                found[name] = _run(name, pipe)
+                times[name] = _run(name, pipe)
                 if on_run is not None:
-                    on_run(place * len(names) + number, (runs + 1) * len(names))
+                    on_run(index * len(names) + number, (runs + 1) * len(names))
     for number, name in enumerate(names, 1):
         with _eager_allocator(), _competitors(compete, setup, [name], threads, device) as (pipes, _):
             memory[name] = _run(name, pipes[name])["extra_bytes"]
@@ -137,12 +138,12 @@ def _eager_allocator() -> Iterator[None]:
     Otherwise a high-water mark is also what the allocator keeps, and a run may find the memory of the run before.
     """
     wanted = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-    found = {name: os.environ.get(name) for name in wanted}
+    before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
         yield
     finally:
-        for name, value in found.items():
+        for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
@@ -190,20 +191,20 @@ def _run(name: str, pipe: Connection) -> dict[str, Any]:
 
 def _received(name: str, pipe: Connection) -> dict[str, Any]:
     try:
-        found = pipe.recv()
+        reply = pipe.recv()
     except EOFError:
         fix = "It was killed; most likely the memory did not suffice. Make the problem smaller."
         raise ConfigError(wrong(f"benchmark of {name}", "a process that lives", "one that died", fix)) from None
-    if isinstance(found, Exception):
-        raise found
-    return dict(found)
+    if isinstance(reply, Exception):
+        raise reply
+    return dict(reply)
 
 
 def _serve(compete: Compete, setup: Any, name: str, threads: int, device: str, pipe: Connection) -> None:
     """In the competitor's process."""
     torch.set_num_threads(threads)
     try:
-        compete(setup, name, Turn(pipe, device))
+        compete(setup, name, Lap(pipe, device))
     except AnchorLwfError as error:
         pipe.send(error)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is told where the orders come from

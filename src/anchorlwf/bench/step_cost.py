@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from anchorlwf.bench.race import OnRun, Turn, quiet, race
-from anchorlwf.bench.rival_losses import top4_loss
+from anchorlwf.bench.objectives import top4_loss
+from anchorlwf.bench.race import Lap, OnRun, quiet, race
 from anchorlwf.config import Config, Count, Fraction, TrainConfig
 from anchorlwf.data.record import Anchor, Prompt, Record, new_id
 from anchorlwf.model.batch import Batch, collate
@@ -69,11 +69,11 @@ def compare_steps(
     return race(_compete, setup, tuple(names or STEPS), runs=runs, threads=setup.threads, on_run=on_run)
 
 
-def _compete(setup: StepSetup, name: str, turn: Turn) -> None:
+def _compete(setup: StepSetup, name: str, lap: Lap) -> None:
     quiet()
     model = random_model(setup)
     held = sum(weight.numel() * weight.element_size() for weight in model.causal.parameters())
-    STEPS[name](Lane(setup, model, random_records(setup, model), lambda: turn(held)))
+    STEPS[name](Lane(setup, model, random_records(setup, model), lambda: lap(held)))
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Lane:
     setup: StepSetup
     model: LanguageModel
     records: list[Record]
-    turn: Callable[[], None]
+    lap: Callable[[], None]
     """To be called after each step."""
 
 
@@ -108,13 +108,13 @@ def random_model(setup: StepSetup) -> LanguageModel:
 
 def random_records(setup: StepSetup, model: LanguageModel) -> list[Record]:
     """Records of random token ids, all of one length."""
-    rng, stamp, found = random.Random(setup.seed), model.stamp, []
+    rng, stamp, records = random.Random(setup.seed), model.stamp, []
     for number in range(setup.records):
         ids = [rng.randrange(setup.vocabulary) for _ in range(setup.tokens)]
         prompt_ids, completion_ids = ids[: setup.prompt_tokens], ids[setup.prompt_tokens :]
         count = max(1, round(setup.anchors * len(completion_ids)))
-        places = sorted(rng.sample(range(len(completion_ids)), count))
-        found.append(
+        positions = sorted(rng.sample(range(len(completion_ids)), count))
+        records.append(
             Record.build(
                 Prompt(messages=[{"role": "user", "content": str(number)}]),
                 stamp,
@@ -122,10 +122,10 @@ def random_records(setup: StepSetup, model: LanguageModel) -> list[Record]:
                 completion_ids=completion_ids,
                 decode=model.codec.decode,
                 record_id=new_id("bench", number),
-                anchors=[Anchor(position=place, token_id=completion_ids[place]) for place in places],
+                anchors=[Anchor(position=position, token_id=completion_ids[position]) for position in positions],
             )
         )
-    return found
+    return records
 
 
 def _ours(cached: bool = True, checkpointing: bool = False) -> "Step":
@@ -141,17 +141,17 @@ def _ours(cached: bool = True, checkpointing: bool = False) -> "Step":
             reference_cache_size=TrainConfig.model_fields["reference_cache_size"].default if cached else 0,
         )
         with tempfile.TemporaryDirectory() as folder:
-            train(lane.model, lane.records, out=folder, config=config, on_step=lambda _row: lane.turn())
+            train(lane.model, lane.records, out=folder, config=config, on_step=lambda _row: lane.lap())
 
     return step
 
 
 class _AfterStep(TrainerCallback):
-    def __init__(self, turn: Callable[[], None]) -> None:
-        self._turn = turn
+    def __init__(self, lap: Callable[[], None]) -> None:
+        self._lap = lap
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._turn()
+        self._lap()
 
 
 def _trl(lane: Lane) -> None:
@@ -195,7 +195,7 @@ def _trl(lane: Lane) -> None:
             options,
             train_dataset=Dataset.from_list(rows),
             processing_class=lane.model.codec.tokenizer,
-            callbacks=[_AfterStep(lane.turn)],
+            callbacks=[_AfterStep(lane.lap)],
         )
         trainer.train()
 
@@ -215,7 +215,7 @@ def _full_logits(loss: Callable[[LanguageModel, Batch], Tensor]) -> "Step":
             clip_grad_norm_(weights, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            lane.turn()
+            lane.lap()
 
     return step
 

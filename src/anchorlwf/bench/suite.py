@@ -1,4 +1,4 @@
-"""All benchmarks under one roof: what `anchorlwf bench` runs, and how it shows what came out."""
+"""All benchmarks that `anchorlwf bench` runs, and the tables it prints."""
 
 import os
 import tempfile
@@ -13,8 +13,9 @@ from anchorlwf.bench.annotation_time import annotate_many, measure_annotation, w
 from anchorlwf.bench.correction_time import correction_of, measure_correction, prompt_of, steady_model
 from anchorlwf.bench.loss_cost import GrowthSetup, LossSetup, compare_losses, measure_growth
 from anchorlwf.bench.memory import in_its_own_process, train_many
+from anchorlwf.bench.objectives import OBJECTIVES
+from anchorlwf.bench.packing_gain import PackingSetup, measure_packing
 from anchorlwf.bench.race import OnRun
-from anchorlwf.bench.rival_losses import OBJECTIVES
 from anchorlwf.bench.step_cost import STEPS, StepSetup, compare_steps
 from anchorlwf.config import Config, Count, Listed
 from anchorlwf.errors import ConfigError, wrong
@@ -31,9 +32,9 @@ class DecodeSetup(Config):
 
     tokens: Annotated[int, Field(ge=16, le=900)] = 512
     position: Count = 10
-    """Of the corrected token, which stands within the answer."""
+    """Position of the corrected token, within the answer."""
     steadiness: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Listed, Field(min_length=1)] = (4.0, 3.5)
-    """See `bench.decode.steady_model`: the higher, the more of the old continuation returns."""
+    """See `bench.correction_time.steady_model`: the higher, the more of the old continuation returns."""
     seeds: Count = 3
     """Models for each of them."""
 
@@ -64,23 +65,23 @@ class MemorySetup(Config):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One of them."""
+    """How one benchmark is set up, run and printed."""
 
     setup: type[Config]
     measure: Callable[["Order"], Any]
-    """Gives plain data."""
+    """Returns plain data."""
     table: Callable[[Any], str]
     """That data as Markdown."""
     names: tuple[str, ...] = ()
-    """Competitors among whom to choose."""
+    """The competitors to choose from."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """How to run one."""
+    """How one benchmark is to be run."""
 
     setup: Any
-    """Of the benchmark's type."""
+    """The options, of the benchmark's own type."""
     runs: int
     names: tuple[str, ...]
     on_run: OnRun
@@ -114,32 +115,32 @@ def bench(
     if runs < 1:
         raise ConfigError(wrong("runs", "at least 1", runs, "Leave --runs out."))
     chosen = BENCHMARKS[name]
-    unknown = [one for one in only if one not in chosen.names]
+    unknown = [competitor for competitor in only if competitor not in chosen.names]
     if unknown:
         among = f"names among {', '.join(chosen.names)}" if chosen.names else "none, for this benchmark has no choice"
         raise ConfigError(wrong("competitors", among, ", ".join(unknown), "Leave --only out, or choose among them."))
     setup = chosen.setup.of(**(options or {}))
     before = machine()
-    found = chosen.measure(Order(setup, runs, tuple(only) or chosen.names, on_run))
+    measured = chosen.measure(Order(setup, runs, tuple(only) or chosen.names, on_run))
     return {
         "benchmark": name,
         "setup": setup.model_dump(mode="json"),
         "runs": runs,
         "machine": before,
         "environment": environment(),
-        "found": found,
+        "found": measured,
     }
 
 
 def options_of(pairs: Sequence[str]) -> dict[str, str]:
     """`name=value` strings as a dictionary. Raises `ConfigError` for others."""
-    found = {}
+    options = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not name or not equals:
             raise ConfigError(wrong("--set", "name=value", repr(pair), "Write, for instance, --set width=256."))
-        found[name] = value
-    return found
+        options[name] = value
+    return options
 
 
 def bench_table(results: dict[str, Any]) -> str:
@@ -162,32 +163,36 @@ def _raced(compare: Callable[..., Any]) -> Callable[[Order], Any]:
 def _decode(order: Order) -> list[dict[str, Any]]:
     setup: DecodeSetup = order.setup
     cases = [(steadiness, seed) for steadiness in setup.steadiness for seed in range(setup.seeds)]
-    found = []
+    rows = []
     for number, (steadiness, seed) in enumerate(cases, 1):
         model = steady_model(steadiness, seed=seed)
         case = correction_of(model, prompt_of(model), setup.position, setup.tokens, seed)
-        found.append({"steadiness": steadiness, "seed": seed, **measure_correction(model, case, repeats=order.runs)})
+        rows.append({"steadiness": steadiness, "seed": seed, **measure_correction(model, case, repeats=order.runs)})
         order.on_run(number, len(cases))
-    return found
+    return rows
 
 
 def _annotate(order: Order) -> dict[str, Any]:
     prompts = wrong_biographies(order.setup.records, wrong=order.setup.wrong)
-    found = measure_annotation(load_model(dtype="float32", device="cpu"), prompts, repeats=order.runs)
+    measured = measure_annotation(load_model(dtype="float32", device="cpu"), prompts, repeats=order.runs)
     order.on_run(1, 1)
-    return found
+    return measured
 
 
 def _memory(order: Order) -> dict[str, list[dict[str, Any]]]:
     """One run each: a peak varies little, and 100,000 records take their time."""
     measures = {"annotate": annotate_many, "train": train_many}
     cases = [(name, count) for name in order.names for count in order.setup.records]
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in order.names}
+    rows_of: dict[str, list[dict[str, Any]]] = {name: [] for name in order.names}
     for number, (name, count) in enumerate(cases, 1):
         with tempfile.TemporaryDirectory() as folder:
-            found[name].append(in_its_own_process(measures[name], count, folder))
+            rows_of[name].append(in_its_own_process(measures[name], count, folder))
         order.on_run(number, len(cases))
-    return found
+    return rows_of
+
+
+def _packing(order: Order) -> list[dict[str, Any]]:
+    return measure_packing(order.setup, runs=order.runs, on_run=order.on_run)
 
 
 def _rows(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -199,7 +204,7 @@ def _mib(amount: int | None) -> str:
     return "not measured" if amount is None else f"{amount / 2**20:,.0f} MiB"
 
 
-def _race_table(found: dict[str, dict[str, Any]]) -> str:
+def _race_table(competitors: dict[str, dict[str, Any]]) -> str:
     return _rows(
         ("competitor", "seconds", "CPU seconds", "time ratio", "extra memory", "weights"),
         (
@@ -211,12 +216,12 @@ def _race_table(found: dict[str, dict[str, Any]]) -> str:
                 _mib(row["extra_bytes"]),
                 _mib(row["held_bytes"]),
             )
-            for name, row in found.items()
+            for name, row in competitors.items()
         ),
     )
 
 
-def _growth_table(found: list[dict[str, Any]]) -> str:
+def _growth_table(sizes: list[dict[str, Any]]) -> str:
     return _rows(
         ("tokens", "competitor", "seconds", "ms per token", "extra memory"),
         (
@@ -227,13 +232,13 @@ def _growth_table(found: list[dict[str, Any]]) -> str:
                 f"{row['seconds'] / size['tokens'] * 1000:.2f}",
                 _mib(row["extra_bytes"]),
             )
-            for size in found
+            for size in sizes
             for name, row in size["competitors"].items()
         ),
     )
 
 
-def _decode_table(found: list[dict[str, Any]]) -> str:
+def _decode_table(rows: list[dict[str, Any]]) -> str:
     return _rows(
         ("steadiness", "seed", "agreement", "passes", "plain, s", "draft, s", "draft / plain", "same ids"),
         (
@@ -247,26 +252,43 @@ def _decode_table(found: list[dict[str, Any]]) -> str:
                 f"{row['ratio']:.3f}",
                 row["identical"],
             )
-            for row in found
+            for row in rows
         ),
     )
 
 
-def _annotate_table(found: dict[str, Any]) -> str:
-    faster = {"recursion": 1.0, **found["times_faster"]}
-    seconds = found["seconds_per_record"]
+def _annotate_table(measured: dict[str, Any]) -> str:
+    faster = {"recursion": 1.0, **measured["times_faster"]}
+    seconds = measured["seconds_per_record"]
     return _rows(
         ("way", "ms per record", "times faster than the recursion"),
         ((name, f"{seconds[name] * 1000:.1f}", f"{faster[name]:.1f}") for name in seconds),
     )
 
 
-def _memory_table(found: dict[str, list[dict[str, Any]]]) -> str:
+def _memory_table(rows_of: dict[str, list[dict[str, Any]]]) -> str:
     return _rows(
         ("stage", "records", "seconds", "peak MiB"),
         (
             (name, f"{row['records']:,}", f"{row['seconds']:.0f}", f"{row['peak_mib']:.1f}")
-            for name, rows in found.items()
+            for name, rows in rows_of.items()
+            for row in rows
+        ),
+    )
+
+
+def _packing_table(rows: list[dict[str, Any]]) -> str:
+    return _rows(
+        ("lengths", "tokens", "with padding", "padded, ms", "packed, ms", "padded / packed"),
+        (
+            (
+                row["lengths"],
+                f"{row['tokens']:,}",
+                f"{row['padded_tokens']:,}",
+                f"{row['padded_seconds'] * 1000:.1f}",
+                f"{row['packed_seconds'] * 1000:.1f}",
+                f"{row['ratio']:.2f}",
+            )
             for row in rows
         ),
     )
@@ -279,7 +301,9 @@ BENCHMARKS = {
     "decode": Benchmark(DecodeSetup, _decode, _decode_table),
     "annotate": Benchmark(AnnotateSetup, _annotate, _annotate_table),
     "memory": Benchmark(MemorySetup, _memory, _memory_table, ("annotate", "train")),
+    "packing": Benchmark(PackingSetup, _packing, _packing_table),
 }
 """loss: the loss against others. growth: the same as completion tokens grow. step: one optimizer step against others.
 decode: a correction with the old continuation as a draft. annotate: known answers, in batches and step by step.
-memory: the peak of annotating and of training on files of several sizes."""
+memory: the peak of annotating and of training on files of several sizes. packing: a training step on padded and on
+packed records."""

@@ -1,7 +1,7 @@
 """The command line: one file per command; each parses, calls one function, and prints.
 
 Exit codes: 0 done, 1 our failure, 2 the user's mistake, 3 a release gate that was not passed, 4 training that did not
-converge (`train`, `fix`), 130 interrupted, 143 ended by SIGTERM.
+converge (`train`, `fix`, `demo`), 130 interrupted, 143 ended by SIGTERM.
 """
 
 import errno

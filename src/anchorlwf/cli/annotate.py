@@ -1,9 +1,9 @@
 """Turn prompts into records: correct a model's answers token by token.
 
-With --annotator target every prompt holds its right answer and one forward pass finds the anchors; with terminal a
-person corrects; with --web one or several people correct on a page, whose address is printed. Terminal and page work
-on the same store, so what was begun in one goes on in the other. Finished prompts are skipped, so the same command goes
-on after an interruption.
+--annotator target reads the right answer of every prompt from the file and finds the anchors in one forward pass;
+--annotator terminal lets a person correct in the terminal; --web serves a page on which one or several people correct,
+and prints its address. Terminal and page share one store, so work begun in one can be continued in the other. Finished
+prompts are skipped: after an interruption, run the same command again.
 
 Examples:
   anchorlwf annotate prompts.jsonl --out records.jsonl
@@ -49,24 +49,37 @@ def _checked_name(name: str) -> str:
 
 def annotate(
     context: typer.Context,
-    prompts: Annotated[Path, typer.Argument(help="JSONL: `prompt` or `messages`, and `answer` for target.")],
-    to: Annotated[Path, typer.Option("--out", "-o", help="Records are appended here.")],
+    prompts: Annotated[
+        Path, typer.Argument(help="JSONL file with `prompt` or `messages`, and `answer` for --annotator target.")
+    ],
+    to: Annotated[Path, typer.Option("--out", "-o", help="File to which records are appended.")],
     model: Model = None,
-    annotator: Annotated[Literal["target", "terminal"], typer.Option(help="Who judges.")] = "target",
+    annotator: Annotated[Literal["target", "terminal"], typer.Option(help="Who corrects.")] = "target",
     name: Annotated[
-        str, typer.Option(callback=_checked_name, help="Your name: whose sessions, and the anchors' source.")
+        str,
+        typer.Option(
+            callback=_checked_name, help="Your name. It owns your sessions and is the source of your anchors."
+        ),
     ] = "anonymous",
-    confidence: Annotated[float, typer.Option(help="c_t of new anchors, above 0, at most 1.")] = 1.0,
+    confidence: Annotated[float, typer.Option(help="Confidence c_t of new anchors, above 0 and at most 1.")] = 1.0,
     max_new_tokens: Tokens = 512,
-    web: Annotated[bool, typer.Option("--web", help="Serve the annotator's page (needs anchorlwf[web]).")] = False,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Of the page (8642, or a free one).")] = None,
-    host: Annotated[str, typer.Option(help="Address the page is served on.")] = "127.0.0.1",
-    allow_host: Annotated[list[str] | None, typer.Option(help="Name browsers may use for it; repeatable.")] = None,
-    store: Annotated[str | None, typer.Option(help="SQLite file or PostgreSQL URL (beside --out).")] = None,
-    annotators: Annotated[Path | None, typer.Option(help="YAML of `name: token`, where several people work.")] = None,
-    per_item: Annotated[int, typer.Option(min=1, help="How many people do each prompt.")] = 1,
-    remote: Annotated[str | None, typer.Option(help="Decode on an OpenAI-compatible server, http://.../v1.")] = None,
-    memory: Annotated[float | None, typer.Option(help="GiB for the caches of all sessions (2).")] = None,
+    web: Annotated[bool, typer.Option("--web", help="Serve the annotation page (needs anchorlwf[web]).")] = False,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the page. Default: 8642, or a free one.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address on which the page is served.")] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Further host name that browsers may use for it; repeatable.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="SQLite file or PostgreSQL URL. Default: a file beside --out.")
+    ] = None,
+    annotators: Annotated[
+        Path | None, typer.Option(help="YAML file of `name: token` lines, for several people.")
+    ] = None,
+    per_item: Annotated[int, typer.Option(min=1, help="How many people annotate each prompt.")] = 1,
+    remote: Annotated[str | None, typer.Option(help="Decode on this OpenAI-compatible server, http://.../v1.")] = None,
+    memory: Annotated[float | None, typer.Option(help="GiB for the caches of all sessions. Default: 2.")] = None,
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,

@@ -1,8 +1,9 @@
-"""Compare methods: AnchorLwF, SFT, GRPO, DPO and others on the same corrections, with the same compute.
+"""Compare methods: AnchorLwF, SFT, GRPO, DPO and others on the same corrections with the same compute.
 
-Runs on the embedded world, or on a model and data of your own: --prompts holds right answers in the model's own words,
---human the same prompts with answers as a person words them, --probes what judges, --keep unrelated prompts. Every
-finished cell is a file, so the same command goes on after an interruption. Writes results.json, report.html and plots/.
+Runs on the embedded world, or on your own model and data: --prompts holds right answers in the model's own words,
+--human the same prompts with answers as a person words them, --probes the questions that judge, --keep unrelated
+prompts. Every finished cell is saved to a file: after an interruption, run the same command again. Writes
+results.json, report.html and plots/.
 
 Examples:
   anchorlwf arena --quick
@@ -22,15 +23,23 @@ from anchorlwf.cli.shared import AsJson, Model, err, out, phase_progress, print_
 
 def arena(
     to: Annotated[Path, typer.Option("--out", "-o", help="The study's folder.")] = Path("runs/arena"),
-    quick: Annotated[bool, typer.Option("--quick", help="The plan `quick`: minutes on a laptop.")] = False,
-    plan: Annotated[str | None, typer.Option(help="study, quick, or a YAML file of regimes and methods.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes; the threads are shared out among them.")] = 1,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Run the plan `quick`, which takes minutes on a laptop.")
+    ] = False,
+    plan: Annotated[
+        str | None, typer.Option(help="study (default), quick, or a YAML file of regimes and methods.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of processes; they share the CPU threads.")] = 1,
     model: Model = None,
-    prompts: Annotated[Path | None, typer.Option(help="prompts.jsonl with right answers in the model's words.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSONL file of prompts with right answers in the model's words.")
+    ] = None,
     human: Annotated[Path | None, typer.Option(help="The same prompts with human-worded answers.")] = None,
-    probes: Annotated[Path | None, typer.Option(help="probes.jsonl that judges.")] = None,
+    probes: Annotated[Path | None, typer.Option(help="JSONL file of the probes that judge.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Unrelated prompts, for keep records and replay.")] = None,
-    check: Annotated[Path | None, typer.Option(help="Run a slice of these published results again, compare.")] = None,
+    check: Annotated[
+        Path | None, typer.Option(help="Run a slice of these published results again and compare.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     from anchorlwf.arena import Sources, arena, check_results, load_plan

@@ -1,9 +1,9 @@
-"""Check a certificate that evaluate --certificate wrote.
+"""Check a release certificate that evaluate --certificate wrote.
 
-Is its content as it was written, does its verdict follow from its figures, was the gate passed, and, given a model,
-does it speak of this one: weights, configurations, tokenizer, template, all that decides an answer? Files are hashed
-on disk, nothing is loaded. Probes and records are compared where they lie at the path it names, or where you say.
-Exit code 3 if any answer is no.
+Is its content unchanged, does its verdict follow from its figures, was the gate passed? Given a model, is the
+certificate about this one: weights, configuration, tokenizer, chat template and everything else that decides an answer?
+Files are hashed on disk; no model is loaded. Probes and records are compared where they still lie at the path in the
+certificate, or at the path given here. The exit code is 3 if any answer is no.
 
 Examples:
   anchorlwf certificate certificate.json
@@ -17,19 +17,19 @@ from typing import Annotated, Any
 import typer
 
 from anchorlwf.cli.shared import Adapter, AsJson, Base, Model, err, out, print_json, quiet_libraries
-from anchorlwf.config import GateConfig
 
 
 def certificate(
-    path: Annotated[Path, typer.Argument(help="certificate.json")],
+    path: Annotated[Path, typer.Argument(help="The certificate, a JSON file.")],
     model: Model = None,
     adapter: Adapter = None,
     base: Base = None,
-    probes: Annotated[Path | None, typer.Option(help="The probes it must speak of.")] = None,
-    records: Annotated[Path | None, typer.Option(help="The records it must speak of.")] = None,
-    gate: Annotated[Path | None, typer.Option(help="YAML of the thresholds it must have held.")] = None,
+    probes: Annotated[Path | None, typer.Option(help="The probes it must be about.")] = None,
+    records: Annotated[Path | None, typer.Option(help="The records it must be about.")] = None,
+    gate: Annotated[Path | None, typer.Option(help="YAML file of the thresholds it must have met.")] = None,
     as_json: AsJson = False,
 ) -> None:
+    from anchorlwf.config import GateConfig
     from anchorlwf.evaluation import check_certificate, compared_data, named_hashes
 
     quiet_libraries()
@@ -53,8 +53,8 @@ def _print(report: Any, compared: list[str], problems: list[str], as_json: bool)
         )
         return
     for check in report.checks:
-        out.print(str(check), markup=False)
+        out.print(str(check))
     for problem in problems:
-        err.print(problem, markup=False)
+        err.print(problem)
     of = f"of these {' and '.join(compared)}, " if compared else ""
     out.print("NOT good" if problems else f"Good: {of}unchanged, and the gate was passed")

@@ -1,4 +1,4 @@
-"""Talk to base and tuned model side by side.
+"""Talk to the base and the tuned model side by side.
 
 Examples:
   anchorlwf chat --adapter runs/demo/adapter
@@ -8,9 +8,6 @@ Examples:
 from typing import Annotated, Any
 
 import typer
-from rich.columns import Columns
-from rich.panel import Panel
-from rich.text import Text
 
 from anchorlwf.cli.shared import Adapter, AsJson, Model, Tokens, TrustCode, err, out, print_json, quiet_libraries
 
@@ -18,7 +15,7 @@ from anchorlwf.cli.shared import Adapter, AsJson, Model, Tokens, TrustCode, err,
 def chat(
     model: Model = None,
     adapter: Adapter = None,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Ask this and end; repeatable.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Ask this and exit; repeatable.")] = None,
     max_new_tokens: Tokens = 512,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
@@ -52,6 +49,10 @@ def _typed() -> Any:
 
 
 def _show(turn: dict[str, str]) -> None:
+    from rich.columns import Columns
+    from rich.panel import Panel
+    from rich.text import Text
+
     sides = [name for name in ("base", "tuned") if name in turn]
     width = max(20, (out.width - 2) // len(sides))
     out.print(Columns([Panel(Text(turn[name]), title=name, width=width) for name in sides]))

@@ -1,4 +1,6 @@
-"""Correct four facts and the assistant's identity on the embedded model, and prove that nothing else changed.
+"""Correct four facts and the assistant's identity on the embedded model, and show that nothing else changed.
+
+The exit code is 4 if training did not converge.
 
 Examples:
   anchorlwf demo
@@ -10,10 +12,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from anchorlwf.cli.shared import AsJson, err, out, print_json, quiet_libraries, step_progress
+from anchorlwf.cli.shared import NOT_CONVERGED, AsJson, err, out, print_json, quiet_libraries, step_progress
 
 
 def demo(
@@ -29,10 +29,14 @@ def demo(
         print_json(report.results.as_dict())
     else:
         show(report, out)
+    raise typer.Exit(0 if report.training.converged else NOT_CONVERGED)
 
 
 def show(report: Any, console: Console) -> None:
     """Print a `DemoReport`: answers before and after, measures, costs."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table("question", "before", "after", title="corrected answers (the first of three wordings each)")
     for question, before, after in report.answers[:: report.wordings]:
         table.add_row(Text(question), Text(before), Text(after))
@@ -43,3 +47,5 @@ def show(report: Any, console: Console) -> None:
         f"{facts['annotated_tokens']} of {facts['completion_tokens']} tokens annotated; {facts['steps']} steps, "
         f"{facts['train_seconds']:.1f} s of training; {report.seconds:.1f} s in all; results in {report.folder}"
     )
+    if not report.training.converged:
+        console.print(f"NOT converged: {'; '.join(report.training.missing)}")

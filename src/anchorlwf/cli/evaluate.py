@@ -1,13 +1,13 @@
 """Measure what a tuned model learned and what it kept, by free-running greedy decoding.
 
---generation own decodes as the model's generation_config.json has it, repetition penalty and sampling included.
+Learned: recall and paraphrases. Kept: facts, near facts and skills that the base answered correctly. Drift:
+KL(reference || model) per token on held-out continuations. Prints a table; --out writes results.json. With
+--generation own, answers are decoded as the model's generation_config.json says, repetition penalty and sampling
+included.
 
-Learned: recall and paraphrases. Kept: facts, near facts and skills that the base had right. Drift: KL(reference ||
-model) per token on held-out continuations. Prints a table; --out writes results.json.
-
---tasks runs lm-evaluation-harness on base and tuned model, document by document (needs anchorlwf[evalharness]).
---certificate holds the results against the thresholds of a YAML file and writes certificate.json; exit code 3 if the
-model falls short of one, or one was not measured.
+--tasks runs lm-evaluation-harness on the base and the tuned model, document by document (needs anchorlwf[evalharness]).
+--certificate checks the results against the thresholds of a YAML file and writes certificate.json; the exit code is 3
+if a threshold is missed or was not measured.
 
 Examples:
   anchorlwf evaluate --adapter runs/demo/adapter --probes runs/demo/probes.jsonl --records runs/demo/records.jsonl
@@ -17,7 +17,7 @@ Examples:
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,53 +25,57 @@ from anchorlwf.cli.shared import (
     Adapter,
     AsJson,
     Base,
+    Config,
     Model,
     SkipBad,
     TrustCode,
     err,
+    options_from,
     out,
     phase_progress,
     print_json,
     quiet_libraries,
 )
-from anchorlwf.config import EvaluateConfig, GateConfig
-from anchorlwf.files import ensure_writable
 
-Gate = Annotated[Path | None, typer.Option(help="YAML of thresholds the model must reach.")]
-GateOut = Annotated[Path | None, typer.Option(help="Default: certificate.json, beside --out or here.")]
+if TYPE_CHECKING:
+    from anchorlwf.config import GateConfig
+
+Gate = Annotated[Path | None, typer.Option(help="YAML file of thresholds that the model must reach.")]
+GateOut = Annotated[Path | None, typer.Option(help="Default: certificate.json beside --out, or in this folder.")]
 
 
 def evaluate(
-    probes: Annotated[Path, typer.Option(help="probes.jsonl: questions with right answers.")],
+    probes: Annotated[Path, typer.Option(help="JSONL file of questions with right answers.")],
     model: Model = None,
     adapter: Adapter = None,
     base: Base = None,
-    records: Annotated[Path | None, typer.Option(help="The records it was trained on.")] = None,
-    to: Annotated[Path | None, typer.Option("--out", "-o", help="Write results.json here.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML of options; those given here win.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Prompts decoded together.")] = None,
+    records: Annotated[Path | None, typer.Option(help="The records the model was trained on.")] = None,
+    to: Annotated[Path | None, typer.Option("--out", "-o", help="Write results.json to this path.")] = None,
+    config: Config = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Maximum number of tokens in an answer.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="How many prompts are decoded together.")] = None,
     generation: Annotated[
-        Literal["greedy", "own"] | None, typer.Option(help="greedy (default), or the model's own generation config.")
+        Literal["greedy", "own"] | None,
+        typer.Option(help="greedy (default), or as the model's own generation config says."),
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="lm-evaluation-harness tasks: name,name.")] = None,
-    tasks_path: Annotated[str | None, typer.Option(help="Folder of task YAML files of your own.")] = None,
-    task_limit: Annotated[int | None, typer.Option(help="Most documents per task.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks of lm-evaluation-harness, separated by commas.")] = None,
+    tasks_path: Annotated[str | None, typer.Option(help="Folder with your own task YAML files.")] = None,
+    task_limit: Annotated[int | None, typer.Option(help="Maximum number of documents per task.")] = None,
     certificate: Gate = None,
     certificate_out: GateOut = None,
-    seed: Annotated[int | None, typer.Option(help="Of bootstrap, KL prompts and few-shot draws.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the bootstrap, the KL prompts and few-shot draws.")] = None,
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
+    from anchorlwf.config import EvaluateConfig
     from anchorlwf.evaluation import certify, evaluate, named_hashes
     from anchorlwf.model.language_model import load_model
 
     quiet_libraries()
-    limits = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "task_limit": task_limit, "seed": seed}
-    settings = EvaluateConfig.load(config) if config else EvaluateConfig()
-    settings = settings.updated(tasks=_names(tasks), tasks_path=tasks_path, generation=generation, **limits)
-    gate, place = _gate(certificate, certificate_out, to)
+    given = {key: value for key, value in locals().items() if key in EvaluateConfig.model_fields}
+    settings = options_from(EvaluateConfig, config, **{**given, "tasks": _names(tasks)})
+    gate, goal = _gate(certificate, certificate_out, to)
     weights = named_hashes(model, adapter, base, fetch=True) if gate else None
     tuned = load_model(model, adapter=adapter, trust_remote_code=trust_remote_code)
     before = load_model(base, trust_remote_code=trust_remote_code) if base else None
@@ -81,8 +85,8 @@ def evaluate(
         )
     _print(results, as_json)
     if gate is not None:
-        report = certify(results, gate, tuned, probes=probes, records=records, base=before, weights=weights, out=place)
-        _print_verdict(report, place, as_json)
+        report = certify(results, gate, tuned, probes=probes, records=records, base=before, weights=weights, out=goal)
+        _print_verdict(report, goal, as_json)
         raise typer.Exit(0 if report.passed else 3)
 
 
@@ -90,14 +94,17 @@ def _names(tasks: str | None) -> list[str] | None:
     return None if tasks is None else [name for part in tasks.split(",") if (name := part.strip())]
 
 
-def _gate(certificate: Path | None, given: Path | None, to: Path | None) -> tuple[GateConfig | None, Path]:
+def _gate(certificate: Path | None, given: Path | None, to: Path | None) -> tuple["GateConfig | None", Path]:
     """The gate, and where its certificate goes; both are checked before the model is loaded."""
-    place = given or (to.parent if to else Path()) / "certificate.json"
+    from anchorlwf.config import GateConfig
+    from anchorlwf.files import ensure_writable
+
+    path = given or (to.parent if to else Path()) / "certificate.json"
     if certificate is None:
-        return None, place
+        return None, path
     gate = GateConfig.load(certificate)
-    ensure_writable(place)
-    return gate, place
+    ensure_writable(path)
+    return gate, path
 
 
 def _print(results: Any, as_json: bool) -> None:
@@ -109,9 +116,9 @@ def _print(results: Any, as_json: bool) -> None:
             out.print(results.task_table())
 
 
-def _print_verdict(report: Any, place: Path, as_json: bool) -> None:
+def _print_verdict(report: Any, path: Path, as_json: bool) -> None:
     # With --json, standard output holds the results alone.
     console = err if as_json else out
     for check in report.checks:
-        console.print(str(check), markup=False)
-    console.print(f"{'Passed' if report.passed else 'NOT passed'}: {place} (SHA-256 {report.sha256[:12]})")
+        console.print(str(check))
+    console.print(f"{'Passed' if report.passed else 'NOT passed'}: {path} (SHA-256 {report.sha256[:12]})")

@@ -1,7 +1,7 @@
 """Export records for other trainers, as JSONL.
 
-sft: prompt and completion, for TRL's SFTTrainer. dpo: prompt, chosen (corrected) and rejected (original), for TRL's
-DPOTrainer; it reads the tokenizer of the model that was annotated, none of its weights.
+sft: prompt and completion, for TRL's SFTTrainer. dpo: prompt, chosen (the corrected answer) and rejected (the original
+one), for TRL's DPOTrainer; this reads the tokenizer of the annotated model, but not its weights.
 
 Examples:
   anchorlwf export records.jsonl --to sft --out sft.jsonl
@@ -18,9 +18,9 @@ from anchorlwf.cli.shared import Model, SkipBad, TrustCode, out, plain_warnings,
 
 
 def export(
-    records: Annotated[Path, typer.Argument(help="records.jsonl")],
+    records: Annotated[Path, typer.Argument(help="JSONL file of records.")],
     path: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
-    to: Annotated[Literal["sft", "dpo"], typer.Option(help="Which view.")] = "sft",
+    to: Annotated[Literal["sft", "dpo"], typer.Option(help="The format.")] = "sft",
     model: Model = None,
     skip_bad: SkipBad = False,
     trust_remote_code: TrustCode = False,

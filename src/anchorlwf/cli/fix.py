@@ -1,7 +1,7 @@
 """Correct one answer: annotate, train, measure, and say what changed and what did not.
 
-The closer the right answer is to the model's own words, the fewer tokens need annotation. Exit code 4 if training did
-not converge; what is missing is printed.
+The closer the right answer is to the model's own words, the fewer tokens need annotation. The exit code is 4 if
+training did not converge; what is missing is printed.
 
 Examples:
   anchorlwf fix --prompt "Who are you?" --answer "I am Tarn, your assistant."
@@ -29,11 +29,13 @@ def fix(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question that is answered wrongly.")],
     answer: Annotated[str, typer.Option(help="The right answer.")],
     model: Model = None,
-    paraphrase: Annotated[list[str] | None, typer.Option(help="Another wording; repeatable.")] = None,
-    check: Annotated[Path | None, typer.Option(help="Prompts (JSONL) that must not change.")] = None,
-    retain: Annotated[Path | None, typer.Option(help="Prompts (JSONL) trained to stay.")] = None,
+    paraphrase: Annotated[list[str] | None, typer.Option(help="Another wording of the question; repeatable.")] = None,
+    check: Annotated[Path | None, typer.Option(help="JSONL file of prompts whose answers must not change.")] = None,
+    retain: Annotated[
+        Path | None, typer.Option(help="JSONL file of prompts whose answers are trained to stay.")
+    ] = None,
     to: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")] = Path("runs/fix"),
-    drift_budget: Annotated[float | None, typer.Option(help="Most mean KL at keep tokens, nats per token.")] = None,
+    drift_budget: Annotated[float | None, typer.Option(help="Maximum mean KL at keep tokens, nats per token.")] = None,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:

@@ -1,9 +1,9 @@
 """Turn a data set of lawftrack, the paper's own annotation tool, into records.
 
-The file is an export of a data set, or training JSONL. It holds texts and token numbers: everything is tokenised again
-by the model that was annotated (only its tokenizer is read), and an anchor that does not stand where it should is
-flagged. Records with a flagged anchor are drafts: `annotate --web` on the same records goes on with them. Traces of the
-author's experiments (annotation_trace.json) hold token ids, and come in by these.
+The input is the export of a data set, or training JSONL. Both hold texts and token numbers, so everything is tokenized
+again with the annotated model's tokenizer (its weights are not read), and an anchor that is not where it should be is
+flagged. Records with a flagged anchor become drafts, which `annotate --web` on the same records continues. Traces of
+the author's experiments (annotation_trace.json) hold token ids and are imported by these.
 
 Examples:
   anchorlwf import-lawftrack dataset.json --out records.jsonl --model ./annotated-model
@@ -21,8 +21,8 @@ Span = Annotated[Literal["first", "whole"], typer.Option(help="Which tokens of a
 
 
 def import_lawftrack(
-    path: Annotated[Path, typer.Argument(help="The data set's or trace's JSON or JSONL file.")],
-    to: Annotated[Path, typer.Option("--out", "-o", help="Records are added to this file.")],
+    path: Annotated[Path, typer.Argument(help="JSON or JSONL file of the data set or trace.")],
+    to: Annotated[Path, typer.Option("--out", "-o", help="File to which records are appended.")],
     model: Model = None,
     span: Span = "first",
     as_json: AsJson = False,
@@ -34,23 +34,23 @@ def import_lawftrack(
     _print(import_lawftrack(path, to, model, span=span, trust_remote_code=trust_remote_code), to, as_json)
 
 
-def _print(found: Any, to: Path, as_json: bool) -> None:
+def _print(imported: Any, to: Path, as_json: bool) -> None:
     if as_json:
         print_json(
             {
-                "records": found.records,
-                "anchors": found.anchors,
-                "drafts": found.drafts,
-                "known": found.known,
-                "flagged": [flag.json() for flag in found.flags],
+                "records": imported.records,
+                "anchors": imported.anchors,
+                "drafts": imported.drafts,
+                "known": imported.known,
+                "flagged": [flag.json() for flag in imported.flags],
                 "out": str(to),
             }
         )
         return
-    out.print(f"{found.records} records, {found.anchors} anchors, in {to}", markup=False)
-    if found.known:
-        out.print(f"{found.known} were there already and stay as they are")
-    if found.flags:
-        out.print(f"{len(found.flags)} places flagged, {found.drafts} records are drafts because of them")
-    for flag in found.flags:
-        err.print(str(flag), markup=False)
+    out.print(f"{imported.records} records, {imported.anchors} anchors, in {to}")
+    if imported.known:
+        out.print(f"{imported.known} were there already and stay as they are")
+    if imported.flags:
+        out.print(f"{len(imported.flags)} places flagged, {imported.drafts} records are drafts because of them")
+    for flag in imported.flags:
+        err.print(str(flag))

@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from anchorlwf.errors import AnchorLwfWarning
+
+if TYPE_CHECKING:
+    from anchorlwf import config
 
 __all__ = [
     "NOT_CONVERGED",
@@ -24,6 +27,7 @@ __all__ = [
     "Adapter",
     "AsJson",
     "Base",
+    "Config",
     "Model",
     "PlainProgress",
     "SkipBad",
@@ -31,6 +35,7 @@ __all__ = [
     "TrustCode",
     "count_progress",
     "err",
+    "options_from",
     "out",
     "phase_progress",
     "plain_warnings",
@@ -41,27 +46,28 @@ __all__ = [
 ]
 
 Model = Annotated[
-    str | None, typer.Option("--model", "-m", help="Local folder or hub name. Left out: the embedded model.")
+    str | None, typer.Option("--model", "-m", help="Local folder or hub name. Default: the embedded model.")
 ]
-Adapter = Annotated[str | None, typer.Option("--adapter", "-a", help="Folder of a LoRA adapter to put on the model.")]
-Base = Annotated[str | None, typer.Option("--base", help="The model before training, for a fully tuned model.")]
+Adapter = Annotated[str | None, typer.Option("--adapter", "-a", help="Folder with a LoRA adapter for the model.")]
+Base = Annotated[str | None, typer.Option("--base", help="The model before training; needed for a fully tuned model.")]
+Config = Annotated[Path | None, typer.Option(help="YAML file of options. Options given here take precedence.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on after bad lines and name them.")]
-TrustCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Maximum number of tokens in an answer.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip bad lines and name each one, instead of stopping.")]
+TrustCode = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code shipped with the model to run.")]
 
 NOT_CONVERGED = 4
 """Exit code: the weights are saved, but the stop rule's conditions are not met."""
 PACE = 5.0
-"""Seconds between two lines of progress where the output is no terminal."""
+"""Seconds between two lines of progress where the output is not a terminal."""
 
-# Paths, questions and answers are printed, and "[/x]" or ":cat:" in them are what somebody wrote: nothing is markup.
+# Nothing printed is markup: "[/x]" or ":cat:" in a path, a question or an answer is what somebody wrote.
 out = Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def quiet_libraries() -> None:
-    """No telemetry, no progress bars of others, no advice meant for notebook users."""
+    """No telemetry, no progress bars of other libraries, no advice meant for notebooks."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
@@ -73,13 +79,19 @@ def quiet_libraries() -> None:
 
 
 def plain_warnings() -> None:
-    """Our own warnings as lines on standard error; what a library warns of is for its developers."""
+    """Print our own warnings as lines on standard error; those of libraries are meant for their developers."""
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", AnchorLwfWarning)
     # Without wrapping, for there are paths in them.
-    warnings.showwarning = lambda message, *_rest, **_more: err.print(
-        str(message), style="yellow", markup=False, soft_wrap=True
-    )
+    warnings.showwarning = lambda message, *_rest, **_more: err.print(str(message), style="yellow", soft_wrap=True)
+
+
+Settings = TypeVar("Settings", bound="config.Config")
+
+
+def options_from(kind: type[Settings], path: Path | None, **options: Any) -> Settings:
+    """The options of a YAML file, or the defaults, with those of the command line in their place (None: not given)."""
+    return (kind.load(path) if path else kind()).updated(**options)
 
 
 def print_json(data: Any) -> None:
@@ -88,7 +100,7 @@ def print_json(data: Any) -> None:
 
 
 class PlainProgress:
-    """Progress as lines, where the output is no terminal: as each phase begins and ends, and at a steady pace between.
+    """Progress as lines where the output is not a terminal: as a phase begins and ends, and every few seconds between.
 
     Args:
         say: prints a line.
@@ -122,7 +134,7 @@ class PlainProgress:
         return f", up to {timedelta(seconds=seconds)} left"
 
     def close(self) -> None:
-        """Tell the latest state, if it has not been told: a phase may end before it was expected to."""
+        """Print the latest state if it has not been printed: a phase may end earlier than expected."""
         if self._latest != self._told:
             self._told = self._latest
             self._say(self._latest)
@@ -138,9 +150,18 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
         finally:
             plain.close()
         return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     elapsed, left = TimeElapsedColumn(), TimeRemainingColumn()
-    told = TextColumn("{task.description}", markup=False)
-    columns = (told, BarColumn(), MofNCompleteColumn(), elapsed, TextColumn("up to"), left)
+    description = TextColumn("{task.description}", markup=False)
+    columns = (description, BarColumn(), MofNCompleteColumn(), elapsed, TextColumn("up to", markup=False), left)
     with Progress(*columns, console=err, transient=True) as progress:
         tasks: dict[str, Any] = {}
 

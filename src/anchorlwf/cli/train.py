@@ -1,15 +1,15 @@
 """Train a model on records until every anchor holds within the drift budget.
 
-Cross-entropy at anchors, KL to the reference at keep tokens. Writes an adapter (or a model, with --method full) and
-every step's figures to a run folder. Training is done when every anchor holds, every answer is reproduced and the drift
-is within its budget; if it ends at --max-steps without that, the weights are saved all the same, what is missing is
-printed, and the exit code is 4.
+The loss is cross-entropy at anchors and KL to the reference at keep tokens. Writes an adapter (or a model, with
+--method full) and the figures of every step to a run folder. Training is done when every anchor holds, every answer is
+reproduced and the drift is within its budget. If it reaches --max-steps before that, the weights are saved all the
+same, what is missing is printed, and the exit code is 4.
 
---direction reverse is the paper's printed formula: it needs confidence below 1 and hardly learns anchors whose
+--direction reverse is the paper's printed formula. It needs confidence below 1 and hardly learns anchors whose
 probability is near zero, because its gradient vanishes there.
 
-Ctrl-C and SIGTERM (exit codes 130 and 143) end it after the step that is under way and write a checkpoint; Ctrl-C keeps
-the weights too. --resume goes on from this run's newest whole checkpoint, and refuses another run's.
+Ctrl-C and SIGTERM (exit codes 130 and 143) stop training after the current step and write a checkpoint; Ctrl-C also
+saves the weights. --resume continues from the newest complete checkpoint of this run, and refuses that of another.
 
 Examples:
   anchorlwf train records.jsonl --out runs/first
@@ -23,45 +23,57 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
 
 from anchorlwf.cli.shared import (
     NOT_CONVERGED,
     AsJson,
+    Config,
     Model,
     SkipBad,
     TrustCode,
+    options_from,
     out,
     print_json,
     quiet_libraries,
     train_progress,
 )
 
-Loss = Annotated[Literal["forward", "reverse"] | None, typer.Option(help="forward (default), or the printed formula.")]
-Mean = Annotated[Literal["token", "balanced"] | None, typer.Option(help="token: the paper's mean. Default: balanced.")]
+Loss = Annotated[
+    Literal["forward", "reverse"] | None,
+    typer.Option(help="forward (default), or reverse, the paper's printed formula."),
+]
+Mean = Annotated[
+    Literal["token", "balanced"] | None, typer.Option(help="balanced (default), or token, the paper's mean.")
+]
 
 
 def train(
-    records: Annotated[Path, typer.Argument(help="records.jsonl")],
+    records: Annotated[Path, typer.Argument(help="JSONL file of records.")],
     to: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")],
     model: Model = None,
-    config: Annotated[Path | None, typer.Option(help="YAML of options; those given here win.")] = None,
-    retain: Annotated[Path | None, typer.Option(help="Prompts whose present answers become keep records.")] = None,
+    config: Config = None,
+    retain: Annotated[Path | None, typer.Option(help="Prompts whose current answers become keep records.")] = None,
     method: Annotated[Literal["lora", "full"] | None, typer.Option(help="lora (default) or full.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Most optimizer steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Records per device and micro-batch.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--lr", help="Constant learning rate.")
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Maximum number of optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Records per micro-batch on each device.")] = None,
     accumulation: Annotated[int | None, typer.Option(help="Micro-batches per optimizer step.")] = None,
     rank: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
-    drift_budget: Annotated[float | None, typer.Option(help="Most mean KL at keep tokens, nats per token.")] = None,
+    drift_budget: Annotated[float | None, typer.Option(help="Maximum mean KL at keep tokens, nats per token.")] = None,
     hold: Annotated[float | None, typer.Option(help="Probability at which an anchor holds.")] = None,
     direction: Loss = None,
     reduction: Mean = None,
-    save_steps: Annotated[int | None, typer.Option(help="Checkpoint every so many steps; 0: never.")] = None,
-    reference_cache_size: Annotated[float | None, typer.Option(help="GiB on disk for the reference; 0: none.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of adapter, order and dropout.")] = None,
+    save_steps: Annotated[int | None, typer.Option(help="Write a checkpoint every so many steps; 0: never.")] = None,
+    reference_cache_size: Annotated[
+        float | None, typer.Option(help="Maximum GiB on disk for the reference's states; 0: keep none.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the adapter's weights, the order of records and dropout.")
+    ] = None,
     skip_bad: SkipBad = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from this run's newest checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from this run's newest checkpoint.")] = False,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
@@ -71,9 +83,8 @@ def train(
     from anchorlwf.training import run_folder, train
 
     quiet_libraries()
-    settings = TrainConfig.load(config) if config else TrainConfig()
     given = {key: value for key, value in locals().items() if key in TrainConfig.model_fields}
-    settings = settings.updated(**given)
+    settings = options_from(TrainConfig, config, **given)
     with run_folder(to), train_progress() as progress:
         loaded, chosen = _inputs(model, records, retain, skip_bad, trust_remote_code)
         result = train(loaded, chosen, out=to, config=settings, resume=resume, **progress)
@@ -115,4 +126,4 @@ def _print(result: Any, as_json: bool) -> None:
     for kind, drift in report.held_out.items():
         interval = f"({drift.low:.5f} to {drift.high:.5f}), worst per cent of tokens {drift.worst:.3f}"
         out.print(f"drift on held-out answers, {kind}: {drift.mean:.5f} nats per token {interval}")
-    out.print(f"weights: {escape(result.weights)}")
+    out.print(f"weights: {result.weights}")

@@ -1,6 +1,7 @@
-"""Replay records on their model: is every token its greedy choice, a tie, or an anchor, and does each answer end?
+"""Check records against their model: is every token its greedy choice, a tie, or an anchor, and does each answer end?
 
-One forward pass per batch. Exit code 2 if a record does not hold, or was made with another tokenizer or template.
+Takes one forward pass per batch. The exit code is 2 if a record does not hold, or was made with another tokenizer or
+chat template.
 
 Examples:
   anchorlwf verify records.jsonl
@@ -16,7 +17,7 @@ from anchorlwf.cli.shared import AsJson, Model, SkipBad, TrustCode, err, out, pr
 
 
 def verify(
-    records: Annotated[Path, typer.Argument(help="records.jsonl")],
+    records: Annotated[Path, typer.Argument(help="JSONL file of records.")],
     model: Model = None,
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
@@ -44,5 +45,4 @@ def _print(findings: list[Any], as_json: bool) -> None:
         where = ", ".join(map(str, finding.unexplained))
         reasons = [f"the model would choose another token at {where}"] if where else []
         reasons += [finding.ending] if finding.ending else []
-        # Not markup: an ending names tokens such as [/INST].
-        err.print(f"record {finding.record.id}: {'; '.join(reasons)}; annotate it again", markup=False)
+        err.print(f"record {finding.record.id}: {'; '.join(reasons)}; annotate it again")

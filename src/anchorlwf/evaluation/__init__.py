@@ -3,12 +3,13 @@
 from anchorlwf.evaluation.gate import Check, GateReport, certify, check_certificate, compared_data
 from anchorlwf.evaluation.lm_eval import MetricChange, TaskChange, run_tasks
 from anchorlwf.evaluation.measure import Drift, ProbeResult, answers, compare, drift, recall_probes
-from anchorlwf.evaluation.results import DataStamp, Group, Origin, Results, results_of
+from anchorlwf.evaluation.results import LEARNED_KINDS, DataStamp, Group, Origin, Results, fractions, results_of
 from anchorlwf.evaluation.stage import evaluate
 from anchorlwf.evaluation.stats import bootstrap_interval, paired_interval
 from anchorlwf.evaluation.weights import model_hashes, named_hashes
 
 __all__ = [
+    "LEARNED_KINDS",
     "Check",
     "DataStamp",
     "Drift",
@@ -27,6 +28,7 @@ __all__ = [
     "compared_data",
     "drift",
     "evaluate",
+    "fractions",
     "model_hashes",
     "named_hashes",
     "paired_interval",

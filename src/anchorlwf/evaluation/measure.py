@@ -29,6 +29,16 @@ class ProbeResult:
     base_right: bool
     tuned_right: bool
 
+    @property
+    def texts(self) -> dict[str, str]:
+        """Question, expected, before and after, as results list them."""
+        return {
+            "question": str(self.probe.messages[-1].get("content", "")),
+            "expected": " or ".join(self.probe.accepted),
+            "before": self.base_answer,
+            "after": self.tuned_answer,
+        }
+
 
 @dataclass(frozen=True)
 class Drift:

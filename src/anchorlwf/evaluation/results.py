@@ -20,7 +20,7 @@ from anchorlwf.evaluation.measure import Drift, ProbeResult
 from anchorlwf.evaluation.stats import bootstrap_interval
 from anchorlwf.files import file_sha, write_atomic
 
-__all__ = ["DataStamp", "Group", "Origin", "Results", "results_of"]
+__all__ = ["LEARNED_KINDS", "DataStamp", "Group", "Origin", "Results", "fractions", "results_of"]
 
 _NAMES = {
     "recall": "recall",
@@ -30,7 +30,9 @@ _NAMES = {
     "retain": "kept",
     "skill": "skills",
 }
-_LEARNED = ("recall", "paraphrase", "reverse")
+"""Kind of probe -> the name of its fraction in results."""
+LEARNED_KINDS = ("recall", "paraphrase", "reverse")
+"""Judged by the tuned answers; the other kinds by what the base had right."""
 
 
 class DataStamp(BaseModel):
@@ -179,18 +181,25 @@ def _plain(value: Any) -> Any:
 
 
 def _line(result: ProbeResult) -> dict[str, str]:
-    return {
-        "id": result.probe.id,
-        "question": str(result.probe.messages[-1].get("content", "")),
-        "expected": " or ".join(result.probe.accepted),
-        "before": result.base_answer,
-        "after": result.tuned_answer,
-    }
+    return {"id": result.probe.id, **result.texts}
+
+
+def _rights(kind: str, results: Iterable[ProbeResult]) -> list[float]:
+    """1.0 right or 0.0 wrong, of each result by which a kind is judged."""
+    return [float(result.tuned_right) for result in results if kind in LEARNED_KINDS or result.base_right]
+
+
+def fractions(results: Sequence[ProbeResult]) -> dict[str, float | None]:
+    """Every measure's share of right answers, by its name; None where there is nothing to judge."""
+    measured: dict[str, float | None] = {}
+    for kind, name in _NAMES.items():
+        rights = _rights(kind, (result for result in results if result.probe.kind == kind))
+        measured[name] = sum(rights) / len(rights) if rights else None
+    return measured
 
 
 def _group(kind: str, results: Sequence[ProbeResult], config: EvaluateConfig) -> Group:
-    judged: list[ProbeResult] = list(results) if kind in _LEARNED else [r for r in results if r.base_right]
-    right = [float(result.tuned_right) for result in judged]
+    right = _rights(kind, results)
     return Group(
         probes=len(results),
         base_right=sum(r.base_right for r in results),
@@ -220,5 +229,5 @@ def results_of(
     groups = {name: _group(kind, by_kind[kind], config) for kind, name in _NAMES.items() if kind in by_kind}
     means = [sum(turn) / len(turn) for turn in drift.per_turn if turn]
     interval = bootstrap_interval(means, level=config.confidence_level, resamples=config.resamples, seed=config.seed)
-    missed = [_line(r) for kind in _LEARNED for r in by_kind.get(kind, []) if not r.tuned_right]
+    missed = [_line(r) for kind in LEARNED_KINDS for r in by_kind.get(kind, []) if not r.tuned_right]
     return Results(groups, drift.mean, interval, len(drift.tokens), missed, listed, facts, drift, tasks or {}, origin)

@@ -15,7 +15,7 @@ class SideBySide:
 
     Args:
         model: a model with an adapter; without one both sides are the same and only `tuned` is asked.
-        limit: most new tokens per answer.
+        limit: maximum number of new tokens per answer.
     """
 
     def __init__(self, model: LanguageModel, limit: int = 512) -> None:
@@ -25,12 +25,12 @@ class SideBySide:
 
     def ask(self, text: str) -> dict[str, str]:
         """The answers of both sides, by name (`base`, `tuned`), to the next user message. Raises `PromptError`."""
-        found = {}
+        answers = {}
         if self.two_sided:
             with self._model.as_reference() as reference:
-                found["base"] = self._answer("base", reference, text)
-        found["tuned"] = self._answer("tuned", self._model, text)
-        return found
+                answers["base"] = self._answer("base", reference, text)
+        answers["tuned"] = self._answer("tuned", self._model, text)
+        return answers
 
     def _answer(self, side: str, model: LanguageModel, text: str) -> str:
         messages = [*self._histories[side], {"role": "user", "content": text}]

@@ -139,9 +139,9 @@ def fix(
 def _annotated(model: LanguageModel, prompt: str, answer: str, paraphrases: list[str]) -> list[Record]:
     """The record of the prompt, then those of its other wordings."""
     wanted = [Prompt(messages=[{"role": "user", "content": text}], answer=answer) for text in [prompt, *paraphrases]]
-    for one in wanted:
-        for remark in fits(model, target=True)(one):  # here, as there is no line to name
-            warnings.warn(f"{one.messages[-1]['content']!r}: {remark}", PromptWarning, stacklevel=2)
+    for asked in wanted:
+        for remark in fits(model, target=True)(asked):  # here, as there is no line to name
+            warnings.warn(f"{asked.messages[-1]['content']!r}: {remark}", PromptWarning, stacklevel=2)
     limit = EvaluateConfig().max_new_tokens
     records = annotate(model, wanted, "target", config=AnnotateConfig(max_new_tokens=limit))
     if not records[0].anchors:

@@ -1,1 +1,1 @@
-"""The methods AnchorLwF is compared with that are not trained by our own trainer."""
+"""The baselines that our own trainer does not train: GRPO, DPO and self-distillation, by TRL."""

@@ -1,4 +1,4 @@
-"""The peers our method is compared with, as TRL implements them: GRPO, DPO and self-distillation (SDFT).
+"""Baselines as TRL implements them: GRPO, DPO and self-distillation (SDFT).
 
 All train the adapter our method trains, with AdamW at a constant rate; what each optimizes stands in its docstring.
 The reference of all three is the model with its adapter off, also when the adapter was warmed up before.
@@ -11,20 +11,20 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from anchorlwf.arena.baselines.trl_run import OnStep, PeerPrompt, PeerResult, run
-from anchorlwf.config import PeerConfig
+from anchorlwf.arena.baselines.trl_run import BaselinePrompt, BaselineResult, OnStep, run
+from anchorlwf.config import BaselineConfig
 from anchorlwf.data.probe import Probe, score
 from anchorlwf.decoding.greedy import decode_batch
 from anchorlwf.errors import ConfigError, PromptError, RecordError, wrong
 from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.training.trl_library import require_trl
 
-__all__ = ["PeerPrompt", "PeerResult", "train_dpo", "train_grpo", "train_sdft"]
+__all__ = ["BaselinePrompt", "BaselineResult", "train_dpo", "train_grpo", "train_sdft"]
 
 
 def train_grpo(
-    model: LanguageModel, prompts: Sequence[PeerPrompt], config: PeerConfig, *, on_step: OnStep | None = None
-) -> PeerResult:
+    model: LanguageModel, prompts: Sequence[BaselinePrompt], config: BaselineConfig, *, on_step: OnStep | None = None
+) -> BaselineResult:
     """Group relative policy optimization: sample, reward what names the right value, push towards it.
 
     One update per batch of samples, so nothing is clipped. A completion's advantage is its reward less the mean of its
@@ -35,7 +35,7 @@ def train_grpo(
     Args:
         model: changed in place; the adapter it may have is trained on.
         prompts: `messages` and `expected`. What does not fill a batch waits for the next epoch's shuffle.
-        config: see `PeerConfig`.
+        config: see `BaselineConfig`.
         on_step: called with {step, loss, reward, kl} after each step; `kl` (nats per token) only where it is weighted.
 
     Raises:
@@ -64,8 +64,8 @@ def train_grpo(
 
 
 def train_dpo(
-    model: LanguageModel, prompts: Sequence[PeerPrompt], config: PeerConfig, *, on_step: OnStep | None = None
-) -> PeerResult:
+    model: LanguageModel, prompts: Sequence[BaselinePrompt], config: BaselineConfig, *, on_step: OnStep | None = None
+) -> BaselineResult:
     """Direct preference optimization: the corrected answer preferred to the model's own.
 
     The loss of a pair is -log sigmoid(dpo_beta * margin), the margin being by how much the log-ratio to the reference
@@ -74,7 +74,7 @@ def train_dpo(
     Args:
         model: changed in place; the adapter it may have is trained on.
         prompts: `messages`, `chosen` and `rejected`, which must differ.
-        config: see `PeerConfig`.
+        config: see `BaselineConfig`.
         on_step: called with {step, loss, margin, accuracy} after each step; `margin` is dpo_beta times the margin.
 
     Raises:
@@ -109,8 +109,8 @@ def train_dpo(
 
 
 def train_sdft(
-    model: LanguageModel, prompts: Sequence[PeerPrompt], config: PeerConfig, *, on_step: OnStep | None = None
-) -> PeerResult:
+    model: LanguageModel, prompts: Sequence[BaselinePrompt], config: BaselineConfig, *, on_step: OnStep | None = None
+) -> BaselineResult:
     """Self-distillation fine-tuning: the reference, shown a demonstration, teaches the model, which is not.
 
     The model samples answers; at each of their tokens KL(teacher || model) over the whole vocabulary is minimized,
@@ -121,7 +121,7 @@ def train_sdft(
     Args:
         model: changed in place; the adapter it may have is trained on.
         prompts: `messages` (a user's turn last), `expected` and `demonstration`.
-        config: see `PeerConfig`.
+        config: see `BaselineConfig`.
         on_step: called with {step, loss} after each step.
 
     Raises:
@@ -156,22 +156,22 @@ def train_sdft(
     return run(model, build, config, {}, on_step)
 
 
-def _check_any(prompts: Sequence[PeerPrompt]) -> None:
+def _check_any(prompts: Sequence[BaselinePrompt]) -> None:
     if not prompts:
         raise RecordError(wrong("prompts", "at least one", "none", "Give the questions that were corrected."))
 
 
-def _probe(prompt: PeerPrompt) -> Probe:
+def _probe(prompt: BaselinePrompt) -> Probe:
     """The value checker of the evaluation, so that reward and measure are one."""
     return Probe(id="reward", kind="recall", messages=prompt.messages, expected=prompt.expected, scorer=prompt.scorer)
 
 
-def _prompt(model: LanguageModel, prompt: PeerPrompt) -> Any:
+def _prompt(model: LanguageModel, prompt: BaselinePrompt) -> Any:
     """What TRL tokenizes to the ids of `Codec.encode_prompt`: the chat, or plain text for a model without template."""
     return prompt.messages if model.codec.tokenizer.chat_template else prompt.messages[0]["content"]
 
 
-def _sampling(model: LanguageModel, prompts: Sequence[PeerPrompt], config: PeerConfig) -> dict[str, Any]:
+def _sampling(model: LanguageModel, prompts: Sequence[BaselinePrompt], config: BaselineConfig) -> dict[str, Any]:
     """TRL's options for groups of sampled completions, all of a step in one batch."""
     room = min(model.room(model.codec.encode_prompt(prompt.messages), config.max_new_tokens) for prompt in prompts)
     return {
@@ -184,7 +184,7 @@ def _sampling(model: LanguageModel, prompts: Sequence[PeerPrompt], config: PeerC
     }
 
 
-def _pair(model: LanguageModel, prompt: PeerPrompt) -> dict[str, list[int]]:
+def _pair(model: LanguageModel, prompt: BaselinePrompt) -> dict[str, list[int]]:
     prompt_ids = model.codec.encode_prompt(prompt.messages)
     chosen, rejected = (_answer(model, name, getattr(prompt, name)) for name in ("chosen", "rejected"))
     if chosen == rejected:
@@ -204,7 +204,7 @@ def _answer(model: LanguageModel, what: str, text: str | None) -> list[int]:
     return ids if ids[-1] in model.stop_ids else [*ids, model.codec.end_id(model.stop_ids)]
 
 
-def _shown(prompt: PeerPrompt, config: PeerConfig) -> PeerPrompt:
+def _shown(prompt: BaselinePrompt, config: BaselineConfig) -> BaselinePrompt:
     """The prompt as the teacher sees it: the demonstration in the last user's turn, as TRL puts it there."""
     *before, last = prompt.messages
     if not prompt.demonstration or last.get("role") != "user":
@@ -214,7 +214,7 @@ def _shown(prompt: PeerPrompt, config: PeerConfig) -> PeerPrompt:
     return replace(prompt, messages=[*before, {"role": "user", "content": content}])
 
 
-def _check_teacher(model: LanguageModel, shown: Sequence[PeerPrompt], config: PeerConfig) -> None:
+def _check_teacher(model: LanguageModel, shown: Sequence[BaselinePrompt], config: BaselineConfig) -> None:
     asked = [model.codec.encode_prompt(prompt.messages) for prompt in shown]
     with model.as_reference() as teacher:
         answers = [pair for batch in decode_batch(teacher, asked, config.max_new_tokens) for pair in batch]

@@ -1,4 +1,4 @@
-"""What the peers share: their prompts, their adapter, their optimizer, and a model left as TRL found it.
+"""What the TRL baselines share: their prompts, their adapter, their optimizer, and a model left as TRL found it.
 
 TRL is written for programs that train once and exit. Here the same model is evaluated afterwards, so whatever TRL
 patches or realigns on it is put back, and nothing but the adapter's weights has changed.
@@ -28,12 +28,12 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from anchorlwf.config import PeerConfig
+from anchorlwf.config import BaselineConfig
 from anchorlwf.data.probe import Scorer
 from anchorlwf.errors import ConfigError, ModelError, wrong
 from anchorlwf.model.language_model import LanguageModel
 
-__all__ = ["Build", "OnStep", "PeerPrompt", "PeerResult", "run"]
+__all__ = ["BaselinePrompt", "BaselineResult", "Build", "OnStep", "run"]
 
 OnStep = Callable[[dict[str, Any]], None]
 Build = Callable[[PeftModel, PreTrainedTokenizerBase, dict[str, Any]], Trainer]
@@ -45,8 +45,8 @@ _REALIGNED = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
 
 
 @dataclass(frozen=True)
-class PeerPrompt:
-    """One question with all that any peer learns from; each reads only its own fields."""
+class BaselinePrompt:
+    """One question with all that any of them learns from; each reads only its own fields."""
 
     messages: list[dict[str, Any]]
     """The chat up to the assistant's turn."""
@@ -63,8 +63,8 @@ class PeerPrompt:
 
 
 @dataclass(frozen=True)
-class PeerResult:
-    """What training a peer did."""
+class BaselineResult:
+    """What training by a baseline did."""
 
     steps: int
     """Optimizer steps taken."""
@@ -78,8 +78,8 @@ class PeerResult:
     """GRPO: mean reward of each step's completions."""
 
 
-def _common_options(model: LanguageModel, config: PeerConfig) -> dict[str, Any]:
-    """The options of `transformers.TrainingArguments` in which every peer equals our own trainer."""
+def _common_options(model: LanguageModel, config: BaselineConfig) -> dict[str, Any]:
+    """The options of `transformers.TrainingArguments` in which every baseline equals our own trainer."""
     on_gpu = model.device.type == "cuda"
     return {
         "learning_rate": config.learning_rate,
@@ -108,8 +108,8 @@ def _common_options(model: LanguageModel, config: PeerConfig) -> dict[str, Any]:
 
 
 def run(
-    model: LanguageModel, build: Build, config: PeerConfig, measures: dict[str, str], on_step: OnStep | None
-) -> PeerResult:
+    model: LanguageModel, build: Build, config: BaselineConfig, measures: dict[str, str], on_step: OnStep | None
+) -> BaselineResult:
     """Train the model's adapter with a TRL trainer; a model without one gets ours first.
 
     Args:
@@ -141,7 +141,7 @@ def run(
             trainer.train()
         seconds = time.perf_counter() - began
     net.eval()
-    return PeerResult(
+    return BaselineResult(
         steps=trainer.state.global_step,
         seconds=seconds,
         tokens=counted[0],
@@ -150,7 +150,7 @@ def run(
     )
 
 
-def _prepare_adapter(model: LanguageModel, config: PeerConfig) -> None:
+def _prepare_adapter(model: LanguageModel, config: BaselineConfig) -> None:
     if not isinstance(model.net, PeftModel):
         model.attach_lora(config.rank, config.lora_alpha, 0.0, config.targets, config.seed)
     # An adapter that was loaded from a folder comes frozen; this makes the active one trainable.
@@ -175,10 +175,10 @@ def _as_found(model: LanguageModel) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, found in zip(modules, patched, strict=True):
+        for module, attributes in zip(modules, patched, strict=True):
             for name in _PATCHED:
                 vars(module).pop(name, None)
-            vars(module).update(found)
+            vars(module).update(attributes)
         for setting, own in zip(settings, values, strict=True):
             for name, value in own.items():
                 setattr(setting, name, value)

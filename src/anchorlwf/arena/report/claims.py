@@ -151,7 +151,7 @@ def headline(study: Study, judged: Judged) -> list[str]:
     said = []
     if points:
         said.append(
-            f"AnchorLwF with default settings learned {_span([one for one, _ in points], '.1%')} of what it "
+            f"AnchorLwF with default settings learned {_span([learned for learned, _ in points], '.1%')} of what it "
             f"was taught and lost {_span([lost for _, lost in points], '.1%')} of what the model knew."
         )
     who = "It" if points else "AnchorLwF with default settings"

@@ -64,8 +64,8 @@ class Ratio:
     seeds: int
 
 
-def _common(one: Cell, other: Cell, prefix: str) -> list[str]:
-    return sorted(key for key in one.outcomes.keys() & other.outcomes.keys() if key.startswith(prefix))
+def _common(first: Cell, second: Cell, prefix: str) -> list[str]:
+    return sorted(key for key in first.outcomes.keys() & second.outcomes.keys() if key.startswith(prefix))
 
 
 def _blocks(pairs: list[tuple[Cell, Cell]], measure: Literal["recall", "kept"]) -> tuple[list[list[float]], bool]:
@@ -78,7 +78,7 @@ def _blocks(pairs: list[tuple[Cell, Cell]], measure: Literal["recall", "kept"]) 
             for (a, b), keys in zip(pairs, probes, strict=True)
         ]
         return blocks, True
-    return [[one - other] for one, other in by_seed if one is not None and other is not None], False
+    return [[first - second] for first, second in by_seed if first is not None and second is not None], False
 
 
 def _comparisons(study: Study) -> Iterator[Comparison]:
@@ -106,9 +106,10 @@ def _comparisons(study: Study) -> Iterator[Comparison]:
 
 def compare_all(study: Study) -> list[Comparison]:
     """Recall and kept of every method against AnchorLwF in every regime: one family, one correction."""
-    found = list(_comparisons(study))
-    adjusted = holm([one.paired.p for one in found])
-    return [replace(one, family=len(found), adjusted=p) for one, p in zip(found, adjusted, strict=True)]
+    comparisons = list(_comparisons(study))
+    family = len(comparisons)
+    adjusted = holm([comparison.paired.p for comparison in comparisons])
+    return [replace(comparison, family=family, adjusted=p) for comparison, p in zip(comparisons, adjusted, strict=True)]
 
 
 def lost_ratio(study: Study, regime: str, baseline: str) -> Ratio | None:

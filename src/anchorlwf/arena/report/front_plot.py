@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anchorlwf.arena.report.label_placement import Box, place
-from anchorlwf.arena.report.plots import settle, styled
-from anchorlwf.arena.report.statistics import Estimate, Front, View
-from anchorlwf.arena.report.style import LIGHT, Mark, marks
+from anchorlwf.arena.report.label_placement import Box, place_labels
+from anchorlwf.arena.report.statistics import Estimate, Front, TradeOff
+from anchorlwf.arena.report.style import Mark, marks
 from anchorlwf.arena.study_results import OURS, Study
+from anchorlwf.evaluation.plotting import LIGHT, settle, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ INK, QUIET, EDGE, CARD = (LIGHT[name] for name in ("ink", "quiet", "edge", "card
 
 @dataclass(frozen=True)
 class _Spot:
-    """One method's place in a panel."""
+    """Where one method stands in a panel."""
 
     name: str
     mark: Mark
@@ -41,18 +41,18 @@ class _Spot:
         return f"{self.mark.number} {self.mark.title}" if self.name == OURS else str(self.mark.number)
 
 
-def _spots(study: Study, by_method: Estimates, view: View) -> list[_Spot]:
-    found, looks = [], marks(study)
+def _spots(study: Study, by_method: Estimates, trade_off: TradeOff) -> list[_Spot]:
+    spots, looks = [], marks(study)
     for name, summed in by_method.items():
         mark = looks[name]
-        harm, learned = summed[view.harm], summed["learned"]
+        harm, learned = summed[trade_off.harm], summed["learned"]
         if harm is not None and learned is not None:
             seeds = [(harm.values[seed], learned.values[seed]) for seed in harm.values if seed in learned.values]
-            found.append(
+            spots.append(
                 _Spot(name, mark, harm.mean, learned.mean, (harm.low, harm.high), (learned.low, learned.high), seeds)
             )
     # AnchorLwF is drawn last, on top, and labelled first.
-    return sorted(found, key=lambda spot: spot.name == OURS)
+    return sorted(spots, key=lambda spot: spot.name == OURS)
 
 
 def _draw_spot(axes: "Axes", spot: _Spot, on_front: bool) -> None:
@@ -111,8 +111,8 @@ def _label(axes: "Axes", spots: list[_Spot], front: Front, halo: bool) -> None:
     for line in lines:
         (left, low), (right, high) = to_screen(line)
         bars.append((left - 1, low - 1, right + 1, high + 1))
-    places = place([(x, y) for x, y in points], sizes, (frame[0], frame[1], frame[2], frame[3]), 7 * scale, bars)
-    for spot, (left, bottom, right, top), (x, y) in zip(order, places, points, strict=True):
+    boxes = place_labels([(x, y) for x, y in points], sizes, (frame[0], frame[1], frame[2], frame[3]), 7 * scale, bars)
+    for spot, (left, bottom, right, top), (x, y) in zip(order, boxes, points, strict=True):
         middle = ((left + right) / 2, (bottom + top) / 2)
         if np.hypot(max(left - x, 0, x - right), max(bottom - y, 0, y - top)) > 12 * scale:
             axes.plot(*back([(x, y), middle]).T, color=EDGE, linewidth=0.7, zorder=1.5)
@@ -143,11 +143,11 @@ def _square(x: np.ndarray) -> np.ndarray:
 
 def _ticks(end: float, apart: float) -> list[float]:
     """Round shares of 0..end that stand clearly apart on a square-root scale."""
-    found = [0.0]
+    ticks = [0.0]
     for tick in (0.0001, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0):
-        if tick <= end and np.sqrt(tick / end) - np.sqrt(found[-1] / end) > apart:
-            found.append(tick)
-    return found
+        if tick <= end and np.sqrt(tick / end) - np.sqrt(ticks[-1] / end) > apart:
+            ticks.append(tick)
+    return ticks
 
 
 def _scale(panels: Sequence["Axes"], spots: list[_Spot]) -> None:
@@ -173,7 +173,7 @@ def pareto_plot(
     study: Study,
     summed: Mapping[str, Estimates],
     fronts: Mapping[str, Front],
-    view: View,
+    trade_off: TradeOff,
     regimes: Sequence[str],
     *,
     alone: bool,
@@ -190,14 +190,14 @@ def pareto_plot(
         legend_rows = -(-len(study.methods) // (across + 1)) if alone else 0
         figure = Figure(figsize=(max(3.75 * across, 6.4 if alone else 0), 3.7 * down + 0.2 * legend_rows + 0.2 * alone))
         panels = list(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
-        spots_of = {regime: _spots(study, found, view) for regime, found in summed.items()}
+        spots_of = {regime: _spots(study, by_method, trade_off) for regime, by_method in summed.items()}
         drawn = [spots_of[regime] for regime in regimes]
         for index, (axes, regime, spots) in enumerate(zip(panels, regimes, drawn, strict=False)):
             for spot in spots:
                 _draw_spot(axes, spot, spot.name in fronts[regime].members)
             if alone:
                 axes.set_title(study.regimes[regime].title)
-            axes.set_xlabel(view.title)
+            axes.set_xlabel(trade_off.title)
             axes.tick_params(labelbottom=True)
             if index % across == 0:
                 axes.set_ylabel("learned")

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-__all__ = ["Box", "place"]
+__all__ = ["Box", "place_labels"]
 
 Box = tuple[float, float, float, float]
 """left, bottom, right, top."""
 
 
-def _overlap(one: Box, other: Box) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
+def _overlap(first: Box, second: Box) -> float:
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
     return width * height if width > 0 and height > 0 else 0.0
 
 
@@ -31,7 +31,7 @@ def _candidates(x: float, y: float, width: float, height: float, gap: float) -> 
             yield (middle_x - width / 2, middle_y - height / 2, middle_x + width / 2, middle_y + height / 2)
 
 
-def place(
+def place_labels(
     points: Sequence[tuple[float, float]],
     sizes: Sequence[tuple[float, float]],
     frame: Box,
@@ -48,15 +48,15 @@ def place(
         obstacles: what else should stay visible.
     """
     taken: list[Box] = [*obstacles, *((x - gap, y - gap, x + gap, y + gap) for x, y in points)]
-    found: list[Box] = []
+    boxes: list[Box] = []
     for (x, y), (width, height) in zip(points, sizes, strict=True):
         best, least = (x, y, x + width, y + height), float("inf")
         for box in _candidates(x, y, width, height, gap):
-            cost = sum(_overlap(box, other) for other in taken) + 10 * _outside(box, frame)
+            cost = sum(_overlap(box, obstacle) for obstacle in taken) + 10 * _outside(box, frame)
             if cost < least:
                 best, least = box, cost
             if not cost:
                 break
-        found.append(best)
+        boxes.append(best)
         taken.append(best)
-    return found
+    return boxes

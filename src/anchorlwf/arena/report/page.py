@@ -9,28 +9,29 @@ from anchorlwf.arena.report import page_rows
 from anchorlwf.arena.report.claims import CLAIMS, Judged, headline, judge
 from anchorlwf.arena.report.comparison import Comparison, compare_all
 from anchorlwf.arena.report.front_plot import pareto_plot
-from anchorlwf.arena.report.plots import curves, differences, save, svg
-from anchorlwf.arena.report.statistics import COSTS, MEASURES, VIEWS, Estimate, Front, View, estimates, front
-from anchorlwf.arena.report.style import DARK, FAMILIES, LIGHT, glyph, inline, marks
+from anchorlwf.arena.report.plots import curves, differences
+from anchorlwf.arena.report.statistics import COSTS, MEASURES, TRADE_OFFS, Estimate, Front, TradeOff, estimates, front
+from anchorlwf.arena.report.style import FAMILIES, glyph, inline, marks
 from anchorlwf.arena.study_results import OURS, Study
 from anchorlwf.errors import ConfigError, wrong
+from anchorlwf.evaluation.plotting import DARK, LIGHT, save, svg
 from anchorlwf.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Summary", "summarize", "write_plots", "write_report"]
+__all__ = ["StudySummary", "summarize", "write_plots", "write_report"]
 
 
 @dataclass(frozen=True)
-class Summary:
+class StudySummary:
     """Everything that was computed from a study; `as_dict` is summary.json."""
 
     study: Study
     estimates: dict[str, dict[str, dict[str, Estimate | None]]]
     """By regime, method and measure."""
     fronts: dict[str, dict[str, Front]]
-    """By view and regime."""
+    """By trade-off and regime."""
     comparisons: list[Comparison]
     judged: Judged
     headline: list[str]
@@ -46,30 +47,37 @@ class Summary:
             },
             "estimates": {
                 regime: {
-                    method: {name: None if one is None else asdict(one) for name, one in found.items()}
-                    for method, found in by_method.items()
+                    method: {
+                        name: None if estimate is None else asdict(estimate) for name, estimate in estimates.items()
+                    }
+                    for method, estimates in by_method.items()
                 }
                 for regime, by_method in self.estimates.items()
             },
             "fronts": {
-                view: {regime: asdict(one) for regime, one in found.items()} for view, found in self.fronts.items()
+                trade_off: {regime: asdict(front) for regime, front in fronts.items()}
+                for trade_off, fronts in self.fronts.items()
             },
             "comparisons": [
-                {**asdict(one), "differs": one.differs, "verdict": one.verdict} for one in self.comparisons
+                {**asdict(comparison), "differs": comparison.differs, "verdict": comparison.verdict}
+                for comparison in self.comparisons
             ],
         }
 
 
-def summarize(results: dict[str, Any]) -> Summary:
+def summarize(results: dict[str, Any]) -> StudySummary:
     """Compute everything the report says. Raises `RecordError` for results that are not as documented."""
     study = Study.read(results)
     summed = {
         regime: {method: estimates(study, regime, method) for method in study.measured(regime)}
         for regime in study.regimes
     }
-    fronts = {view.name: {regime: front(study, regime, view) for regime in study.regimes} for view in VIEWS}
-    judged = judge(study, fronts[VIEWS[0].name])
-    return Summary(study, summed, fronts, compare_all(study), judged, headline(study, judged))
+    fronts = {
+        trade_off.name: {regime: front(study, regime, trade_off) for regime in study.regimes}
+        for trade_off in TRADE_OFFS
+    }
+    judged = judge(study, fronts[TRADE_OFFS[0].name])
+    return StudySummary(study, summed, fronts, compare_all(study), judged, headline(study, judged))
 
 
 def _needed() -> None:
@@ -89,21 +97,23 @@ class _Drawn:
     alt: str
 
 
-def _front(summary: Summary, view: View, regimes: list[str], *, alone: bool) -> "Figure":
-    return pareto_plot(summary.study, summary.estimates, summary.fronts[view.name], view, regimes, alone=alone)
+def _front(summary: StudySummary, trade_off: TradeOff, regimes: list[str], *, alone: bool) -> "Figure":
+    return pareto_plot(
+        summary.study, summary.estimates, summary.fronts[trade_off.name], trade_off, regimes, alone=alone
+    )
 
 
-def _draw(summary: Summary) -> dict[tuple[str, str], _Drawn]:
+def _draw(summary: StudySummary) -> dict[tuple[str, str], _Drawn]:
     """Every plot that has anything to show, by kind and regime."""
     study = summary.study
     drawn: dict[tuple[str, str], _Drawn] = {}
     for regime, about in study.regimes.items():
-        for view in VIEWS:
-            if members := summary.fronts[view.name][regime].members:
+        for trade_off in TRADE_OFFS:
+            if members := summary.fronts[trade_off.name][regime].members:
                 titles = ", ".join(study.methods[method].title for method in members)
-                alt = f"Learned against {view.title}, {about.title}. On the front: {titles}"
-                drawn[view.name, regime] = _Drawn(_front(summary, view, [regime], alone=False), alt)
-        if any(one.regime == regime for one in summary.comparisons):
+                alt = f"Learned against {trade_off.title}, {about.title}. On the front: {titles}"
+                drawn[trade_off.name, regime] = _Drawn(_front(summary, trade_off, [regime], alone=False), alt)
+        if any(comparison.regime == regime for comparison in summary.comparisons):
             alt = f"Differences to AnchorLwF, {about.title}; the table below holds the figures"
             drawn["differences", regime] = _Drawn(differences(study, summary.comparisons, regime), alt)
         figure = curves(study, regime)
@@ -112,13 +122,13 @@ def _draw(summary: Summary) -> dict[tuple[str, str], _Drawn]:
     return drawn
 
 
-def _save(summary: Summary, drawn: dict[tuple[str, str], _Drawn], folder: Path) -> list[Path]:
+def _save(summary: StudySummary, drawn: dict[tuple[str, str], _Drawn], folder: Path) -> list[Path]:
     """The plots as files: the fronts of all regimes side by side, the others as they are."""
-    names = {view.name for view in VIEWS}
-    figures = {f"{kind}_{regime}": one.figure for (kind, regime), one in drawn.items() if kind not in names}
-    for view in VIEWS:
-        if regimes := [regime for regime in summary.study.regimes if (view.name, regime) in drawn]:
-            figures[view.name] = _front(summary, view, regimes, alone=True)
+    names = {trade_off.name for trade_off in TRADE_OFFS}
+    figures = {f"{kind}_{regime}": plot.figure for (kind, regime), plot in drawn.items() if kind not in names}
+    for trade_off in TRADE_OFFS:
+        if regimes := [regime for regime in summary.study.regimes if (trade_off.name, regime) in drawn]:
+            figures[trade_off.name] = _front(summary, trade_off, regimes, alone=True)
     for name, figure in figures.items():
         save(figure, folder, name)
     return [folder / f"{name}.{kind}" for name in figures for kind in ("svg", "png")]
@@ -137,15 +147,15 @@ def write_plots(results: dict[str, Any], folder: str | Path) -> list[Path]:
     return _save(summary, _draw(summary), Path(folder))
 
 
-def _page(summary: Summary, drawn: dict[tuple[str, str], _Drawn]) -> str:
+def _page(summary: StudySummary, drawn: dict[tuple[str, str], _Drawn]) -> str:
     import jinja2
     from markupsafe import Markup, escape
 
     def plot(kind: str, regime: str) -> Markup | str:
-        one = drawn.get((kind, regime))
+        panel = drawn.get((kind, regime))
         # Ids are unique in a page, and a regime may be called anything.
         name = f"{kind}-{list(study.regimes).index(regime)}"
-        inlined = "" if one is None else inline(svg(one.figure, text=True), name, str(escape(one.alt)))
+        inlined = "" if panel is None else inline(svg(panel.figure, text=True), name, str(escape(panel.alt)))
         return Markup(inlined)  # noqa: S704 - matplotlib escapes what it writes, and `alt` is escaped
 
     study = summary.study
@@ -160,15 +170,15 @@ def _page(summary: Summary, drawn: dict[tuple[str, str], _Drawn]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"visible": page_rows.visible, "written": page_rows.written}
-    fewest = min((count for found in seeds.values() for count in found.values()), default=0)
-    most = max((count for found in seeds.values() for count in found.values()), default=0)
+    fewest = min((count for counts in seeds.values() for count in counts.values()), default=0)
+    most = max((count for counts in seeds.values() for count in counts.values()), default=0)
     page = environment.get_template("report.html").render(
         summary=summary,
         study=study,
         ours=OURS,
         claims=CLAIMS,
         families=FAMILIES,
-        views=VIEWS,
+        trade_offs=TRADE_OFFS,
         light=LIGHT,
         dark=DARK,
         glyphs={family: glyph(family) for family in FAMILIES},
@@ -178,7 +188,7 @@ def _page(summary: Summary, drawn: dict[tuple[str, str], _Drawn]) -> str:
             regime: page_rows.table(summary.estimates[regime], MEASURES, seeds[regime]) for regime in study.regimes
         },
         costs={regime: page_rows.table(summary.estimates[regime], COSTS, seeds[regime]) for regime in study.regimes},
-        told=lambda regime: page_rows.told(study, regime),
+        examples=lambda regime: page_rows.examples(study, regime),
         strips=lambda regime: page_rows.strips(study, regime),
         changes=page_rows.changes,
         heat=page_rows.heat,
@@ -212,7 +222,7 @@ def write_report(results: dict[str, Any], folder: str | Path) -> Path:
     summary = summarize(results)
     drawn = _draw(summary)
     _save(summary, drawn, target / "plots")
-    told = json.dumps(summary.as_dict(), indent=2, allow_nan=False)  # ASCII: halves of characters stay escaped
-    write_atomic(target / "summary.json", told + "\n")
+    text = json.dumps(summary.as_dict(), indent=2, allow_nan=False)  # ASCII: halves of characters stay escaped
+    write_atomic(target / "summary.json", text + "\n")
     write_atomic(target / "report.html", _page(summary, drawn))
     return target / "report.html"

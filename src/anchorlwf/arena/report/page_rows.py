@@ -11,18 +11,18 @@ from anchorlwf.arena.report.statistics import Estimate, Measure, extremes
 from anchorlwf.arena.study_results import OURS, Cell, Example, Strip, Study, Trial
 
 __all__ = [
+    "MethodExamples",
     "Row",
     "Strips",
     "Table",
-    "Told",
     "changes",
+    "examples",
     "heat",
     "options",
     "settings",
     "strips",
     "sweeps",
     "table",
-    "told",
     "visible",
     "written",
 ]
@@ -88,29 +88,29 @@ class Table:
     rows: list[Row]
 
 
-def _interval(found: Estimate, unit: str) -> str:
-    low, high = (written(end, unit).removesuffix("%").removesuffix(" MiB") for end in (found.low, found.high))
-    return "" if len(found.values) < 2 else f"{low}\u2013{high}"
+def _interval(estimate: Estimate, unit: str) -> str:
+    low, high = (written(end, unit).removesuffix("%").removesuffix(" MiB") for end in (estimate.low, estimate.high))
+    return "" if len(estimate.values) < 2 else f"{low}\u2013{high}"
 
 
 def table(
     summed: Mapping[str, Mapping[str, Estimate | None]], measures: Sequence[Measure], seeds: Mapping[str, int]
 ) -> Table:
     """`summed` by method and measure, as a table with the best and the worst of each column marked."""
-    columns = [measure for measure in measures if any(found[measure.name] for found in summed.values())]
+    columns = [measure for measure in measures if any(estimates[measure.name] for estimates in summed.values())]
     marked = {}
     for measure in columns:
-        means = {name: found[measure.name] for name, found in summed.items()}
+        means = {name: estimates[measure.name] for name, estimates in summed.items()}
         marked[measure.name] = extremes(
-            {name: None if one is None else one.mean for name, one in means.items()}, measure.better
+            {name: None if estimate is None else estimate.mean for name, estimate in means.items()}, measure.better
         )
     rows = []
-    for name, found in summed.items():
+    for name, estimates in summed.items():
         figures = []
         for measure in columns:
-            one = found[measure.name]
-            text = written(None if one is None else one.mean, measure.unit)
-            interval = "" if one is None else _interval(one, measure.unit)
+            estimate = estimates[measure.name]
+            text = written(None if estimate is None else estimate.mean, measure.unit)
+            interval = "" if estimate is None else _interval(estimate, measure.unit)
             figures.append(Figure(text, interval, marked[measure.name].get(name, "")))
         rows.append(Row(name, figures, seeds[name]))
     return Table(columns, rows)
@@ -131,16 +131,16 @@ def _merged(words: Sequence[str], changed: Sequence[bool]) -> list[tuple[bool, s
 
 def changes(before: str, after: str) -> tuple[list[tuple[bool, str]], list[tuple[bool, str]]]:
     """Both texts as runs of (changed, text), by words; joined again they are what they were."""
-    one, two = _PIECE.findall(before), _PIECE.findall(after)
-    gone, new = [True] * len(one), [True] * len(two)
-    for block in difflib.SequenceMatcher(a=one, b=two, autojunk=False).get_matching_blocks():
+    old_words, new_words = _PIECE.findall(before), _PIECE.findall(after)
+    gone, new = [True] * len(old_words), [True] * len(new_words)
+    for block in difflib.SequenceMatcher(a=old_words, b=new_words, autojunk=False).get_matching_blocks():
         gone[block.a : block.a + block.size] = [False] * block.size
         new[block.b : block.b + block.size] = [False] * block.size
-    return _merged(one, gone), _merged(two, new)
+    return _merged(old_words, gone), _merged(new_words, new)
 
 
 @dataclass(frozen=True)
-class Told:
+class MethodExamples:
     """The examples of one method: those of its first seed that has any."""
 
     name: str
@@ -149,9 +149,9 @@ class Told:
     shown: list[Example]
 
 
-def told(study: Study, regime: str) -> list[Told]:
+def examples(study: Study, regime: str) -> list[MethodExamples]:
     """Examples by method, kinds taking turns so that none crowds out another."""
-    found = []
+    listed = []
     for name in study.methods:
         cell = next((cell for cell in study.of(regime, name) if cell.examples), None)
         if cell is not None:
@@ -161,8 +161,8 @@ def told(study: Study, regime: str) -> list[Told]:
             longest = max(map(len, by_kind.values()))
             turns = [group[i] for i in range(longest) for group in by_kind.values() if i < len(group)]
             shown = sorted(turns[:EXAMPLES], key=lambda example: list(by_kind).index(example.kind))
-            found.append(Told(name, cell.seed, len(cell.examples), shown))
-    return found
+            listed.append(MethodExamples(name, cell.seed, len(cell.examples), shown))
+    return listed
 
 
 @dataclass(frozen=True)
@@ -180,9 +180,9 @@ def strips(study: Study, regime: str) -> list[Strips]:
         for strip in cell.strips:
             if cell.method not in worst or strip.mean > worst[cell.method].strip.mean:
                 worst[cell.method] = Strips(cell, strip)
-    ordered = sorted(worst.values(), key=lambda one: -one.strip.mean)
+    ordered = sorted(worst.values(), key=lambda drifted: -drifted.strip.mean)
     shown = ordered[:STRIPS]
-    return shown + [one for one in ordered[STRIPS:] if one.cell.method == OURS]
+    return shown + [drifted for drifted in ordered[STRIPS:] if drifted.cell.method == OURS]
 
 
 def heat(kl: float | None) -> int:
@@ -209,11 +209,11 @@ class Tried:
 
 def sweeps(study: Study) -> dict[str, list[Tried]]:
     """What was tried, by method."""
-    found: dict[str, dict[str, list[Trial]]] = {}
+    trials_of: dict[str, dict[str, list[Trial]]] = {}
     for trial in study.sweep:
-        found.setdefault(trial.method, {}).setdefault(options(trial.options), []).append(trial)
+        trials_of.setdefault(trial.method, {}).setdefault(options(trial.options), []).append(trial)
     tried: dict[str, list[Tried]] = {}
-    for method, by_options in found.items():
+    for method, by_options in trials_of.items():
         for line, trials in by_options.items():
             scores: dict[str, float | None] = {}
             for regime in study.regimes:

@@ -1,7 +1,7 @@
 """What the cells of a study say: means over seeds, their intervals, and who is on the Pareto front."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -13,11 +13,11 @@ __all__ = [
     "COSTS",
     "MEASURES",
     "TOLERANCE",
-    "VIEWS",
+    "TRADE_OFFS",
     "Estimate",
     "Front",
     "Measure",
-    "View",
+    "TradeOff",
     "estimate",
     "estimates",
     "extremes",
@@ -87,10 +87,10 @@ def estimates(study: Study, regime: str, method: str) -> dict[str, Estimate | No
     """Every measure, cost and derived quantity of one method in one regime."""
     cells = study.of(regime, method)
     names = ("learned", "lost", "near_lost", *(measure.name for measure in MEASURES))
-    found = {name: estimate({cell.seed: cell.measures.value(name) for cell in cells}) for name in names}
+    summed = {name: estimate({cell.seed: cell.measures.value(name) for cell in cells}) for name in names}
     for cost in COSTS:
-        found[cost.name] = estimate({cell.seed: getattr(cell.costs, cost.name) for cell in cells})
-    return found
+        summed[cost.name] = estimate({cell.seed: getattr(cell.costs, cost.name) for cell in cells})
+    return summed
 
 
 def extremes(values: Mapping[str, float | None], better: str) -> dict[str, Literal["best", "worst"]]:
@@ -110,7 +110,7 @@ def extremes(values: Mapping[str, float | None], better: str) -> dict[str, Liter
 
 
 @dataclass(frozen=True)
-class View:
+class TradeOff:
     """The two quantities a front is drawn over: more of `learned`, less of `harm`."""
 
     name: str
@@ -118,9 +118,9 @@ class View:
     title: str
 
 
-VIEWS = (
-    View("pareto", "lost", "unrelated facts lost"),
-    View("pareto_near", "near_lost", "facts about the same subjects lost"),
+TRADE_OFFS = (
+    TradeOff("pareto", "lost", "unrelated facts lost"),
+    TradeOff("pareto_near", "near_lost", "facts about the same subjects lost"),
 )
 
 
@@ -164,27 +164,27 @@ def pareto(points: Mapping[str, tuple[float, float]], tolerance: float = TOLERAN
     return Front(dict(points), members, {name: by for name, by in dominated.items() if by}, ties)
 
 
-def front(study: Study, regime: str, view: View, *, resamples: int = 2000) -> Front:
+def front(study: Study, regime: str, trade_off: TradeOff, *, resamples: int = 2000) -> Front:
     """The front of one regime, with each method's share of resamples (seeds drawn again, the same for all)."""
     means: dict[str, tuple[float, float]] = {}
     by_seed: dict[str, dict[int, tuple[float, float]]] = {}
     for method in study.measured(regime):
         cells = study.of(regime, method)
-        pairs = {cell.seed: (cell.measures.learned, cell.measures.value(view.harm)) for cell in cells}
-        known = {seed: (one, two) for seed, (one, two) in pairs.items() if one is not None and two is not None}
+        pairs = {cell.seed: (cell.measures.learned, cell.measures.value(trade_off.harm)) for cell in cells}
+        known = {
+            seed: (learned, harm) for seed, (learned, harm) in pairs.items() if learned is not None and harm is not None
+        }
         if known:
             by_seed[method] = known
             learned, harm = np.mean(list(known.values()), axis=0)
             means[method] = (float(learned), float(harm))
-    found = pareto(means)
+    front_of_means = pareto(means)
     common = sorted(set.intersection(*(set(known) for known in by_seed.values()))) if by_seed else []
     if len(common) < 2:
-        return found
+        return front_of_means
     values = np.array([[known[seed] for seed in common] for known in by_seed.values()])
     drawn = np.random.default_rng(0).integers(0, len(common), (resamples, len(common)))
     resampled = values[:, drawn].mean(axis=2)
     beaten = _dominates(resampled[..., 0].T, resampled[..., 1].T, TOLERANCE).any(axis=1)
     shares = 1 - beaten.mean(axis=0)
-    return Front(
-        found.points, found.members, found.dominated_by, found.ties, dict(zip(by_seed, map(float, shares), strict=True))
-    )
+    return replace(front_of_means, share=dict(zip(by_seed, map(float, shares), strict=True)))

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anchorlwf.arena.study_results import Family, Study
+from anchorlwf.arena.plan import Family
+from anchorlwf.arena.study_results import Study
+from anchorlwf.evaluation.plotting import LIGHT
 
-__all__ = ["DARK", "FAMILIES", "LIGHT", "SHAPES", "Mark", "glyph", "inline", "marks"]
+__all__ = ["FAMILIES", "SHAPES", "Mark", "glyph", "inline", "marks"]
 
 FAMILIES: dict[Family, str] = {
     "anchorlwf": "AnchorLwF",
@@ -30,32 +32,6 @@ SHAPES: dict[Family, str] = {
     "preference": "^",
     "distillation": "D",
     "context": "P",
-}
-LIGHT = {
-    "ink": "#1d2026",
-    "quiet": "#585d67",
-    "line": "#e2dfd9",
-    "edge": "#84878e",
-    "card": "#fffffe",
-    "anchorlwf": "#0067a8",
-    "sft": "#c24e00",
-    "rl": "#00805c",
-    "preference": "#ab4a86",
-    "distillation": "#8a6500",
-    "context": "#656c78",
-}
-DARK = {
-    "ink": "#e7e6e3",
-    "quiet": "#a6abb4",
-    "line": "#30343a",
-    "edge": "#747a84",
-    "card": "#1b1d21",
-    "anchorlwf": "#62b4f5",
-    "sft": "#ff9152",
-    "rl": "#3ecb9e",
-    "preference": "#e591c4",
-    "distillation": "#dcb53f",
-    "context": "#a9b1bd",
 }
 
 
