@@ -1,30 +1,59 @@
 """A project with all that goes in and out of it: prompts, records, lawftrack's data sets, comparisons."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 from anchorlwf.annotation.checks import check_record
-from anchorlwf.annotation.importers.lawftrack import Span, read_lawftrack
+from anchorlwf.annotation.importers.lawftrack import Flag, Span, read_lawftrack
 from anchorlwf.annotation.tree import replay
 from anchorlwf.annotator.backends.local import LocalDecoder
 from anchorlwf.annotator.prefetch import Ahead
 from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.store.queue import add_items, finished, reopened
 from anchorlwf.annotator.store.store import SessionRow
-from anchorlwf.annotator.web.payloads import tokens
-from anchorlwf.data.jsonl import BadLine, Line, Row, checked_line, refusal, row_of
+from anchorlwf.data.jsonl import BadLine, Check, Line, Row, checked_line, refusal, row_of, warn_of_remarks
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.errors import ModelError, RecordError, StampError, wrong
 
-__all__ = ["Exchange"]
+__all__ = ["ComparedAnswer", "Comparison", "Exchange", "Intake"]
 
 _NAMED = 20
 """Bad lines named where there is no good one."""
 
 
+@dataclass(frozen=True)
+class Intake:
+    """What came of a file's content that was brought into a project."""
+
+    added: int
+    """Items that are new."""
+    known: int
+    """Items that were there before; they stay as they are."""
+    flags: list[Flag]
+    """Lines, samples and anchors that were left out, and why."""
+
+
+@dataclass(frozen=True)
+class ComparedAnswer:
+    """A greedy answer of one of two compared models."""
+
+    ids: list[int]
+    token_kl: list[float]
+    """KL(base || tuned) at each token, in nats."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The greedy answers of the model without its adapter and with it."""
+
+    base: ComparedAnswer
+    tuned: ComparedAnswer
+
+
 class Exchange:
-    """The project behind a page.
+    """The project behind a page and a terminal.
 
     Args:
         name: of the project.
@@ -34,7 +63,7 @@ class Exchange:
     """
 
     def __init__(self, name: str, desk: Desk, *, per_item: int = 1, ahead: Ahead | None = None) -> None:
-        self.name, self.desk, self._per_item, self._ahead = name, desk, per_item, ahead
+        self.name, self.desk, self.per_item, self._ahead = name, desk, per_item, ahead
 
     @property
     def can_compare(self) -> bool:
@@ -51,7 +80,7 @@ class Exchange:
     def add(self, prompts: Iterable[Prompt], known: dict[str, Record] | None = None) -> tuple[int, int]:
         """Prompts that `fits` found good into the queue: how many were new, and how many there before."""
         keyed = ((self.desk.ledger.key(prompt), prompt) for prompt in prompts)
-        counts = add_items(self.desk.store, self.desk.project, keyed, seats_each=self._per_item, known=known)
+        counts = add_items(self.desk.store, self.desk.project, keyed, seats_each=self.per_item, known=known)
         if self._ahead is not None:
             self._ahead.more()
         return counts
@@ -63,8 +92,8 @@ class Exchange:
     def _stored(self, among: Collection[int] | None = None) -> dict[int, list[Record]]:
         """What the store holds of these items, or of all: the `stored` of `Ledger.reconcile`."""
         desk, by_item = self.desk, defaultdict[int, list[Record]](list)
-        for item, record in finished(desk.store, desk.project, among):
-            by_item[item].append(record)
+        for done in finished(desk.store, desk.project, among):
+            by_item[done.item].append(done.record)
         for session in reopened(desk.store, desk.project, among):
             row = desk.store.session(session)
             by_item[row.item].append(self._draft(row))
@@ -76,34 +105,37 @@ class Exchange:
         prompt_ids = desk.decoder.table.codec.encode_prompt(row.prompt.messages, row.prompt.tools)
         return desk.ledger.record(row, prompt_ids, replay(desk.store.events(row.id)))
 
-    def take(
-        self, form: Literal["records", "lawftrack", "prompts"], content: str, span: Span = "first"
-    ) -> dict[str, Any]:
-        """A file's content into the project: the reply to `POST /api/import`.
+    def take(self, form: Literal["records", "lawftrack", "prompts"], content: str, span: Span = "first") -> Intake:
+        """Bring a file's content into the project.
 
-        What is no good is set aside and flagged, by its line or sample; the rest comes in.
+        What is no good is left out and flagged, by its line or sample; the rest comes in.
+
+        Args:
+            form: what the file holds.
+            content: of the file.
+            span: of lawftrack's replacements, which tokens become anchors.
 
         Raises:
             AnchorLwfError: nothing in it is any good; what is wrong with it.
         """
+        if form == "lawftrack":
+            return self._take_lawftrack(content, span)
         bad: list[BadLine] = []
         if form == "prompts":
             added, known = self.add(_good(content, Prompt, self.fits, bad))
-        elif form == "records":
-            added, known = self._add_records(_good(content, Record, self._takes, bad))
         else:
-            decoder = self.desk.decoder
-            found = read_lawftrack(
-                content, decoder.table, decoder.stamp, decoder.stop_ids, span=span, check=self._takes
-            )
-            added, known = self._add_records(found.records)
-            return {"added": added, "known": known, "flagged": [flag.json() for flag in found.flags]}
+            added, known = self._add_records(_good(content, Record, self._takes, bad))
         if not added + known:
             if bad:
                 raise refusal(bad[:_NAMED], 0)
             raise RecordError(wrong("content", "at least one line", "none", "Choose another file."))
-        flagged = [{"sample": f"line {one.line}", "anchor": None, "reason": one.problem} for one in bad]
-        return {"added": added, "known": known, "flagged": flagged}
+        return Intake(added, known, [Flag(f"line {line.line}", None, line.problem) for line in bad])
+
+    def _take_lawftrack(self, content: str, span: Span) -> Intake:
+        decoder = self.desk.decoder
+        found = read_lawftrack(content, decoder.table, decoder.stamp, decoder.stop_ids, span=span, check=self._takes)
+        added, known = self._add_records(found.records)
+        return Intake(added, known, found.flags)
 
     def _add_records(self, records: Iterable[Record]) -> tuple[int, int]:
         latest = {record.id: record for record in records}
@@ -111,7 +143,7 @@ class Exchange:
             (record.id, Prompt(messages=record.messages, tools=record.tools, tags=record.tags))
             for record in latest.values()
         ]
-        return add_items(self.desk.store, self.desk.project, keyed, seats_each=self._per_item, known=latest)
+        return add_items(self.desk.store, self.desk.project, keyed, seats_each=self.per_item, known=latest)
 
     def _takes(self, record: Record) -> None:
         """Raise what is wrong with a record from outside: other ids, or what no prompt may have either."""
@@ -121,29 +153,36 @@ class Exchange:
             raise StampError(wrong(f"record {record.id}", f"ids of {stamp.name}", f"of {record.model.name}", fix))
         check_record(record, self.desk.decoder.table, self.desk.decoder.room)
 
-    def compare(self, prompt_ids: list[int]) -> dict[str, Any]:
-        """Answers of base and tuned model with KL per token: the reply to `POST /api/compare`. Raises `ModelError`."""
+    def compare(self, prompt_ids: list[int]) -> Comparison:
+        """Answers of base and tuned model to a prompt. Raises `ModelError` where there are not two models."""
         desk = self.desk
         if not isinstance(desk.decoder, LocalDecoder):
             fix = "Start with --model set to the folder of an adapter."
             raise ModelError(wrong("comparison", "a model in this process", "a remote one", fix))
-        found = desk.decoder.compare(prompt_ids, desk.config.max_new_tokens)
-        return {
-            name: [
-                {**token, "kl": kl}
-                for token, kl in zip(tokens(desk.decoder.table, ids, [None] * len(ids)), kls, strict=True)
-            ]
-            for name, (ids, kls) in found.items()
-        }
+        answers = desk.decoder.compare(prompt_ids, desk.config.max_new_tokens)
+        return Comparison(base=ComparedAnswer(*answers["base"]), tuned=ComparedAnswer(*answers["tuned"]))
 
 
-def _good(content: str, kind: type[Row], check: Callable[[Row], object], bad: list[BadLine]) -> Iterator[Row]:
-    """The good lines of a JSONL file's content one by one, since they may be many; the bad ones are put into `bad`."""
+def _good(content: str, kind: type[Row], check: Check[Row], bad: list[BadLine]) -> Iterator[Row]:
+    """The good lines of a JSONL file's content one by one, since they may be many; the bad ones are put into `bad`.
+
+    What `check` remarks on good ones is warned of at the end.
+    """
+    remarks: dict[str, list[int]] = {}
+    said: list[str] = []
+
+    def noted(row: Row) -> None:
+        said[:] = check(row) or ()
+
     for number, text in enumerate(content.split("\n"), 1):
         if not text.strip():
             continue
-        row = checked_line(Line(number, row_of(text.encode(errors="surrogatepass"))), "import", kind, check)
+        line = Line(number, row_of(text.encode(errors="surrogatepass")))
+        row = checked_line(line, "import", kind, noted)
         if isinstance(row, BadLine):
             bad.append(row)
-        else:
-            yield row
+            continue
+        for remark in said:
+            remarks.setdefault(remark, []).append(number)
+        yield row
+    warn_of_remarks("import", remarks, 2)

@@ -10,6 +10,7 @@ Examples:
   anchorlwf import-lawftrack train.jsonl --out records.jsonl --model ./annotated-model --span whole
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,7 +43,7 @@ def _print(found: Any, to: Path, as_json: bool) -> None:
                 "anchors": found.anchors,
                 "drafts": found.drafts,
                 "known": found.known,
-                "flagged": [flag.json() for flag in found.flags],
+                "flagged": [asdict(flag) for flag in found.flags],
                 "out": str(to),
             }
         )

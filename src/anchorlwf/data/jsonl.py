@@ -42,6 +42,7 @@ __all__ = [
     "rows_of",
     "save_lines",
     "save_records",
+    "warn_of_remarks",
 ]
 
 Row = TypeVar("Row", bound=BaseModel)
@@ -260,13 +261,17 @@ def good_lines(
             for remark in said:
                 remarks.setdefault(remark, []).append(line.number)
             yield line, row
-    name = str(source) if isinstance(source, str | Path) else "dataset"
-    for remark, numbers in remarks.items():
-        warnings.warn(f"{name}, {_listed(numbers)}: {remark}", PromptWarning, stacklevel=asked_by)
+    warn_of_remarks(str(source) if isinstance(source, str | Path) else "dataset", remarks, asked_by + 1)
     if bad and not skip_bad:
         raise refusal(bad, good)
     for one in bad:
         warnings.warn(str(one), BadLineWarning, stacklevel=asked_by)
+
+
+def warn_of_remarks(source: str, remarks: Mapping[str, list[int]], asked_by: int) -> None:
+    """Warn (`PromptWarning`) of what a check remarked, each remark once, with the numbers of its lines."""
+    for remark, numbers in remarks.items():
+        warnings.warn(f"{source}, {_listed(numbers)}: {remark}", PromptWarning, stacklevel=asked_by)
 
 
 def each_line(source: Source, kind: type[Row], check: Check[Row] | None = None) -> Iterator[Row | BadLine]:

@@ -85,7 +85,7 @@ def serve_page(work: "Work", options: PageOptions, *, announce: Callable[[str], 
     with work.open() as exchange, _listening(options) as listener:
         people = people or {options.name: kept_token(work.beside)}
         settings = WebSettings(people, host=options.host, port=listener.getsockname()[1], hosts=hosts)
-        app = create_app(exchange, settings, per_item=work.per_item)
+        app = create_app(exchange, settings)
         # No access log: addresses hold the token.
         server = uvicorn.Server(
             uvicorn.Config(
