@@ -5,8 +5,9 @@ import stat
 import pytest
 from page_client import ADA, BOB, Rig
 
+from anchorlwf.annotator.team import load_annotators
 from anchorlwf.annotator.web.guard import HEADERS
-from anchorlwf.annotator.web.settings import WebSettings, checked_hosts, kept_token, load_annotators
+from anchorlwf.annotator.web.settings import WebSettings, checked_hosts, kept_token
 from anchorlwf.errors import ConfigError
 
 

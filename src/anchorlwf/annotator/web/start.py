@@ -77,8 +77,9 @@ def serve_page(work: "Work", options: PageOptions, *, announce: Callable[[str], 
     _needs_extra()
     import uvicorn
 
+    from anchorlwf.annotator.team import load_annotators
     from anchorlwf.annotator.web.app import create_app
-    from anchorlwf.annotator.web.settings import WebSettings, checked_hosts, kept_token, load_annotators
+    from anchorlwf.annotator.web.settings import WebSettings, checked_hosts, kept_token
 
     hosts = checked_hosts(options.allow_host)
     people = load_annotators(options.annotators) if options.annotators else {}
