@@ -133,9 +133,9 @@ class Exchange:
 
     def _take_lawftrack(self, content: str, span: Span) -> Intake:
         decoder = self.desk.decoder
-        found = read_lawftrack(content, decoder.table, decoder.stamp, decoder.stop_ids, span=span, check=self._takes)
-        added, known = self._add_records(found.records)
-        return Intake(added, known, found.flags)
+        imported = read_lawftrack(content, decoder.table, decoder.stamp, decoder.stop_ids, span=span, check=self._takes)
+        added, known = self._add_records(imported.records)
+        return Intake(added, known, imported.flags)
 
     def _add_records(self, records: Iterable[Record]) -> tuple[int, int]:
         latest = {record.id: record for record in records}

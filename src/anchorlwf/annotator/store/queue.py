@@ -51,7 +51,7 @@ class Proposal:
 def add_items(
     store: Store,
     project: int,
-    given: Iterable[tuple[str, Prompt]],
+    prompts: Iterable[tuple[str, Prompt]],
     *,
     seats_each: int = 1,
     known: dict[str, Record] | None = None,
@@ -63,9 +63,10 @@ def add_items(
     Args:
         store: where.
         project: its number.
-        given: (record id, prompt).
+        prompts: each with the id of its record.
         seats_each: how many people each item wants.
-        known: records made elsewhere by their id: complete and rejected ones count as done, drafts are gone on from.
+        known: records made elsewhere by their id: complete and rejected ones count as done,
+            drafts are what sessions begin with.
 
     Returns:
         How many were added, and how many were there before.
@@ -78,14 +79,14 @@ def add_items(
     with reading(store.engine) as db:
         last = db.execute(select(func.max(items.c.position)).where(items.c.project_id == project)).scalar()
     batch = _Batch(store, project, seats_each, known or {})
-    position, seen, size, rest = 0 if last is None else last + 1, 0, _FIRST, iter(given)
+    position, seen, size, rest = 0 if last is None else last + 1, 0, _FIRST, iter(prompts)
     added, noted, held = 0, _LARGEST, _HELD[store.engine.dialect.name]
     # What waits to come in is no garbage; a look through all of it would stop a transaction for half a second.
     gc.freeze()
     try:
-        while some := list(itertools.islice(rest, size)):
-            took, new = batch.add(dict(some), position + added)
-            seen, added = seen + len(some), added + new
+        while part := list(itertools.islice(rest, size)):
+            took, new = batch.add(dict(part), position + added)
+            seen, added = seen + len(part), added + new
             size = max(1, min(_LARGEST, int(size * held / took)))
             settle(store.engine, grown := added >= 2 * noted)
             noted = added if grown else noted
@@ -104,14 +105,14 @@ class _Batch:
     seats_each: int
     known: dict[str, Record]
 
-    def add(self, given: dict[str, Prompt], position: int) -> tuple[float, int]:
+    def add(self, prompts: dict[str, Prompt], position: int) -> tuple[float, int]:
         """One transaction: how many seconds others had to wait for it, and how many items were new."""
         with writing(self.store.engine) as db:
             began = time.monotonic()
             # On PostgreSQL imports of one project take turns, so that none brings what another is bringing.
             db.execute(select(projects.c.id).where(projects.c.id == self.project).with_for_update())
-            there = set(db.execute(select(items.c.record_id).where(self._among(given))).scalars())
-            new = {key: prompt for key, prompt in given.items() if key not in there}
+            known_ids = set(db.execute(select(items.c.record_id).where(self._among(prompts))).scalars())
+            new = {key: prompt for key, prompt in prompts.items() if key not in known_ids}
             self._insert(db, new, position)
         return time.monotonic() - began, len(new)
 
@@ -138,19 +139,19 @@ class _Batch:
             row.record_id: row.id for row in db.execute(select(items.c.id, items.c.record_id).where(self._among(new)))
         }
         done = {numbers[key]: record for key, record in made.items() if record.status != "draft"}
-        places = [
+        new_seats = [
             {"item_id": item, "seat": seat, "done": item in done}
             for item in numbers.values()
             for seat in range(self.seats_each)
         ]
-        db.execute(insert(seats), places)
+        db.execute(insert(seats), new_seats)
         if done:
             self._finish(db, done, now)
 
     def _finish(self, db: Connection, done: dict[int, Record], now: float) -> None:
         """Records that came finished, by their new items."""
         verdicts = {"rejected": "reject"}
-        mine = [
+        finished_sessions = [
             {
                 "item_id": item,
                 "annotator": IMPORTED,
@@ -159,7 +160,7 @@ class _Batch:
             }
             for item, record in done.items()
         ]
-        db.execute(insert(sessions), mine)
+        db.execute(insert(sessions), finished_sessions)
         begun = db.execute(select(sessions.c.id, sessions.c.item_id).where(sessions.c.item_id.in_(done)))
         bodies = [{"session_id": row.id, "record": done[row.item_id].model_dump(mode="json")} for row in begun]
         db.execute(insert(records), bodies)

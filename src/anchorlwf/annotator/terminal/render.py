@@ -84,11 +84,11 @@ class Painter:
         """What the bytes of several tokens say together, at the last of them."""
         self._bytes = b"" if token.hex is None else self._bytes + bytes.fromhex(token.hex)
         try:
-            found = self._bytes.decode()
+            character = self._bytes.decode()
         except UnicodeDecodeError:
             return ""
         self._bytes = b""
-        return f"={readable(found)}" if found else ""
+        return f"={readable(character)}" if character else ""
 
     def _write(self, text: Text) -> None:
         self._console.print(text, end="", soft_wrap=True)

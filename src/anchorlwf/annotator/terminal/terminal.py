@@ -135,9 +135,9 @@ class Terminal:
         """After a conflict: the item as it stands in the store, or another where it is somebody else's or done."""
         live = self._live
         with contextlib.suppress(ConflictError):
-            found = None if live is None else self._desk.open(live.row.item, self._name)
-            if found is not None and found.tree.verdict is None:
-                self._open(found)
+            reopened = None if live is None else self._desk.open(live.row.item, self._name)
+            if reopened is not None and reopened.tree.verdict is None:
+                self._open(reopened)
                 return
         self._next()
 
@@ -240,8 +240,8 @@ class Terminal:
     def _options(self, live: Live, position: int) -> None:
         node, desk = live.tree.current, self._desk
         stands = queries.standing(live, node, position)
-        found = queries.options(desk, live, node, position, desk.config.alternatives)
-        draw_options(self._console, desk.decoder.table, position, found, stands)
+        options = queries.options(desk, live, node, position, desk.config.alternatives)
+        draw_options(self._console, desk.decoder.table, position, options, stands)
 
     def _changed(self, live: Live, do: Callable[[Live], None]) -> None:
         before = live.ids

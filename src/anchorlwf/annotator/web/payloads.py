@@ -149,10 +149,10 @@ def step(table: TokenTable, live: Live, before: Tree) -> dict[str, Any]:
         }
 
 
-def changes(table: TokenTable, found: Changes) -> dict[str, Any]:
+def changes(table: TokenTable, diff: Changes) -> dict[str, Any]:
     """The reply to `GET /api/sessions/{id}/diff`."""
-    parts = [{"op": op, "original": [a, b], "corrected": [c, d]} for op, a, b, c, d in found.parts]
-    return {"original": _tokens(table, found.original), "corrected": _tokens(table, found.corrected), "parts": parts}
+    parts = [{"op": op, "original": [a, b], "corrected": [c, d]} for op, a, b, c, d in diff.parts]
+    return {"original": _tokens(table, diff.original), "corrected": _tokens(table, diff.corrected), "parts": parts}
 
 
 def alternatives(
@@ -199,10 +199,10 @@ def progress(counts: Progress) -> dict[str, Any]:
     return asdict(counts)
 
 
-def agreement(found: Agreement) -> dict[str, Any]:
+def agreement(overall: Agreement) -> dict[str, Any]:
     """The reply to `GET /api/agreement`."""
-    items = [{"item": one.item, "annotators": one.annotators, **asdict(one.shares)} for one in found.items]
-    return {**asdict(found.shares), "items": items}
+    items = [{"item": item.item, "annotators": item.annotators, **asdict(item.shares)} for item in overall.items]
+    return {**asdict(overall.shares), "items": items}
 
 
 def intake(taken: "Intake") -> dict[str, Any]:

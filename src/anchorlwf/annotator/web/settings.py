@@ -54,11 +54,11 @@ class WebSettings:
 
     def annotator_of(self, token: str) -> str | None:
         """Whose token it is. All are compared, in the same time for any."""
-        digest, found = _digest(token).encode(), None
+        digest, owner = _digest(token).encode(), None
         for name, known in self._digests.items():
             if hmac.compare_digest(digest, known):
-                found = name
-        return found
+                owner = name
+        return owner
 
     def allows_host(self, value: str) -> bool:
         """Whether a Host header names this server.
