@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -212,4 +213,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     try:
         yield leave
     finally:
-        subprocess.run(["umount", disk], check=True)
+        # The helper of a server that was killed has its log open until it reads the end of its own input.
+        deadline = time.monotonic() + 20
+        while subprocess.run(["umount", disk], check=time.monotonic() > deadline).returncode:
+            time.sleep(0.2)

@@ -181,6 +181,14 @@ def test_rooms_do_not_need_one_another_in_circles(inside):
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
+def test_only_the_command_that_serves_the_page_knows_it():
+    # What the page speaks is its own: queue, sessions and terminal give typed values, and never JSON of the page's.
+    page = "anchorlwf.annotator.web"
+    outside = [one for one in imports() if one.target.startswith(page) and not one.source.startswith(page)]
+    assert {one.source for one in outside} == {"anchorlwf.cli.annotate"}
+    assert {one.target for one in outside} == {f"{page}.start"}
+
+
 def test_the_root_holds_what_every_room_needs_and_nothing_else():
     loose = {path.stem for path in ROOT.glob("*.py")}
     assert loose == {"__init__", "__main__", "errors", "files", "config", "run", "divergence"}

@@ -16,7 +16,8 @@ from anchorlwf.annotator.project import Exchange
 from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.sessions.ledger import Ledger
 from anchorlwf.annotator.store import queue
-from anchorlwf.annotator.store.queue import add_items, export_records, progress, unproposed
+from anchorlwf.annotator.store.overview import progress, waiting
+from anchorlwf.annotator.store.queue import add_items, export_records, unproposed
 from anchorlwf.annotator.store.store import Store
 from anchorlwf.annotator.web import payloads as views
 from anchorlwf.config import AnnotateConfig
@@ -121,22 +122,22 @@ BAD: dict[str, tuple[dict, str]] = {
 def test_a_bad_record_is_set_aside_by_its_line_and_the_others_come_in(place, bad, status):
     changes, reason = BAD[bad]
     given = [place.record("a"), place.record("bad", **{**changes, "status": status}), place.record("b")]
-    reply = place.exchange.take("records", lines(*given, "", "{broken", {"id": 5}))
-    assert (reply["added"], reply["known"]) == (2, 0)
-    assert [flag["sample"] for flag in reply["flagged"]] == ["line 2", "line 5", "line 6"]
-    assert reply["flagged"][0]["anchor"] is None
+    taken = place.exchange.take("records", lines(*given, "", "{broken", {"id": 5}))
+    assert (taken.added, taken.known) == (2, 0)
+    assert [flag.sample for flag in taken.flags] == ["line 2", "line 5", "line 6"]
+    assert taken.flags[0].anchor is None
     with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(reply["flagged"][0]["reason"])
+        raise AssertionError(taken.flags[0].reason)
     assert len(place.all_of()) == 2
     assert export_records(place.store, place.project) == []
 
 
 def test_prompts_are_checked_line_by_line_too(place):
     content = lines({"prompt": "hi"}, {"messages": LONG}, {"messages": [{"role": 5, "content": "x"}]}, {"a": 1}, "[]")
-    reply = place.exchange.take("prompts", content + '\n{"prompt": "half \\ud800"}\r\n')
-    assert reply["added"] == 1
-    assert [flag["sample"] for flag in reply["flagged"]] == [f"line {number}" for number in (2, 3, 4, 5, 6)]
-    assert "expected fewer than 96 tokens" in reply["flagged"][0]["reason"]
+    taken = place.exchange.take("prompts", content + '\n{"prompt": "half \\ud800"}\r\n')
+    assert taken.added == 1
+    assert [flag.sample for flag in taken.flags] == [f"line {number}" for number in (2, 3, 4, 5, 6)]
+    assert "expected fewer than 96 tokens" in taken.flags[0].reason
     assert len(place.all_of()) == 1
 
 
@@ -152,7 +153,7 @@ def test_where_nothing_is_good_nothing_is_taken_and_it_is_said_why(place):
     assert "line 21" not in str(told.value)
     with pytest.raises(RecordError, match="content: expected at least one line"):
         place.exchange.take("records", " \n\n")
-    assert progress(place.store, place.project)["items"] == 0
+    assert progress(place.store, place.project).items == 0
 
 
 def samples(*messages: list[dict]) -> str:
@@ -165,11 +166,11 @@ def samples(*messages: list[dict]) -> str:
 
 def test_a_sample_of_lawftrack_that_is_too_long_is_flagged_by_its_name(place, tiny_path, tmp_path):
     content = samples(ASK, LONG, [{"role": "user", "content": "hi"}])
-    reply = place.exchange.take("lawftrack", content)
-    assert reply["added"] == 2
-    [flag] = reply["flagged"]
-    assert (flag["sample"], flag["anchor"]) == ("s1", None)
-    assert "context" in flag["reason"]
+    taken = place.exchange.take("lawftrack", content)
+    assert taken.added == 2
+    [flag] = taken.flags
+    assert (flag.sample, flag.anchor) == ("s1", None)
+    assert "context" in flag.reason
     # The command reads no weights, and finds the limit in the configuration.
     (tmp_path / "set.json").write_text(content)
     found = import_lawftrack(tmp_path / "set.json", tmp_path / "r.jsonl", str(tiny_path))
@@ -214,12 +215,12 @@ def test_no_item_stops_a_queue(place, again, caplog):
     assert "expected fewer than 96 tokens" in place.desk.aside[2]
     assert len([line for line in caplog.messages if "is set aside" in line]) == 4
     # Nobody sits on them, and whoever opens one is told what is wrong with it.
-    assert progress(place.store, place.project)["open"] == 0
+    assert progress(place.store, place.project).open == 0
     for item in place.desk.aside:
         with pytest.raises((PromptError, RecordError)):
             place.desk.open(item, "eve")
-    rows = queue.waiting(place.store, place.project, "ada", aside=place.desk.aside)["items"]
-    assert [row["problem"] is not None for row in rows] == [False, True, True, True, True, False]
+    rows = waiting(place.store, place.project, "ada", aside=place.desk.aside).items
+    assert [row.problem is not None for row in rows] == [False, True, True, True, True, False]
 
 
 def test_very_many_in_a_row_are_passed_over_a_part_at_a_time(place, monkeypatch):
@@ -275,10 +276,10 @@ def test_however_it_is_cut_each_item_comes_in_once_and_in_order(tmp_path_factory
                 len(given + given[:2]) - len(new),
             )
             expected += new
-        rows = queue.waiting(store, project, "ada", limit=99)["items"]
-        assert [row["title"] for row in rows] == expected
-        assert [row["position"] for row in rows] == list(range(len(expected)))
-        assert progress(store, project)["waiting"] == len(expected)
+        rows = waiting(store, project, "ada", limit=99).items
+        assert [row.title for row in rows] == expected
+        assert [row.position for row in rows] == list(range(len(expected)))
+        assert progress(store, project).waiting == len(expected)
         taken = [store.next(project, f"person {number}") for number in range(seats * len(expected) + 1)]
         assert [row is not None for row in taken] == [True] * (seats * len(expected)) + [False]
         store.close()
@@ -326,7 +327,7 @@ def test_nobody_waits_for_a_long_file_and_nothing_is_refused(url):
     importing.join(60)
     lasted = time.monotonic() - start
     counts = progress(store, project)
-    assert (counts["items"], counts["skip"]) == (3200, len(waits))
+    assert (counts.items, counts.skip) == (3200, len(waits))
     # One transaction of it all would be one long wait. How long each is, is the machine's; the shares are not.
     assert len(waits) >= 5
     assert sorted(waits)[len(waits) // 2] < lasted / 4
@@ -353,7 +354,7 @@ def test_two_imports_of_one_file_at_once_bring_each_item_once(url, monkeypatch):
         thread.join(60)
     assert not failed
     assert [sum(both) for both in zip(*counts, strict=True)] == [600, 1200]
-    assert progress(store, project)["items"] == 600
+    assert progress(store, project).items == 600
     store.close()
 
 
@@ -367,7 +368,7 @@ def test_what_came_in_before_a_failure_stays_and_the_rest_comes_with_the_next_tr
 
     with pytest.raises(StorageError, match="full"):
         add_items(store, project, torn())
-    before = progress(store, project)["items"]
+    before = progress(store, project).items
     assert 0 < before <= 30
     assert add_items(store, project, prompts(0, 40)) == (40 - before, before)
     store.close()

@@ -18,17 +18,8 @@ from store_worker import write_until_killed
 from anchorlwf.annotation.events import Decided, Noted, Reopened, Started
 from anchorlwf.annotation.tree import replay
 from anchorlwf.annotator.store import tables as schema
-from anchorlwf.annotator.store.queue import (
-    Proposal,
-    add_items,
-    agreement,
-    export_records,
-    progress,
-    propose,
-    set_priority,
-    unproposed,
-    waiting,
-)
+from anchorlwf.annotator.store.overview import agreement, progress, waiting
+from anchorlwf.annotator.store.queue import Proposal, add_items, export_records, propose, set_priority, unproposed
 from anchorlwf.annotator.store.store import Store
 from anchorlwf.data.record import Anchor, ModelStamp, Prompt, Record, new_id
 from anchorlwf.errors import ConfigError, ConflictError, MissingError, StampError, StorageError
@@ -142,7 +133,7 @@ def test_many_people_at_once_never_get_the_same_item(kind):
     assert not failed
     assert sorted(item for _, item in got) == sorted({item for _, item in got})
     assert len(got) == count
-    assert progress(store, project)["done"] == count
+    assert progress(store, project).done == count
     store.close()
 
 
@@ -207,7 +198,7 @@ def test_a_decision_taken_back_takes_its_record_along(kind):
     session = store.open(project, item, "ada")
     store.append(session.id, session.version, [Reopened(at=now())])
     assert export_records(store, project) == []
-    assert progress(store, project)["done"] == 0
+    assert progress(store, project).done == 0
     assert store.next(project, "ada").id == session.id
     store.close()
 
@@ -215,12 +206,12 @@ def test_a_decision_taken_back_takes_its_record_along(kind):
 @BOTH
 def test_the_order_of_the_queue(kind):
     store, project = filled(kind, 4)
-    items = [row["id"] for row in waiting(store, project, "ada")["items"]]
+    items = [row.id for row in waiting(store, project, "ada").items]
     started = Started(at=now(), completion_ids=(1,), ended=True)
     for item, entropy, lowest in zip(items[:3], (0.1, 0.9, 0.5), (0.2, 0.3, 0.01), strict=True):
         propose(store, item, Proposal(started, entropy, lowest))
     assert [item for item, _ in unproposed(store, project, 9)] == items[3:]
-    seen = lambda order: [row["id"] for row in waiting(store, project, "ada", order)["items"]]  # noqa: E731
+    seen = lambda order: [row.id for row in waiting(store, project, "ada", order).items]  # noqa: E731
     assert seen("uncertain") == [items[1], items[2], items[0], items[3]]
     assert seen("probability") == [items[2], items[0], items[1], items[3]]
     set_priority(store, project, items[3], 5)
@@ -242,11 +233,11 @@ def test_agreement_counts_pairs(kind):
         for i, tokens in enumerate(given):
             decide(store, project, name, record(i, *tokens, position=places[name][i]))
     found = agreement(store, project)
-    assert found["pairs"] == 9
-    assert found["same_position"] == pytest.approx(7 / 9)
-    assert found["same_token"] == pytest.approx(6 / 9)
-    assert found["same_text"] == pytest.approx(6 / 9)
-    assert found["items"][1]["same_position"] == pytest.approx(1 / 3)
+    assert found.shares.pairs == 9
+    assert found.shares.same_position == pytest.approx(7 / 9)
+    assert found.shares.same_token == pytest.approx(6 / 9)
+    assert found.shares.same_text == pytest.approx(6 / 9)
+    assert found.items[1].shares.same_position == pytest.approx(1 / 3)
     store.close()
 
 

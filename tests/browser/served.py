@@ -131,8 +131,9 @@ def prepare(server: Server, model: LanguageModel, answers: dict[int, Proposal]) 
     prompts = [Prompt.model_validate(prompt) for prompt in server.prompts]
     project = store.project("world", model.stamp)
     add_items(store, project, [(ledger.key(prompt), prompt) for prompt in prompts])
-    for item, prompt in unproposed(store, project, len(prompts)):
-        if (number := prompts.index(prompt)) in answers:
+    bodies = [prompt.model_dump(mode="json") for prompt in prompts]
+    for item, body in unproposed(store, project, len(prompts)):
+        if (number := bodies.index(body)) in answers:
             propose(store, item, answers[number])
     store.close()
 

@@ -99,9 +99,17 @@ def test_prompts_go_to_whoever_had_nothing_left(serve, new_page, tmp_path):
 
 def test_a_file_that_is_none_is_told_where_it_was_chosen(server, new_page, tmp_path):
     page = new_page(server, expect_errors=True)
-    _import(page, tmp_path, '{"prompt": "good"}\n{"prompt": 5}\n')
+    _import(page, tmp_path, '{"prompt": 4}\n{"prompt": 5}\n')
     told = page.locator("#import-dialog .trouble").text_content()
     assert "line 2: " in told
+    assert flaws(page) == []
+
+
+def test_good_lines_come_in_and_the_bad_ones_are_named(server, new_page, tmp_path):
+    page = new_page(server)
+    said = _import(page, tmp_path, '{"prompt": "good"}\n{"prompt": 5}\n')
+    assert said == "1 item imported, 1 place to be checked."
+    assert "line 2: " in page.locator("#import-dialog .flaws").text_content()
     assert flaws(page) == []
 
 

@@ -16,8 +16,8 @@ from tokenizers import AddedToken
 
 from anchorlwf.annotation import annotate
 from anchorlwf.annotation.checks import fits
-from anchorlwf.annotator.store.queue import progress
-from anchorlwf.annotator.web import payloads as views
+from anchorlwf.annotator.sessions.screen import shown_prompt
+from anchorlwf.annotator.store.overview import progress
 from anchorlwf.config import EvaluateConfig
 from anchorlwf.data.jsonl import load_prompts, load_records
 from anchorlwf.errors import ModelError, ModelWarning, PromptWarning
@@ -271,11 +271,11 @@ def test_a_project_keeps_its_date_and_shows_it(checkpoint, tmp_path, monkeypatch
         monkeypatch.setattr(text, "_today", lambda today=today: today)
         with work.open() as exchange:
             (record,), screen = sit(exchange, "x", "q")
-            assert progress(exchange.desk.store, exchange.desk.project)["items"] == 2
-            shown = [views.prompt(exchange.desk.decoder.table, live) for live in exchange.desk._live.values()]
+            assert progress(exchange.desk.store, exchange.desk.project).items == 2
+            shown = [shown_prompt(exchange.desk.decoder.table, live) for live in exchange.desk._live.values()]
         assert "the chat template prints a date: 2026-11-26, that of this project" in screen
-        assert {prompt["date"] for prompt in shown} == {"2026-11-26"}
-        assert all("Today Date: 26 Nov 2026" in prompt["rendered"][1]["text"] for prompt in shown)
+        assert {prompt.date for prompt in shown} == {"2026-11-26"}
+        assert all("Today Date: 26 Nov 2026" in prompt.rendered[1].text for prompt in shown)
         assert len(load_records(work.out)) == done
         dates.append(record.model.date)
     assert dates == ["2026-11-26"] * 2

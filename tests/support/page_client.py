@@ -1,10 +1,21 @@
-"""A person at the page's API."""
+"""An annotator's application, and people at its API."""
 
 import json
 
 import httpx
 
+from anchorlwf.annotator.backends.local import LocalDecoder
+from anchorlwf.annotator.project import Exchange
+from anchorlwf.annotator.sessions.desk import Desk
+from anchorlwf.annotator.sessions.ledger import Ledger
+from anchorlwf.annotator.store.store import Store
+from anchorlwf.annotator.web.app import create_app
+from anchorlwf.annotator.web.settings import WebSettings
+from anchorlwf.config import AnnotateConfig
+from anchorlwf.data.record import Prompt
+
 ORIGIN = "http://127.0.0.1:8642"
+ADA, BOB = "a" * 32, "b" * 32
 
 
 class Person:
@@ -40,6 +51,32 @@ class Person:
                     assert last["start"] == start + len(tokens)
                     tokens += last["tokens"]
         return tokens, last
+
+
+class Rig:
+    """An application over its own store, with people to ask it."""
+
+    def __init__(self, model, folder, *, per_item: int = 1, **limits) -> None:
+        self.store = Store(str(folder / "store.db"))
+        self.out = folder / "records.jsonl"
+        self.decoder = LocalDecoder(model, alternatives=5)
+        ledger = Ledger(self.decoder.stamp, model.codec, self.out, shared=per_item > 1)
+        project = self.store.project("p", self.decoder.stamp)
+        self.desk = Desk(self.store, self.decoder, project, AnnotateConfig(max_new_tokens=24, alternatives=5), ledger)
+        self.exchange = Exchange("p", self.desk, per_item=per_item)
+        limits = {"rate": 1e6, "burst": 10**6, **limits}
+        self.app = create_app(self.exchange, WebSettings({"ada": ADA, "bob": BOB}, **limits))
+
+    def person(self, token: str | None = ADA, **headers: str) -> "Person":
+        return Person(self.app, token, headers)
+
+    def ask(self, *texts: str) -> None:
+        self.exchange.add([Prompt(messages=[{"role": "user", "content": text}]) for text in texts])
+
+    def close(self) -> None:
+        self.desk.close()
+        self.decoder.close()
+        self.store.close()
 
 
 def whole(person: Person) -> dict:

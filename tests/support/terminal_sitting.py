@@ -4,14 +4,16 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from rich.console import Console
 
+from anchorlwf.annotation.tree import replay
 from anchorlwf.annotator.open import Work
 from anchorlwf.annotator.project import Exchange
+from anchorlwf.annotator.terminal.render import Painter
 from anchorlwf.annotator.terminal.terminal import Terminal
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.jsonl import save_lines
+from anchorlwf.model.vocabulary import TokenTable
 
 
 def screen_of(width: int = 100_000) -> tuple[Console, io.StringIO]:
@@ -49,8 +51,15 @@ def sit(exchange: Exchange, *lines: str | Callable[[], object], name: str = "ada
 ASKED = ["Who are you?", "Who made you?", "Where were you made?", "When were you made?"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("terminal")
-    save_lines(path / "p.jsonl", [{"prompt": question} for question in ASKED])
-    return path
+def answer_of(exchange: Exchange, name: str = "ada") -> list[int]:
+    """The ids that stand in the store for what this person has on the screen."""
+    store, project = exchange.desk.store, exchange.desk.project
+    return list(replay(store.events(store.next(project, name).id)).node.completion_ids)
+
+
+def shown(table: TokenTable, ids: list[int], stars: tuple[int, ...] = ()) -> str:
+    console, screen = screen_of()
+    painter = Painter(console, table)
+    for index, token in enumerate(ids):
+        painter.token(index, token, None, anchor=index in stars)
+    return screen.getvalue()

@@ -60,7 +60,7 @@ class Ahead:
     Args:
         store, project: whose items.
         decoder: gives the answers.
-        config: most completion tokens, and alternatives per token.
+        config: maximum number of completion tokens, and alternatives per token.
         prepared: keeps the alternatives.
     """
 
@@ -103,14 +103,14 @@ class Ahead:
     def _one(self, item: int, body: dict[str, Any]) -> None:
         try:
             prompt = Prompt.model_validate(body)
-            found = proposal_of(self._decoder, prompt, self._config.max_new_tokens, self._closed)
+            decoded = proposal_of(self._decoder, prompt, self._config.max_new_tokens, self._closed)
         except (PromptError, ValidationError) as error:
             # Whoever opens it is told; the rest of the queue must not wait for it.
             self._failed.add(item)
             _log.info("Item %d is not decoded ahead: %s", item, error)
             return
-        if found is not None:
-            proposal, steps = found
+        if decoded is not None:
+            proposal, steps = decoded
             # First, so that whoever begins at once finds them.
             self._prepared.keep(item, steps, self._config.alternatives)
             propose(self._store, item, proposal)

@@ -2,24 +2,24 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Literal
+from typing import Literal
 
 from anchorlwf.annotation.checks import check_record
-from anchorlwf.annotation.importers.lawftrack import Span, read_lawftrack
+from anchorlwf.annotation.importers.lawftrack import Flag, Span, read_lawftrack
 from anchorlwf.annotation.tree import replay
 from anchorlwf.annotator.backends.local import LocalDecoder
 from anchorlwf.annotator.prefetch import Ahead
 from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.store.queue import add_items, finished, has_items, held_ids, reopened
 from anchorlwf.annotator.store.store import SessionRow
-from anchorlwf.annotator.web.payloads import tokens
 from anchorlwf.data.jsonl import BadLine, Check, Reading, Row, refusal
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.decoding.teacher_forcing import windows
 from anchorlwf.errors import ModelError, RecordError, wrong
 
-__all__ = ["Exchange"]
+__all__ = ["ComparedAnswer", "Comparison", "Exchange", "Intake"]
 
 _WINDOW = 100
 """Prompts looked up in the store at a time."""
@@ -27,8 +27,37 @@ _NAMED = 20
 """Bad lines named where there is no good one."""
 
 
+@dataclass(frozen=True)
+class Intake:
+    """What came of a file's content that was brought into a project."""
+
+    added: int
+    """Items that are new."""
+    known: int
+    """Items that were there before; they stay as they are."""
+    flags: list[Flag]
+    """Lines, samples and anchors that were left out, and why."""
+
+
+@dataclass(frozen=True)
+class ComparedAnswer:
+    """A greedy answer of one of two compared models."""
+
+    ids: list[int]
+    token_kl: list[float]
+    """KL(base || tuned) at each token, in nats."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The greedy answers of the model without its adapter and with it."""
+
+    base: ComparedAnswer
+    tuned: ComparedAnswer
+
+
 class Exchange:
-    """The project behind a page.
+    """The project behind a page and a terminal.
 
     Args:
         name: of the project.
@@ -38,7 +67,7 @@ class Exchange:
     """
 
     def __init__(self, name: str, desk: Desk, *, per_item: int = 1, ahead: Ahead | None = None) -> None:
-        self.name, self.desk, self._per_item, self._ahead = name, desk, per_item, ahead
+        self.name, self.desk, self.per_item, self._ahead = name, desk, per_item, ahead
 
     @property
     def can_compare(self) -> bool:
@@ -55,7 +84,7 @@ class Exchange:
     def add(self, prompts: Iterable[Prompt], known: dict[str, Record] | None = None) -> tuple[int, int]:
         """Prompts that `fits` found good into the queue: how many were new, and how many there before."""
         keyed = self._keyed(prompts, known or {})
-        counts = add_items(self.desk.store, self.desk.project, keyed, seats_each=self._per_item, known=known)
+        counts = add_items(self.desk.store, self.desk.project, keyed, seats_each=self.per_item, known=known)
         if self._ahead is not None:
             self._ahead.more()
         return counts
@@ -81,8 +110,8 @@ class Exchange:
     def _stored(self, among: Collection[int] | None = None) -> dict[int, list[Record]]:
         """What the store holds of these items, or of all: the `stored` of `Ledger.reconcile`."""
         desk, by_item = self.desk, defaultdict[int, list[Record]](list)
-        for item, record in finished(desk.store, desk.project, among):
-            by_item[item].append(record)
+        for done in finished(desk.store, desk.project, among):
+            by_item[done.item].append(done.record)
         for session in reopened(desk.store, desk.project, among):
             row = desk.store.session(session)
             by_item[row.item].append(self._draft(row))
@@ -94,34 +123,37 @@ class Exchange:
         prompt_ids = desk.decoder.table.codec.encode_prompt(row.prompt.messages, row.prompt.tools)
         return desk.ledger.record(row, prompt_ids, replay(desk.store.events(row.id)))
 
-    def take(
-        self, form: Literal["records", "lawftrack", "prompts"], content: str, span: Span = "first"
-    ) -> dict[str, Any]:
-        """A file's content into the project: the reply to `POST /api/import`.
+    def take(self, form: Literal["records", "lawftrack", "prompts"], content: str, span: Span = "first") -> Intake:
+        """Bring a file's content into the project.
 
-        What is no good is set aside and flagged, by its line or sample; the rest comes in.
+        What is no good is left out and flagged, by its line or sample; the rest comes in.
+
+        Args:
+            form: what the file holds.
+            content: of the file.
+            span: of lawftrack's replacements, which tokens become anchors.
 
         Raises:
             AnchorLwfError: nothing in it is any good; what is wrong with it.
         """
+        if form == "lawftrack":
+            return self._take_lawftrack(content, span)
         bad: list[BadLine] = []
         if not content.strip():
             raise RecordError(wrong("content", "at least one line", "none", "Choose another file."))
         if form == "prompts":
             added, known = self.add(_good(content, Prompt, self.fits, bad))
-        elif form == "records":
-            added, known = self._add_records(_good(content, Record, self._takes, bad))
         else:
-            decoder = self.desk.decoder
-            found = read_lawftrack(
-                content, decoder.table, decoder.stamp, decoder.stop_ids, span=span, check=self._takes
-            )
-            added, known = self._add_records(found.records)
-            return {"added": added, "known": known, "flagged": [flag.json() for flag in found.flags]}
+            added, known = self._add_records(_good(content, Record, self._takes, bad))
         if not added + known:
             raise refusal(bad[:_NAMED], 0)
-        flagged = [{"sample": f"line {one.line}", "anchor": None, "reason": one.problem} for one in bad]
-        return {"added": added, "known": known, "flagged": flagged}
+        return Intake(added, known, [Flag(f"line {line.line}", None, line.problem) for line in bad])
+
+    def _take_lawftrack(self, content: str, span: Span) -> Intake:
+        decoder = self.desk.decoder
+        imported = read_lawftrack(content, decoder.table, decoder.stamp, decoder.stop_ids, span=span, check=self._takes)
+        added, known = self._add_records(imported.records)
+        return Intake(added, known, imported.flags)
 
     def _add_records(self, records: Iterable[Record]) -> tuple[int, int]:
         latest = {record.id: record for record in records}
@@ -129,7 +161,7 @@ class Exchange:
             (record.id, Prompt(messages=record.messages, tools=record.tools, tags=record.tags))
             for record in latest.values()
         ]
-        return add_items(self.desk.store, self.desk.project, keyed, seats_each=self._per_item, known=latest)
+        return add_items(self.desk.store, self.desk.project, keyed, seats_each=self.per_item, known=latest)
 
     def _takes(self, record: Record) -> None:
         """Raise what is wrong with a record from outside: other ids, or what no prompt may have either."""
@@ -137,20 +169,14 @@ class Exchange:
         record.model.require_same(self.desk.decoder.stamp, f"record {record.id}", fix)
         check_record(record, self.desk.decoder.table, self.desk.decoder.room)
 
-    def compare(self, prompt_ids: list[int]) -> dict[str, Any]:
-        """Answers of base and tuned model with KL per token: the reply to `POST /api/compare`. Raises `ModelError`."""
+    def compare(self, prompt_ids: list[int]) -> Comparison:
+        """Answers of base and tuned model to a prompt. Raises `ModelError` where there are not two models."""
         desk = self.desk
         if not isinstance(desk.decoder, LocalDecoder):
             fix = "Start with --model set to the folder of an adapter."
             raise ModelError(wrong("comparison", "a model in this process", "a remote one", fix))
-        found = desk.decoder.compare(prompt_ids, desk.config.max_new_tokens)
-        return {
-            name: [
-                {**token, "kl": kl}
-                for token, kl in zip(tokens(desk.decoder.table, ids, [None] * len(ids)), kls, strict=True)
-            ]
-            for name, (ids, kls) in found.items()
-        }
+        answers = desk.decoder.compare(prompt_ids, desk.config.max_new_tokens)
+        return Comparison(base=ComparedAnswer(*answers["base"]), tuned=ComparedAnswer(*answers["tuned"]))
 
 
 def _good(content: str, kind: type[Row], check: Check[Row], bad: list[BadLine]) -> Iterator[Row]:

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 
 
 def _checked_name(name: str) -> str:
-    # As in a file of annotators.
-    if not name.isprintable() or not 1 <= len(name) <= 64:
+    from anchorlwf.annotator.team import is_name
+
+    if not is_name(name):
         raise typer.BadParameter("expected 1 to 64 printable characters")
     return name
 
@@ -112,8 +113,8 @@ def _from_targets(work: "Work") -> Iterator[Any]:
 
 
 def _at_terminal(work: "Work", name: str, annotators: Path | None) -> list[Any]:
+    from anchorlwf.annotator.team import load_annotators
     from anchorlwf.annotator.terminal.terminal import Terminal
-    from anchorlwf.annotator.web.settings import load_annotators
 
     if annotators is not None and name not in (people := load_annotators(annotators)):
         raise ConfigError(wrong("--name", f"one of {', '.join(people)}", name, f"They are those of {annotators}."))

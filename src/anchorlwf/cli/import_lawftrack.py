@@ -10,6 +10,7 @@ Examples:
   anchorlwf import-lawftrack train.jsonl --out records.jsonl --model ./annotated-model --span whole
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,7 +43,7 @@ def _print(imported: Any, to: Path, as_json: bool) -> None:
                 "anchors": imported.anchors,
                 "drafts": imported.drafts,
                 "known": imported.known,
-                "flagged": [flag.json() for flag in imported.flags],
+                "flagged": [asdict(flag) for flag in imported.flags],
                 "out": str(to),
             }
         )

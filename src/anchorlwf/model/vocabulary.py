@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from anchorlwf.errors import RecordError, wrong
 from anchorlwf.model.codec import Codec
@@ -35,13 +34,6 @@ class TokenText:
     """The raw bytes, where `text` cannot say them."""
     special: bool
     """A marker of the template or the tokenizer, not text."""
-
-    def json(self, probability: float | None = None) -> dict[str, Any]:
-        """The `Token` of docs/annotator_api.md."""
-        extra: dict[str, Any] = {} if self.hex is None else {"hex": self.hex}
-        if self.special:
-            extra["special"] = True
-        return {"id": self.id, "text": self.text, **extra, "p": probability}
 
 
 class TokenTable:

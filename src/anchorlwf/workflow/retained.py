@@ -13,7 +13,7 @@ __all__ = ["AUTO", "NONE", "Retain", "keep_records_for"]
 
 AUTO, NONE = "auto", "none"
 Retain = str | Path | Iterable[PromptLike] | None
-"""`auto`, `none`, or prompts: a file or rows. None: `auto`; for the embedded model, which writes little of use, `none`."""
+"""`auto`, `none`, or prompts: a file or rows. None: `auto`; for the embedded model, which writes little, `none`."""
 
 
 def keep_records_for(

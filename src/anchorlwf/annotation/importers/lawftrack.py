@@ -48,10 +48,6 @@ class Flag:
     def __str__(self) -> str:
         return f"sample {self.sample}{'' if self.anchor is None else f', anchor {self.anchor + 1}'}: {self.reason}"
 
-    def json(self) -> dict[str, Any]:
-        """For the page."""
-        return {"sample": self.sample, "anchor": self.anchor, "reason": self.reason}
-
 
 @dataclass(frozen=True)
 class Found:

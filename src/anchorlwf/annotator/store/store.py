@@ -139,7 +139,7 @@ class Store:
         return ModelStamp.model_validate(stored)
 
     def _find(self, db: Connection, session: int) -> SessionRow:
-        # The seat held, if any; a session holds one at the most.
+        # The seat held, if any; a session holds at most one.
         query = (
             select(
                 sessions,
@@ -203,15 +203,15 @@ class Store:
         seat = db.execute(free.with_for_update(skip_locked=True)).scalar()
         if seat is None:
             return False
-        place = and_(seats.c.item_id == item, seats.c.seat == seat)
-        db.execute(update(seats).where(place).values(session_id=session, expires_at=until))
+        free_seat = and_(seats.c.item_id == item, seats.c.seat == seat)
+        db.execute(update(seats).where(free_seat).values(session_id=session, expires_at=until))
         return True
 
     def _session_of(self, db: Connection, item: int, annotator: str) -> int:
         mine = select(sessions.c.id).where(sessions.c.item_id == item, sessions.c.annotator == annotator)
-        found = db.execute(mine).scalar()
-        if found is not None:
-            return found
+        session = db.execute(mine).scalar()
+        if session is not None:
+            return session
         row = {"item_id": item, "annotator": annotator, "touched_at": self.clock()}
         return db.execute(insert(sessions).values(**row).returning(sessions.c.id)).scalar_one()
 
@@ -228,7 +228,7 @@ class Store:
         mine = and_(sessions.c.item_id == items.c.id, sessions.c.annotator == annotator)
         with writing(self.engine) as db:
             # On PostgreSQL two tabs of one person would otherwise both begin the same item.
-            open_one = (
+            left_open = (
                 select(sessions.c.id, sessions.c.item_id)
                 .join(items, items.c.id == sessions.c.item_id)
                 .join(seats, seats.c.session_id == sessions.c.id)
@@ -236,7 +236,7 @@ class Store:
                 .order_by(*ordering(order))
                 .limit(1)
             )
-            left = db.execute(open_one).first()
+            left = db.execute(left_open).first()
             if left is not None and self._sit(db, left.item_id, left.id):
                 return self._find(db, left.id)
             decided = exists().where(mine, sessions.c.verdict.is_not(None))

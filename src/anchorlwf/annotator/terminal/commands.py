@@ -132,12 +132,12 @@ def _unquoted(text: str) -> str:
 
 def _confidence(text: str) -> float:
     try:
-        found = float(text)
+        confidence = float(text)
     except ValueError:
-        found = float("nan")
-    if not 0 < found <= 1:
+        confidence = float("nan")
+    if not 0 < confidence <= 1:
         raise RecordError(wrong("confidence", "more than 0, at most 1", text, "Write @0.8, say."))
-    return found
+    return confidence
 
 
 def _with_rest(name: str, rest: str) -> Command:

@@ -5,13 +5,13 @@ Everything that people and models write is put into `Text`: it is no markup, and
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from anchorlwf.annotator.sessions.screen import HistoryEntry
 from anchorlwf.data.record import Prompt
 from anchorlwf.model.vocabulary import TokenTable, TokenText
 
@@ -84,11 +84,11 @@ class Painter:
         """What the bytes of several tokens say together, at the last of them."""
         self._bytes = b"" if token.hex is None else self._bytes + bytes.fromhex(token.hex)
         try:
-            found = self._bytes.decode()
+            character = self._bytes.decode()
         except UnicodeDecodeError:
             return ""
         self._bytes = b""
-        return f"={readable(found)}" if found else ""
+        return f"={readable(character)}" if character else ""
 
     def _write(self, text: Text) -> None:
         self._console.print(text, end="", soft_wrap=True)
@@ -120,20 +120,20 @@ def draw_options(
     console.print(rows)
 
 
-def draw_history(console: Console, nodes: Sequence[dict[str, Any]], current: int) -> None:
-    """All answers of a session, as `views.head` lists them; children stand below their parent, indented."""
-    children: dict[int | None, list[dict[str, Any]]] = {}
-    for node in nodes:
-        children.setdefault(node["parent"], []).append(node)
-    waiting = [(node, 0) for node in reversed(children.get(None, []))]
+def draw_history(console: Console, entries: Sequence[HistoryEntry], current: int) -> None:
+    """All answers of a session; children stand below their parent, indented."""
+    children: dict[int | None, list[HistoryEntry]] = {}
+    for entry in entries:
+        children.setdefault(entry.parent, []).append(entry)
+    waiting = [(entry, 0) for entry in reversed(children.get(None, []))]
     while waiting:
-        node, depth = waiting.pop()
+        entry, depth = waiting.pop()
         what = (
             "the first answer"
-            if node["parent"] is None
-            else (f"at {node['position']}: {readable(repr(node['replaced']))} became {readable(repr(node['given']))}")
+            if entry.parent is None
+            else f"at {entry.position}: {readable(repr(entry.replaced))} became {readable(repr(entry.given))}"
         )
-        counts = f"{node['length']} tokens, {node['anchors']} anchors" + ("" if node["ended"] else ", unfinished")
-        here = "> " if node["id"] == current else "  "
-        console.print(Text.assemble(f"{'  ' * depth}{here}{node['id']}  {what}  ", (f"({counts})", "dim")))
-        waiting += [(child, depth + 1) for child in reversed(children.get(node["id"], []))]
+        counts = f"{entry.length} tokens, {entry.anchors} anchors" + ("" if entry.ended else ", unfinished")
+        here = "> " if entry.number == current else "  "
+        console.print(Text.assemble(f"{'  ' * depth}{here}{entry.number}  {what}  ", (f"({counts})", "dim")))
+        waiting += [(child, depth + 1) for child in reversed(children.get(entry.number, []))]

@@ -14,13 +14,12 @@ from rich.console import Console
 from rich.text import Text
 
 from anchorlwf.annotation.events import Verdict
-from anchorlwf.annotator.sessions import queries
+from anchorlwf.annotator.sessions import queries, screen
 from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.sessions.live import Continuation, Live
-from anchorlwf.annotator.store.queue import progress
+from anchorlwf.annotator.store.overview import progress
 from anchorlwf.annotator.terminal.commands import HELP, Act, Command, Go, Look, Note, Put, Tag, Weigh, parse, read_line
 from anchorlwf.annotator.terminal.render import Painter, draw_history, draw_options, draw_prompt, readable
-from anchorlwf.annotator.web import payloads
 from anchorlwf.data.record import Record
 from anchorlwf.errors import AnchorLwfError, ConflictError, NothingToDoError, RecordError, wrong
 
@@ -119,26 +118,26 @@ class Terminal:
         self._live = live
         if live is not None:
             counts = progress(self._desk.store, self._desk.project)
-            self._console.print(Text(f"\n[{counts['done']} of {counts['items']} done]", "dim"))
+            self._console.print(Text(f"\n[{counts.done} of {counts.items} done]", "dim"))
             self._ask(live)
             self._annotations(live)
             self._show(live, 0)
 
     def _ask(self, live: Live) -> None:
         draw_prompt(self._console, live.row.prompt)
-        shown = payloads.prompt(self._desk.decoder.table, live)
-        for remark in shown["remarks"]:
+        shown = screen.shown_prompt(self._desk.decoder.table, live)
+        for remark in shown.remarks:
             self._console.print(Text(readable(remark), "yellow"))
-        if shown["date"]:
-            self._console.print(Text(f"the chat template prints a date: {shown['date']}, that of this project", "dim"))
+        if shown.date:
+            self._console.print(Text(f"the chat template prints a date: {shown.date}, that of this project", "dim"))
 
     def _again(self) -> None:
         """After a conflict: the item as it stands in the store, or another where it is somebody else's or done."""
         live = self._live
         with contextlib.suppress(ConflictError):
-            found = None if live is None else self._desk.open(live.row.item, self._name)
-            if found is not None and found.tree.verdict is None:
-                self._open(found)
+            reopened = None if live is None else self._desk.open(live.row.item, self._name)
+            if reopened is not None and reopened.tree.verdict is None:
+                self._open(reopened)
                 return
         self._next()
 
@@ -169,7 +168,7 @@ class Terminal:
         if name in _VERDICTS:
             self._decide(live, _VERDICTS[name])
         elif name == "history":
-            draw_history(self._console, payloads.head(self._desk.decoder.table, live)["nodes"], live.tree.current)
+            draw_history(self._console, screen.history(self._desk.decoder.table, live.tree), live.tree.current)
         elif name == "show":
             self._ask(live)
             self._show(live, 0)
@@ -241,8 +240,8 @@ class Terminal:
     def _options(self, live: Live, position: int) -> None:
         node, desk = live.tree.current, self._desk
         stands = queries.standing(live, node, position)
-        found = queries.options(desk, live, node, position, desk.config.alternatives)
-        draw_options(self._console, desk.decoder.table, position, found, stands)
+        options = queries.options(desk, live, node, position, desk.config.alternatives)
+        draw_options(self._console, desk.decoder.table, position, options, stands)
 
     def _changed(self, live: Live, do: Callable[[Live], None]) -> None:
         before = live.ids
@@ -294,6 +293,5 @@ class Terminal:
 
     def _tell(self) -> None:
         counts = progress(self._desk.store, self._desk.project)
-        left = counts["items"] - counts["done"]
-        if left:
-            self._console.print(Text(f"{counts['done']} of {counts['items']} done; the same command goes on.", "dim"))
+        if counts.done < counts.items:
+            self._console.print(Text(f"{counts.done} of {counts.items} done; the same command goes on.", "dim"))

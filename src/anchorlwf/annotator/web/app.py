@@ -9,9 +9,8 @@ from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
 from anchorlwf.annotator.web.guard import Guard
-from anchorlwf.annotator.web.project_routes import exchange_routes, queue_routes
 from anchorlwf.annotator.web.responses import Json, add_error_replies, problem
-from anchorlwf.annotator.web.session_routes import look_routes, step_routes
+from anchorlwf.annotator.web.routes import exchange_routes, look_routes, queue_routes, step_routes
 from anchorlwf.annotator.web.settings import WebSettings
 from anchorlwf.annotator.web.stream_routes import stream_routes
 
@@ -24,13 +23,12 @@ STATIC = Path(__file__).parent / "static"
 """The page's files."""
 
 
-def create_app(exchange: "Exchange", settings: WebSettings, *, per_item: int = 1) -> FastAPI:
+def create_app(exchange: "Exchange", settings: WebSettings) -> FastAPI:
     """The annotator's ASGI application.
 
     Args:
         exchange: the project, its desk and what goes in and out.
         settings: who may come in.
-        per_item: how many people each item wants.
     """
     app = FastAPI(
         title="anchorlwf annotator",
@@ -40,7 +38,7 @@ def create_app(exchange: "Exchange", settings: WebSettings, *, per_item: int = 1
         openapi_url="/api/openapi.json",
     )
     for routes in (
-        queue_routes(exchange, per_item),
+        queue_routes(exchange),
         exchange_routes(exchange),
         look_routes(exchange),
         step_routes(exchange.desk),

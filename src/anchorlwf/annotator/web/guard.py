@@ -112,13 +112,13 @@ class Guard:
         """The printed address: its token becomes a cookie and leaves the address bar."""
         if scope["method"] != "GET" or scope["path"] != "/":
             return None
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token")
-        if not given or self._settings.annotator_of(given[0]) is None:
+        tokens = parse_qs(scope["query_string"].decode("latin-1")).get("token")
+        if not tokens or self._settings.annotator_of(tokens[0]) is None:
             return None
         reply = Response(status_code=303, headers={"location": "/", "cache-control": "no-store"})
         reply.set_cookie(
             self._settings.cookie,
-            given[0],
+            tokens[0],
             httponly=True,
             samesite="strict",
             path="/",
@@ -178,13 +178,13 @@ def _cookies(headers: Headers, name: str) -> Iterator[str]:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    given = False
+    read = False
 
     async def again() -> MutableMapping[str, Any]:
-        nonlocal given
-        if given:
+        nonlocal read
+        if read:
             return await receive()  # nothing but the disconnection is left to come
-        given = True
+        read = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again

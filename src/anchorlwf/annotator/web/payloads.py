@@ -1,45 +1,80 @@
-"""What a screen is told: the JSON of docs/annotator_api.md, from sessions and tokens."""
+"""The JSON of docs/annotator_api.md, made of what the application below gives: nothing else knows its form."""
 
-import difflib
-import itertools
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from anchorlwf.annotation.tree import Tree
 from anchorlwf.annotator.sessions.live import Live
-from anchorlwf.model.vocabulary import TokenTable
+from anchorlwf.annotator.sessions.screen import (
+    Changes,
+    HistoryEntry,
+    ShownPrompt,
+    ShownTokens,
+    history,
+    shown_prompt,
+    shown_tokens,
+)
+from anchorlwf.annotator.store.overview import Agreement, Progress, QueuePart
+from anchorlwf.model.vocabulary import TokenTable, TokenText
 
-__all__ = ["diff", "head", "prompt", "session", "step", "tokens"]
+if TYPE_CHECKING:
+    from anchorlwf.annotator.project import Comparison, Exchange, Intake
+
+__all__ = [
+    "agreement",
+    "alternatives",
+    "changes",
+    "comparison",
+    "done",
+    "head",
+    "intake",
+    "me",
+    "piece",
+    "progress",
+    "prompt",
+    "queue",
+    "session",
+    "step",
+    "token",
+    "tokens",
+]
 
 
-def tokens(table: TokenTable, ids: Sequence[int], probabilities: Sequence[float | None]) -> list[dict[str, Any]]:
-    """A list of `Token`s."""
-    return [table.token(token).json(p) for token, p in zip(ids, probabilities, strict=True)]
+def token(shown: TokenText, probability: float | None = None) -> dict[str, Any]:
+    """A `Token`."""
+    extra: dict[str, Any] = {} if shown.hex is None else {"hex": shown.hex}
+    if shown.special:
+        extra["special"] = True
+    return {"id": shown.id, "text": shown.text, **extra, "p": probability}
 
 
-def _text(table: TokenTable, ids: Sequence[int]) -> str:
-    return table.codec.decode(list(ids), special=True)[:200]
+def tokens(
+    table: TokenTable, ids: Sequence[int], probabilities: Sequence[float | None] | None = None
+) -> list[dict[str, Any]]:
+    """A list of `Token`s; probabilities are null where none are given."""
+    known = [None] * len(ids) if probabilities is None else probabilities
+    return [token(table.token(number), p) for number, p in zip(ids, known, strict=True)]
 
 
-def _node(table: TokenTable, tree: Tree, number: int) -> dict[str, Any]:
-    node = tree.nodes[number]
-    given, replaced = "", ""
-    if node.parent is not None:
-        part = slice(node.position, node.position + node.given)
-        given = _text(table, node.completion_ids[part])
-        replaced = _text(table, tree.nodes[node.parent].completion_ids[part])
+def _tokens(table: TokenTable, shown: ShownTokens) -> list[dict[str, Any]]:
+    return tokens(table, shown.ids, shown.probabilities)
+
+
+def _node(entry: HistoryEntry) -> dict[str, Any]:
+    """A `Node`."""
     return {
-        "id": number,
-        "parent": node.parent,
-        "position": None if node.parent is None else node.position,
-        "length": len(node.completion_ids),
-        "ended": node.ended,
-        "truncated": node.truncated,
-        "anchors": len(tree.anchors(number)),
-        "at": node.at.isoformat(),
-        "source": node.source,
-        "given": given,
-        "replaced": replaced,
+        "id": entry.number,
+        "parent": entry.parent,
+        "position": entry.position,
+        "length": entry.length,
+        "ended": entry.ended,
+        "truncated": entry.truncated,
+        "anchors": entry.anchors,
+        "at": entry.at.isoformat(),
+        "source": entry.source,
+        "given": entry.given,
+        "replaced": entry.replaced,
     }
 
 
@@ -50,7 +85,7 @@ def head(table: TokenTable, live: Live) -> dict[str, Any]:
         anchors = [
             {
                 **anchor.model_dump(mode="json"),
-                "rejected": None if anchor.rejected_id is None else table.token(anchor.rejected_id).json(),
+                "rejected": None if anchor.rejected_id is None else token(table.token(anchor.rejected_id)),
             }
             for anchor in tree.anchors()
         ]
@@ -61,7 +96,7 @@ def head(table: TokenTable, live: Live) -> dict[str, Any]:
             "status": tree.verdict or "open",
             "version": tree.version,
             "node": tree.current,
-            "nodes": [_node(table, tree, number) for number in range(len(tree.nodes))],
+            "nodes": [_node(entry) for entry in history(table, tree)],
             "length": len(live.ids),
             "ended": tree.node.ended,
             "truncated": tree.node.truncated,
@@ -79,29 +114,21 @@ def head(table: TokenTable, live: Live) -> dict[str, Any]:
 def session(table: TokenTable, live: Live) -> dict[str, Any]:
     """A `Session`: the whole screen."""
     with live.lock:
-        return {**head(table, live), "prompt": prompt(table, live), "tokens": tokens(table, *_shown(live))}
+        return {
+            **head(table, live),
+            "prompt": prompt(shown_prompt(table, live)),
+            "tokens": _tokens(table, shown_tokens(live)),
+        }
 
 
-def prompt(table: TokenTable, live: Live) -> dict[str, Any]:
-    """What is asked, and how the model sees it: ids as text, special tokens apart from what only looks like them."""
-    asked, codec = live.row.prompt, table.codec
-    rendered = [
-        {"text": codec.decode(list(ids), special=True), "special": special}
-        for special, ids in itertools.groupby(live.prompt_ids, lambda token: table.token(token).special)
-    ]
+def prompt(shown: ShownPrompt) -> dict[str, Any]:
+    """The `prompt` of a `Session`."""
     return {
-        **asked.model_dump(mode="json", exclude={"answer"}),
-        "rendered": rendered,
-        "date": codec.date if codec.prints_date else None,
-        "remarks": codec.remarks(asked.messages, asked.tools),
+        **shown.asked.model_dump(mode="json", exclude={"answer"}),
+        "rendered": [{"text": part.text, "special": part.special} for part in shown.rendered],
+        "date": shown.date,
+        "remarks": list(shown.remarks),
     }
-
-
-def _shown(live: Live) -> tuple[list[int], list[float | None]]:
-    # A continuation may grow between the two questions.
-    ids, probabilities = live.ids, live.probabilities
-    count = min(len(ids), len(probabilities))
-    return ids[:count], probabilities[:count]
 
 
 def step(table: TokenTable, live: Live, before: Tree) -> dict[str, Any]:
@@ -110,25 +137,83 @@ def step(table: TokenTable, live: Live, before: Tree) -> dict[str, Any]:
     Tokens that streamed since are sent again: a screen may not have had them yet.
     """
     with live.lock:
-        ids, probabilities = _shown(live)
-        old = before.node.completion_ids
-        kept = next((i for i, (a, b) in enumerate(zip(old, ids, strict=False)) if a != b), min(len(old), len(ids)))
+        shown, old = shown_tokens(live), before.node.completion_ids
+        pairs = enumerate(zip(old, shown.ids, strict=False))
+        kept = next((index for index, (was, now) in pairs if was != now), min(len(old), len(shown.ids)))
         # The parent's probabilities stand up to the correction, so equal tokens have equal tints.
         return {
             "before": before.version,
             "head": head(table, live),
             "kept": kept,
-            "tokens": tokens(table, ids[kept:], probabilities[kept:]),
+            "tokens": _tokens(table, shown.since(kept)),
         }
 
 
-def diff(table: TokenTable, live: Live) -> dict[str, Any]:
-    """The model's first answer against the present one, by tokens."""
-    with live.lock:
-        first = live.tree.nodes[0]
-        old = list(live.tree.drafted_from or first.completion_ids)
-        odds: list[float | None] = [None] * len(old) if live.tree.drafted_from else list(first.probabilities)
-        ids, probabilities = _shown(live)
-    matcher = difflib.SequenceMatcher(None, old, ids, autojunk=False)
-    parts = [{"op": op, "original": [a, b], "corrected": [c, d]} for op, a, b, c, d in matcher.get_opcodes()]
-    return {"original": tokens(table, old, odds), "corrected": tokens(table, ids, probabilities), "parts": parts}
+def changes(table: TokenTable, diff: Changes) -> dict[str, Any]:
+    """The reply to `GET /api/sessions/{id}/diff`."""
+    parts = [{"op": op, "original": [a, b], "corrected": [c, d]} for op, a, b, c, d in diff.parts]
+    return {"original": _tokens(table, diff.original), "corrected": _tokens(table, diff.corrected), "parts": parts}
+
+
+def alternatives(
+    table: TokenTable, node: int, position: int, options: Sequence[tuple[int, float]] | None, stands: int
+) -> dict[str, Any]:
+    """The reply to `GET /api/sessions/{id}/alternatives`; `options` None: the model would have to be asked."""
+    listed = [{**token(table.token(number), p), "stands": number == stands} for number, p in options or ()]
+    return {"node": node, "position": position, "options": None if options is None else listed}
+
+
+def piece(table: TokenTable, node: int, start: int, shown: ShownTokens) -> dict[str, Any]:
+    """The data of the stream's event `tokens`."""
+    return {"node": node, "start": start, "tokens": _tokens(table, shown)}
+
+
+def done(table: TokenTable, node: int, live: Live) -> dict[str, Any]:
+    """The data of the stream's event `done`."""
+    return {"node": node, "head": head(table, live)}
+
+
+def me(annotator: str, exchange: "Exchange") -> dict[str, Any]:
+    """The reply to `GET /api/me`."""
+    decoder, config = exchange.desk.decoder, exchange.desk.config
+    return {
+        "annotator": annotator,
+        "annotators_per_item": exchange.per_item,
+        "project": exchange.name,
+        "model": decoder.stamp.name,
+        "remote": decoder.remote,
+        "max_new_tokens": config.max_new_tokens,
+        "alternatives": config.alternatives,
+        "confidence": config.confidence,
+        "compare": exchange.can_compare,
+    }
+
+
+def queue(part: QueuePart) -> dict[str, Any]:
+    """The reply to `GET /api/queue`."""
+    return asdict(part)
+
+
+def progress(counts: Progress) -> dict[str, Any]:
+    """The reply to `GET /api/progress`."""
+    return asdict(counts)
+
+
+def agreement(overall: Agreement) -> dict[str, Any]:
+    """The reply to `GET /api/agreement`."""
+    items = [{"item": item.item, "annotators": item.annotators, **asdict(item.shares)} for item in overall.items]
+    return {**asdict(overall.shares), "items": items}
+
+
+def intake(taken: "Intake") -> dict[str, Any]:
+    """The reply to `POST /api/import`."""
+    flagged = [{"sample": flag.sample, "anchor": flag.anchor, "reason": flag.reason} for flag in taken.flags]
+    return {"added": taken.added, "known": taken.known, "flagged": flagged}
+
+
+def comparison(table: TokenTable, compared: "Comparison") -> dict[str, Any]:
+    """The reply to `POST /api/compare`."""
+    return {
+        name: [{**shown, "kl": kl} for shown, kl in zip(tokens(table, answer.ids), answer.token_kl, strict=True)]
+        for name, answer in (("base", compared.base), ("tuned", compared.tuned))
+    }

@@ -1,8 +1,8 @@
-"""What requests may hold: shapes and sizes."""
+"""What requests may hold, shapes and sizes, and who asks."""
 
 from typing import Annotated, Any, Literal
 
-from fastapi import Header, Path, Query
+from fastapi import Depends, Header, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Text",
     "Top",
     "Verdict",
+    "Who",
 ]
 
 _LARGEST = 2**31 - 1
@@ -36,6 +37,14 @@ Top = Annotated[int, Query(ge=1, le=100)]
 StepName = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=64)]
 """A client's own name for a step, new for each: asked for again under the same name, it is not done again."""
 Order = Literal["queue", "uncertain", "probability"]
+
+
+def _who(request: Request) -> str:
+    return request.state.annotator
+
+
+Who = Annotated[str, Depends(_who)]
+"""The annotator's name, as the guard found it."""
 
 
 class _Body(BaseModel):

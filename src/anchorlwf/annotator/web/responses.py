@@ -52,8 +52,8 @@ def _ours(_request: Request, error: Exception) -> Response:
 def _shape(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     # The input itself is left out: it may be long.
-    found = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5])
-    return Json(problem("ValidationError", f"{found}. See docs/annotator_api.md."), 422)
+    mistakes = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5])
+    return Json(problem("ValidationError", f"{mistakes}. See docs/annotator_api.md."), 422)
 
 
 def _plain(_request: Request, error: Exception) -> Response:

@@ -9,14 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
-from anchorlwf.config import YAML_ERRORS
 from anchorlwf.errors import ConfigError, StorageError, wrong
 
-__all__ = ["WebSettings", "checked_hosts", "is_loopback", "kept_token", "load_annotators"]
-
-_SHORTEST = 16
+__all__ = ["WebSettings", "checked_hosts", "is_loopback", "kept_token"]
 
 
 def is_loopback(host: str) -> bool:
@@ -59,11 +54,11 @@ class WebSettings:
 
     def annotator_of(self, token: str) -> str | None:
         """Whose token it is. All are compared, in the same time for any."""
-        digest, found = _digest(token).encode(), None
+        digest, owner = _digest(token).encode(), None
         for name, known in self._digests.items():
             if hmac.compare_digest(digest, known):
-                found = name
-        return found
+                owner = name
+        return owner
 
     def allows_host(self, value: str) -> bool:
         """Whether a Host header names this server.
@@ -98,29 +93,6 @@ def checked_hosts(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def load_annotators(path: Path) -> dict[str, str]:
-    """Read a YAML file of `name: token` lines (`sha256:<hex>` instead of a token keeps it secret).
-
-    Raises:
-        ConfigError: no such file, or a name or token that cannot be.
-    """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except YAML_ERRORS as error:
-        raise ConfigError(wrong(f"annotators {path}", "a YAML file of `name: token`", error, "Check it.")) from error
-    if not isinstance(data, dict) or not data:
-        raise ConfigError(wrong(f"annotators {path}", "`name: token` lines", type(data).__name__, "Mend the file."))
-    found: dict[str, str] = {}
-    for name, token in data.items():
-        if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= 64:
-            raise ConfigError(wrong(f"annotators {path}", "names of 1 to 64 characters", repr(name), "Rename it."))
-        if not isinstance(token, str) or len(token) < _SHORTEST or token in found.values():
-            fix = "python -c 'import secrets; print(secrets.token_urlsafe(32))' makes one."
-            raise ConfigError(wrong(f"token of {name}", f"{_SHORTEST} characters of its own", "another", fix))
-        found[name] = token
-    return found
-
-
 def kept_token(beside: Path) -> str:
     """A random token, the same on every start over one store, so that an open page heals after a restart.
 
@@ -131,9 +103,11 @@ def kept_token(beside: Path) -> str:
     Raises:
         StorageError: it cannot be written.
     """
+    from anchorlwf.annotator.team import SHORTEST_TOKEN
+
     path = beside.with_name(beside.name + ".token")
     try:
-        if path.is_file() and len(token := path.read_text(encoding="ascii").strip()) >= _SHORTEST:
+        if path.is_file() and len(token := path.read_text(encoding="ascii").strip()) >= SHORTEST_TOKEN:
             return token
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)

@@ -46,19 +46,19 @@ def _listening(options: PageOptions) -> socket.socket:
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     tries = [PORT, 0] if options.port is None else [options.port]
     for port in tries:
-        found = socket.socket(family, socket.SOCK_STREAM)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            found.bind((options.host, port))
-            found.listen(128)
+            listener.bind((options.host, port))
+            listener.listen(128)
         except OSError as error:
-            found.close()
+            listener.close()
             if port == tries[-1]:
                 fix = "Choose another --port (0: any free one) or --host."
                 what = "a free address of this machine"
                 raise ConfigError(wrong(f"{options.host}:{port}", what, error, fix)) from error
         else:
-            return found
+            return listener
     raise AssertionError("the last try returns or raises")
 
 
@@ -77,15 +77,16 @@ def serve_page(work: "Work", options: PageOptions, *, announce: Callable[[str], 
     _needs_extra()
     import uvicorn
 
+    from anchorlwf.annotator.team import load_annotators
     from anchorlwf.annotator.web.app import create_app
-    from anchorlwf.annotator.web.settings import WebSettings, checked_hosts, kept_token, load_annotators
+    from anchorlwf.annotator.web.settings import WebSettings, checked_hosts, kept_token
 
     hosts = checked_hosts(options.allow_host)
     people = load_annotators(options.annotators) if options.annotators else {}
     with work.open() as exchange, _listening(options) as listener:
         people = people or {options.name: kept_token(work.beside)}
         settings = WebSettings(people, host=options.host, port=listener.getsockname()[1], hosts=hosts)
-        app = create_app(exchange, settings, per_item=work.per_item)
+        app = create_app(exchange, settings)
         # No access log: addresses hold the token.
         server = uvicorn.Server(
             uvicorn.Config(

@@ -9,8 +9,7 @@ from fastapi import APIRouter, Header, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from anchorlwf.annotator.web.people import Who
-from anchorlwf.annotator.web.requests import Number, Position, Start
+from anchorlwf.annotator.web.requests import Number, Position, Start, Who
 from anchorlwf.annotator.web.responses import problem_of
 from anchorlwf.errors import ConflictError, wrong
 
@@ -63,6 +62,7 @@ def _continuation(desk: "Desk", live: "Live", node: int) -> "Continuation | None
 async def _events(
     desk: "Desk", live: "Live", node: int, start: int, running: "Continuation | None"
 ) -> AsyncIterator[bytes]:
+    from anchorlwf.annotator.sessions.screen import ShownTokens
     from anchorlwf.annotator.web import payloads
 
     table, loop, changed = desk.decoder.table, asyncio.get_running_loop(), asyncio.Event()
@@ -70,14 +70,14 @@ async def _events(
     def listener() -> None:
         loop.call_soon_threadsafe(changed.set)
 
-    def tokens(first: int, ids: list[int], odds: list[Any]) -> bytes:
-        shown = payloads.tokens(table, ids, odds)
-        return _event("tokens", {"node": node, "start": first, "tokens": shown}, first + len(ids))
+    def tokens(first: int, shown: ShownTokens) -> bytes:
+        return _event("tokens", payloads.piece(table, node, first, shown), first + len(shown.ids))
 
     stands = live.tree.nodes[node]
     base = len(stands.completion_ids) if running is None else running.start
     if start < base:
-        yield tokens(start, list(stands.completion_ids[start:base]), list(stands.probabilities[start:base]))
+        missing = slice(start, base)
+        yield tokens(start, ShownTokens(list(stands.completion_ids[missing]), list(stands.probabilities[missing])))
     if running is not None:
         sent = max(start, base)
         running.listen(listener)
@@ -85,9 +85,9 @@ async def _events(
             while True:
                 changed.clear()
                 over = running.over  # asked first: what came before the end is in the tokens then
-                ids, odds = running.since(sent - base)
+                ids, probabilities = running.since(sent - base)
                 if ids:
-                    yield tokens(sent, ids, odds)
+                    yield tokens(sent, ShownTokens(ids, [*probabilities]))
                     sent += len(ids)
                 if over:
                     break
@@ -100,5 +100,4 @@ async def _events(
         if running.error is not None:
             yield _event("failed", problem_of(running.error))
             return
-    head = await run_in_threadpool(payloads.head, table, live)
-    yield _event("done", {"node": node, "head": head})
+    yield _event("done", await run_in_threadpool(payloads.done, table, node, live))

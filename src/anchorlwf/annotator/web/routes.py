@@ -1,4 +1,4 @@
-"""Routes of one session: looking at it, and every step of the work."""
+"""All routes but the stream: the project as a whole, one session looked at, and every step of the work."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,19 +6,25 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from anchorlwf.annotator.web.people import Who
 from anchorlwf.annotator.web.requests import (
+    Choice,
     Comparison,
     Confidence,
     Correction,
+    Import,
     Note,
     Number,
+    Order,
     Position,
+    Priority,
+    Start,
     StepName,
     Tags,
     Target,
+    Text,
     Top,
     Verdict,
+    Who,
 )
 from anchorlwf.annotator.web.responses import Json
 from anchorlwf.errors import RecordError, wrong
@@ -28,14 +34,91 @@ if TYPE_CHECKING:
     from anchorlwf.annotator.sessions.desk import Desk
     from anchorlwf.annotator.sessions.live import Live
 
-__all__ = ["look_routes", "step_routes"]
+__all__ = ["exchange_routes", "look_routes", "queue_routes", "step_routes"]
 
+Limit = Annotated[int, Query(ge=1, le=200)]
 Starts = Annotated[str, Query(max_length=200)]
+
+
+def queue_routes(exchange: "Exchange") -> APIRouter:
+    """Me, the queue, what is next."""
+    from anchorlwf.annotator.store import overview, queue
+    from anchorlwf.annotator.web import payloads
+
+    routes, desk, store = APIRouter(prefix="/api"), exchange.desk, exchange.desk.store
+    table = desk.decoder.table
+
+    @routes.get("/me")
+    def me(who: Who) -> Response:
+        """Who I am, and what I work on."""
+        return Json(payloads.me(who, exchange))
+
+    @routes.get("/progress")
+    def progress() -> Response:
+        """Counts and working time."""
+        return Json(payloads.progress(overview.progress(store, desk.project)))
+
+    @routes.get("/queue")
+    def waiting(who: Who, order: Order = "queue", offset: Start = 0, limit: Limit = 50) -> Response:
+        """A part of the queue."""
+        part = overview.waiting(store, desk.project, who, order, offset, limit, aside=desk.aside)
+        return Json(payloads.queue(part))
+
+    @routes.post("/next")
+    def following(who: Who, body: Choice | None = None) -> Response:
+        """Lease the next item."""
+        live = desk.next(who, body.order if body else "queue")
+        return Json({"id": None} if live is None else payloads.session(table, live))
+
+    @routes.post("/items/{item}/open")
+    def opened(who: Who, item: Number) -> Response:
+        """Lease one item."""
+        return Json(payloads.session(table, desk.open(item, who)))
+
+    @routes.post("/items/{item}/priority")
+    def prioritised(item: Number, body: Priority) -> Response:
+        """Move an item in the queue."""
+        queue.set_priority(store, desk.project, item, body.priority)
+        return Json({"priority": body.priority})
+
+    @routes.post("/tokenize")
+    def tokenized(body: Text) -> Response:
+        """Text as the tokens it becomes."""
+        return Json({"tokens": payloads.tokens(table, table.encode(body.text))})
+
+    return routes
+
+
+def exchange_routes(exchange: "Exchange") -> APIRouter:
+    """Records out, work in, and how far people agree."""
+    from anchorlwf.annotator.store import overview, queue
+    from anchorlwf.annotator.web import payloads
+
+    routes, desk = APIRouter(prefix="/api"), exchange.desk
+
+    @routes.get("/agreement")
+    def agreement() -> Response:
+        """Between people who did the same items."""
+        return Json(payloads.agreement(overview.agreement(desk.store, desk.project)))
+
+    @routes.get("/export")
+    def export() -> Response:
+        """All finished records."""
+        lines = "".join(f"{record.model_dump_json()}\n" for record in queue.export_records(desk.store, desk.project))
+        name = {"content-disposition": 'attachment; filename="records.jsonl"'}
+        return Response(lines.encode(), media_type="application/x-ndjson", headers=name)
+
+    @routes.post("/import")
+    def imported(body: Import) -> Response:
+        """Prompts, records, or a lawftrack data set."""
+        return Json(payloads.intake(exchange.take(body.format, body.content, body.span)))
+
+    return routes
 
 
 def look_routes(exchange: "Exchange") -> APIRouter:
     """What is there, and what else could be."""
-    from anchorlwf.annotator.sessions import queries
+    from anchorlwf.annotator.sessions import queries, screen
     from anchorlwf.annotator.web import payloads
 
     routes, desk = APIRouter(prefix="/api"), exchange.desk
@@ -59,15 +142,14 @@ def look_routes(exchange: "Exchange") -> APIRouter:
         """What else could stand at a position; `known`: null where the model would have to be asked."""
         live = desk.session(session, who)
         look = queries.known if known else queries.options
-        found = look(desk, live, node, position, top, starts)
+        options = look(desk, live, node, position, top, starts)
         stands = queries.standing(live, node, position)
-        options = [{**table.token(token).json(p), "stands": token == stands} for token, p in found or []]
-        return Json({"node": node, "position": position, "options": None if found is None else options})
+        return Json(payloads.alternatives(table, node, position, options, stands))
 
     @routes.get("/sessions/{session}/diff")
-    def changes(who: Who, session: Number) -> Response:
+    def changed(who: Who, session: Number) -> Response:
         """The first answer against the present one."""
-        return Json(payloads.diff(table, desk.session(session, who)))
+        return Json(payloads.changes(table, screen.changes(desk.session(session, who))))
 
     @routes.post("/sessions/{session}/renew")
     def renewed(who: Who, session: Number) -> Response:
@@ -80,8 +162,10 @@ def look_routes(exchange: "Exchange") -> APIRouter:
         if (body.session is None) == (body.messages is None):
             raise RecordError(wrong("comparison", "`session` or `messages`", "both or none", "Give one of them."))
         if body.session is not None:
-            return Json(exchange.compare(desk.session(body.session, who).prompt_ids))
-        return Json(exchange.compare(table.codec.encode_prompt(body.messages or [])))
+            prompt_ids = desk.session(body.session, who).prompt_ids
+        else:
+            prompt_ids = table.codec.encode_prompt(body.messages or [])
+        return Json(payloads.comparison(table, exchange.compare(prompt_ids)))
 
     return routes
 
