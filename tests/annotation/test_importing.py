@@ -88,12 +88,22 @@ BAD: dict[str, tuple[dict, str]] = {
     "prompt too long": ({"messages": LONG}, "prompt: expected fewer than 96 tokens"),
     "completion too long": ({"completion_ids": [5] * 90}, r"prompt \+ completion: expected at most 96 tokens"),
     "an id beyond the vocabulary": ({"completion_ids": [5, 320]}, "token id: expected 0 to 319, got 320"),
-    "an id beyond 32 bits": ({"completion_ids": [5, 2**32]}, "token id: expected 0 to 319, got 4294967296"),
-    "a prompt id beyond 64 bits": ({"prompt_ids": [2**70]}, "token id: expected 0 to 319"),
-    "an original id beyond 32 bits": ({"original_ids": [2**33]}, "token id: expected 0 to 319"),
+    "a prompt id beyond the vocabulary": ({"prompt_ids": [2**31 - 1]}, "token id: expected 0 to 319, got 2147483647"),
+    "an original id beyond the vocabulary": ({"original_ids": [2**31 - 1]}, "token id: expected 0 to 319"),
     "a rejected id beyond the vocabulary": (
-        {"completion_ids": [5], "anchors": [{"position": 0, "token_id": 5, "rejected_id": 2**32}]},
+        {"completion_ids": [5], "anchors": [{"position": 0, "token_id": 5, "rejected_id": 2**31 - 1}]},
         "token id: expected 0 to 319",
+    ),
+    # What no vocabulary holds, no record does either.
+    "an id beyond 32 bits": (
+        {"completion_ids": [5, 2**32]},
+        "completion_ids.1: expected less than 2147483648, got 4294967296",
+    ),
+    "a prompt id beyond 64 bits": ({"prompt_ids": [2**70]}, "prompt_ids.0: expected less than 2147483648, got 1180591"),
+    "an original id beyond 32 bits": ({"original_ids": [2**33]}, "original_ids.0: expected less than 2147483648"),
+    "a rejected id beyond 32 bits": (
+        {"completion_ids": [5], "anchors": [{"position": 0, "token_id": 5, "rejected_id": 2**32}]},
+        "anchors.0.rejected_id: expected less than 2147483648, got 4294967296",
     ),
     "messages of no kind": ({"messages": [{"text": "hi"}]}, r"messages\[0\].role: expected a string such as 'user'"),
     "of another model": ({"model": STAMP.model_dump()}, "expected ids of"),
@@ -163,16 +173,19 @@ def test_a_sample_of_lawftrack_that_is_too_long_is_flagged_by_its_name(place, ti
 # --- what is in the queue already ---
 
 
-def smuggle(place: Place, name: str, messages=ASK, known: dict | None = None) -> None:
+def smuggle(place: Place, name: str, messages=ASK, completion_ids: list[int] | None = None) -> None:
     """Into the store as an older version would have put it there: without any check."""
     prompt = Prompt.model_construct(messages=messages, answer=None, tools=[], tags=[])
-    made = {new_id(name): Record.model_validate(known)} if known else None
-    add_items(place.store, place.project, [(new_id(name), prompt)], known=made)
+    known = None
+    if completion_ids is not None:
+        draft = Record.model_validate(place.record(name))
+        known = {new_id(name): draft.model_copy(update={"completion_ids": completion_ids})}
+    add_items(place.store, place.project, [(new_id(name), prompt)], known=known)
 
 
 def stop(place: Place) -> None:
     smuggle(place, "long", LONG)
-    smuggle(place, "large", known=place.record("large", completion_ids=[2**32 + 5]))
+    smuggle(place, "large", completion_ids=[2**32 + 5])
     smuggle(place, "roles", [{"role": 5, "content": "x"}])
     smuggle(place, "empty", [])
 
