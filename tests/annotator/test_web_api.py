@@ -15,7 +15,7 @@ from hypothesis.errors import Unsatisfiable
 from page_client import ORIGIN, Person, whole
 
 from anchorlwf.annotation.verify import verify_records
-from anchorlwf.annotator.backends.local import Chosen, LocalDecoder
+from anchorlwf.annotator.backends.local import LocalDecoder
 from anchorlwf.annotator.prefetch import Ahead
 from anchorlwf.annotator.project import Exchange
 from anchorlwf.annotator.sessions import live
@@ -30,6 +30,7 @@ from anchorlwf.annotator.web.settings import WebSettings, checked_hosts, kept_to
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.jsonl import load_records
 from anchorlwf.data.record import Prompt
+from anchorlwf.decoding.greedy import Step
 from anchorlwf.errors import ConfigError, PromptWarning, StorageError
 
 ADA, BOB = "a" * 32, "b" * 32
@@ -103,7 +104,7 @@ def test_what_came_with_an_answer_decoded_ahead_is_known_to_the_session_that_beg
 
 
 def test_alternatives_kept_for_a_session_are_those_of_its_answer_and_bounded(monkeypatch):
-    steps = [Chosen(token, 0.5, ((token, 0.5), (9, 0.25)), 1.0) for token in (1, 2, 3)]
+    steps = [Step(token, 0.5, ((token, 0.5), (9, 0.25)), 1.0) for token in (1, 2, 3)]
     monkeypatch.setattr(live, "_PREPARED", 7)
     prepared = Prepared()
     for item in (1, 2, 3):

@@ -8,12 +8,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from anchorlwf.annotation.events import Started
-from anchorlwf.annotator.backends.local import Chosen, Decoder
+from anchorlwf.annotator.backends.local import Decoder
 from anchorlwf.annotator.sessions.live import Prepared
 from anchorlwf.annotator.store.queue import Proposal, propose, unproposed
 from anchorlwf.annotator.store.store import Store
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.record import Prompt
+from anchorlwf.decoding.greedy import Step
 from anchorlwf.errors import AnchorLwfError, PromptError
 
 __all__ = ["Ahead", "proposal_of"]
@@ -23,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 def proposal_of(
     decoder: Decoder, prompt: Prompt, limit: int, closed: threading.Event
-) -> tuple[Proposal, list[Chosen]] | None:
+) -> tuple[Proposal, list[Step]] | None:
     """The model's own answer with how sure it was, and token by token; None where it was `closed` first.
 
     Raises:
@@ -32,7 +33,7 @@ def proposal_of(
     prompt_ids = decoder.table.codec.encode_prompt(prompt.messages, prompt.tools)
     limit = decoder.room(prompt_ids, limit)
     stream = decoder.stream("ahead", prompt_ids, [], limit, ahead=True)
-    steps: list[Chosen] = []
+    steps: list[Step] = []
     for step in stream:
         if closed.is_set():
             stream.close()

@@ -3,7 +3,7 @@
     POST /v1/completions  {"prompt": [ids], "temperature": 0, "logprobs": k, "return_token_ids": true,
                            "return_tokens_as_token_ids": true, "stream": true}
 
-What the answers must hold, and what refuses a server, stands in `completions.py`.
+What the answers must hold, and what refuses a server, stands in `remote_wire.py`.
 """
 
 import math
@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 
-from anchorlwf.annotator.backends.local import Chosen
 from anchorlwf.annotator.backends.remote_wire import (
     Later,
     Piece,
@@ -27,7 +26,7 @@ from anchorlwf.annotator.backends.remote_wire import (
     refuse,
 )
 from anchorlwf.data.record import ModelStamp
-from anchorlwf.decoding.greedy import TIE, Choices
+from anchorlwf.decoding.greedy import TIE, Choices, Step
 from anchorlwf.errors import KEY_VARIABLE, ConfigError, ModelError, PromptError, ServerError, api_key, redacted, wrong
 from anchorlwf.model.codec import Codec
 from anchorlwf.model.vocabulary import TokenTable
@@ -108,7 +107,7 @@ class _RemoteStream:
     def _over(self) -> bool:
         return self._cancelled or len(self._ids) >= self._limit or bool(self._ids and self._ids[-1] in self._stop)
 
-    def __iter__(self) -> Iterator[Chosen]:
+    def __iter__(self) -> Iterator[Step]:
         while not self._over():
             room = self._limit - len(self._ids)
             pieces = self._ask(self._prompt + self._ids, {"max_tokens": room, "stream": True})
@@ -141,7 +140,7 @@ class RemoteDecoder:
         url: such as `http://127.0.0.1:8000/v1`; see `check_url`.
         served: the model's name there.
         codec, stamp, stop_ids: of the same model.
-        context: most tokens of prompt and answer.
+        context: maximum number of tokens of prompt and answer together.
         alternatives: how many are kept with each token.
         patience: time-outs and retries.
         sleep: waits; tests need not.
@@ -190,7 +189,7 @@ class RemoteDecoder:
     def stream(
         self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], limit: int, **_ours: object
     ) -> _RemoteStream:
-        """See `Decoder`; the server shares its own time out, and has no use for drafts."""
+        """See `Decoder`; the server shares its own time out, and has no use for expected tokens."""
         return _RemoteStream(self._pieces, [*prompt_ids], [*prefix_ids], self.room(prompt_ids, limit), self.stop_ids)
 
     def judge(

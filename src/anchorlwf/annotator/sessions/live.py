@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from anchorlwf.annotation.events import Continued
 from anchorlwf.annotation.tree import Tree
-from anchorlwf.annotator.backends.local import Chosen, Decoder, Stream
+from anchorlwf.annotator.backends.local import Decoder, Stream
 from anchorlwf.annotator.store.store import SessionRow
+from anchorlwf.decoding.greedy import Step
 from anchorlwf.errors import AnchorLwfError, ConflictError, ModelError, NothingToDoError, RecordError, wrong
 
 __all__ = ["Continuation", "Live", "Memory", "Prepared", "check_correction"]
@@ -58,7 +59,7 @@ class Prepared:
         self._kept: dict[int, tuple[tuple[int, ...], Memory]] = {}
         self._tokens, self._lock = 0, threading.Lock()
 
-    def keep(self, item: int, steps: Sequence[Chosen], width: int) -> None:
+    def keep(self, item: int, steps: Sequence[Step], width: int) -> None:
         """Those of an item's answer, `width` per token."""
         memory = Memory(0, width)
         for step in steps:
@@ -115,7 +116,7 @@ class Continuation:
             self.over = True
             self._tell()
 
-    def _add(self, step: Chosen) -> bool:
+    def _add(self, step: Step) -> bool:
         with self._lock:
             if self._closed:
                 return False
