@@ -28,7 +28,7 @@ from terminal_sitting import ASKED, CONFIG, QUESTIONS, screen_of, sit, work_of
 from vllm_server import vllm_server
 
 from anchorlwf.annotation import Correct, Quit, Session, annotate, verify_records
-from anchorlwf.annotation.tree import Tree, replay
+from anchorlwf.annotation.tree import Tree, fold
 from anchorlwf.annotator.backends.local import LocalDecoder
 from anchorlwf.annotator.open import Work
 from anchorlwf.annotator.project import Exchange
@@ -269,7 +269,7 @@ def work(tmp_path, tiny_path) -> Work:
 def answer_of(exchange: Exchange, name: str = "ada") -> list[int]:
     """The ids that stand in the store for what this person has on the screen."""
     store, project = exchange.desk.store, exchange.desk.project
-    return list(replay(store.events(store.next(project, name).id)).node.completion_ids)
+    return list(fold(store.events(store.next(project, name).id)).node.completion_ids)
 
 
 def shown(table: TokenTable, ids: list[int], stars: tuple[int, ...] = ()) -> str:
@@ -286,7 +286,7 @@ def test_every_step_is_in_the_store_when_the_prompt_comes_back(work):
         store, project = exchange.desk.store, exchange.desk.project
 
         def look() -> None:
-            tree = replay(Store(work.url).events(store.next(project, "ada").id))
+            tree = fold(Store(work.url).events(store.next(project, "ada").id))
             seen.append(
                 (
                     list(tree.node.completion_ids),

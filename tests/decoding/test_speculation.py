@@ -13,7 +13,6 @@ from transformers import GenerationConfig, Lfm2Config, Lfm2ForCausalLM
 from anchorlwf.annotation import Session
 from anchorlwf.annotation.tree import Node, Tree
 from anchorlwf.annotator.backends.local import LocalDecoder
-from anchorlwf.annotator.sessions.live import Live
 from anchorlwf.bench.correction_time import correction_of, measure_correction, steady_model
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.record import Prompt
@@ -309,9 +308,9 @@ def node(parent: int | None, position: int, given: int, ids: str) -> Node:
 
 def test_what_a_session_expects_is_what_stood_behind_in_the_answers_above():
     nodes = (node(None, 0, 0, "abcdefgh"), node(0, 2, 1, "abX"), node(1, 2, 3, "abXYZ"), node(1, 1, 1, "aVWc"))
-    drafts = [Live(None, [], 99, Tree(nodes, current)).draft for current in range(4)]  # type: ignore[arg-type]
+    expected = [Tree(nodes, current).expected_ids for current in range(4)]
     # The first has none above; three tokens given for one; an answer stopped early, above which another goes on.
-    assert ["".join(map(chr, draft)) for draft in drafts] == ["", "defgh", "defgh", "efgh"]
+    assert ["".join(map(chr, ids)) for ids in expected] == ["", "defgh", "defgh", "efgh"]
 
 
 def test_a_session_goes_on_with_the_old_answer_as_its_guess(base):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from anchorlwf.annotation.checks import fits
-from anchorlwf.annotation.protocol import Annotator
+from anchorlwf.annotation.review import Annotator
 from anchorlwf.annotation.session import Session, drive
 from anchorlwf.annotation.target import target_records, target_turn
 from anchorlwf.config import AnnotateConfig

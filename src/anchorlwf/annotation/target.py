@@ -6,7 +6,8 @@ prompt and answer shows them all. `TargetAnnotator` finds the same anchors step 
 
 from collections.abc import Sequence
 
-from anchorlwf.annotation.protocol import Accept, Correct, Verdict, View, anchors_of
+from anchorlwf.annotation.protocol import anchors_of
+from anchorlwf.annotation.review import Accept, Correct, Review, View
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.decoding.greedy import Decoded
@@ -102,7 +103,7 @@ class TargetAnnotator:
     def __init__(self, model: LanguageModel, answer: str, confidence: float = 1.0) -> None:
         self._ids, self._confidence = target_ids(model, answer), confidence
 
-    def review(self, view: View) -> Verdict:
+    def review(self, view: View) -> Review:
         """Accept, or correct the first token that differs from the target."""
         for position, (stands, wanted) in enumerate(zip(view.completion_ids, self._ids, strict=False)):
             if stands != wanted:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from anchorlwf.annotation.events import Started
 from anchorlwf.annotator.backends.local import Decoder
-from anchorlwf.annotator.sessions.live import Prepared
+from anchorlwf.annotator.sessions.live import Prepared, bounds_of
 from anchorlwf.annotator.store.queue import Proposal, propose, unproposed
 from anchorlwf.annotator.store.store import Store
 from anchorlwf.config import AnnotateConfig
@@ -31,8 +31,8 @@ def proposal_of(
         PromptError, ServerError: there is no answer.
     """
     prompt_ids = decoder.table.codec.encode_prompt(prompt.messages, prompt.tools)
-    limit = decoder.room(prompt_ids, limit)
-    stream = decoder.stream("ahead", prompt_ids, [], limit, ahead=True)
+    bounds = bounds_of(decoder, prompt_ids, limit)
+    stream = decoder.stream("ahead", prompt_ids, [], bounds.tokens, ahead=True)
     steps: list[Step] = []
     for step in stream:
         if closed.is_set():
@@ -40,16 +40,15 @@ def proposal_of(
             return None
         steps.append(step)
     ids = [step.token_id for step in steps]
-    stopped = bool(ids) and ids[-1] in decoder.stop_ids
-    whole = stopped or len(ids) >= limit
+    ended, truncated = bounds.ending(ids)
     probabilities = [step.probability for step in steps]
     entropies = [step.entropy for step in steps if step.entropy is not None]
     started = Started(
         at=datetime.now(UTC),
         completion_ids=tuple(ids),
         probabilities=tuple(probabilities),
-        ended=whole,
-        truncated=whole and not stopped,
+        ended=ended,
+        truncated=truncated,
     )
     mean = sum(entropies) / len(entropies) if entropies else None
     return Proposal(started, mean, min(probabilities, default=None)), steps

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from anchorlwf.annotation.checks import check_record
 from anchorlwf.annotation.importers.lawftrack import Span, read_lawftrack
-from anchorlwf.annotation.tree import replay
+from anchorlwf.annotation.tree import fold
 from anchorlwf.annotator.backends.local import LocalDecoder
 from anchorlwf.annotator.prefetch import Ahead
 from anchorlwf.annotator.sessions.desk import Desk
@@ -74,7 +74,7 @@ class Exchange:
         """The record of an undecided session as it is stored, whoever's it is."""
         desk = self.desk
         prompt_ids = desk.decoder.table.codec.encode_prompt(row.prompt.messages, row.prompt.tools)
-        return desk.ledger.record(row, prompt_ids, replay(desk.store.events(row.id)))
+        return desk.ledger.record(row, prompt_ids, fold(desk.store.events(row.id)))
 
     def take(
         self, form: Literal["records", "lawftrack", "prompts"], content: str, span: Span = "first"

@@ -89,8 +89,8 @@ class LocalDecoder:
     Args:
         model: decoded as it is (adapter on).
         alternatives: how many are kept with each token.
-        memory: maximum number of bytes of all sessions' caches together; the least recently used ones are dropped, and filled
-            again when needed. The session at work keeps its own, however large.
+        memory: maximum number of bytes of all sessions' caches together; the least recently used ones are dropped, and
+            filled again when needed. The session at work keeps its own, however large.
     """
 
     remote = False
