@@ -1,4 +1,4 @@
-"""The history is a tree folded from events: whatever happens, replaying it gives the same state."""
+"""The history is a tree folded from events: whatever happens, its events give the same state again."""
 
 from datetime import UTC, datetime
 
@@ -62,7 +62,7 @@ def any_event(draw: st.DrawFn) -> Event:
 
 
 @given(st.lists(any_event(), max_size=40))
-def test_what_was_accepted_replays_to_the_same_state(tried):
+def test_what_was_accepted_gives_the_same_state_again(tried):
     tree, taken = begun(1, 2, 3), [Started(at=NOW, completion_ids=(1, 2, 3), ended=True)]
     for event in tried:
         try:

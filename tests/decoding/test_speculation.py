@@ -234,15 +234,15 @@ def test_a_stream_may_be_left_anywhere(any_model, prompt_ids):
 
 @settings(max_examples=20)
 @given(data=st.data())
-def test_judging_over_the_cache_is_replaying(any_model, prompt_ids, data):
+def test_judging_over_the_cache_is_teacher_forcing(any_model, prompt_ids, data):
     tokens = data.draw(st.lists(st.integers(3, 299), min_size=1, max_size=6))
     decoder = GreedyDecoder(any_model)
     own = decoder.complete(prompt_ids, [], 10).ids
     cut = data.draw(st.integers(0, 10))
     judged = decoder.judge(prompt_ids, own[:cut], tokens)
-    replayed = greedy_choices(any_model, prompt_ids, [*own[:cut], *tokens])
-    assert judged.best_ids == replayed.best_ids[cut:]
-    assert judged.probabilities == pytest.approx(replayed.probabilities[cut:], rel=1e-3, abs=1e-9)
+    forced = greedy_choices(any_model, prompt_ids, [*own[:cut], *tokens])
+    assert judged.best_ids == forced.best_ids[cut:]
+    assert judged.probabilities == pytest.approx(forced.probabilities[cut:], rel=1e-3, abs=1e-9)
     # And the cache goes on from there.
     assert decoder.complete(prompt_ids, [*own[:cut], *tokens], 20) == GreedyDecoder(any_model).complete(
         prompt_ids, [*own[:cut], *tokens], 20

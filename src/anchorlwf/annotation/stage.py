@@ -42,12 +42,12 @@ def as_prompts(
 
 
 def _originals(model: LanguageModel, prompts: list[list[int]], config: AnnotateConfig) -> list[Decoded | None]:
-    found: list[Decoded | None] = [None] * len(prompts)
+    originals: list[Decoded | None] = [None] * len(prompts)
     if config.original:
         for batch in decode_batch(model, prompts, config.max_new_tokens):
             for index, answer in batch:
-                found[index] = answer
-    return found
+                originals[index] = answer
+    return originals
 
 
 class _Out:

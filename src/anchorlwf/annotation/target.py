@@ -11,7 +11,7 @@ from anchorlwf.annotation.review import Accept, Correct, Review, View
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.decoding.greedy import Decoded
-from anchorlwf.decoding.teacher_forcing import replay
+from anchorlwf.decoding.teacher_forcing import forced_choices
 from anchorlwf.errors import AnchorLwfError, PromptError, RecordError, wrong
 from anchorlwf.model.batch import KeepTurn
 from anchorlwf.model.language_model import LanguageModel
@@ -67,8 +67,8 @@ def target_records(
         originals: the model's own greedy answers, where they were decoded.
     """
     stamp, records = model.stamp, []
-    found = replay(model, [turn for _, turn in targets])
-    for (prompt, turn), choices, original in zip(targets, found, originals, strict=True):
+    by_target = forced_choices(model, [turn for _, turn in targets])
+    for (prompt, turn), choices, original in zip(targets, by_target, originals, strict=True):
         anchors, ties = anchors_of(choices, turn.completion_ids, 0, config.confidence, "target")
         records.append(
             Record(

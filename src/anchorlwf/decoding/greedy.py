@@ -70,7 +70,7 @@ class GreedyDecoder:
         model: decoded as it is (adapter on unless inside `model.reference()`).
         top_k: alternatives given with each token.
         entropy: give each step its entropy.
-        chunk: the most tokens that `approach` feeds at once; None: it has nothing to do.
+        chunk: maximum number of tokens that `approach` feeds at once; None: it has nothing to do.
     """
 
     def __init__(

@@ -52,8 +52,8 @@ def read_choice(text: str, prompt: list[int]) -> dict[str, Any]:
     echoed = choices[0].get("prompt_token_ids")
     if echoed is not None and echoed != prompt:
         raise refuse("the prompt's ids taken as they are", "other ids")
-    found: dict[str, Any] = choices[0]
-    return found
+    choice: dict[str, Any] = choices[0]
+    return choice
 
 
 def piece_of(choice: dict[str, Any], top: int) -> Piece:
@@ -121,15 +121,15 @@ def _steps(choice: dict[str, Any], top: int) -> list[Step]:
     own, best = logprobs.get("token_logprobs") or [], logprobs.get("top_logprobs") or []
     if not len(own) == len(best) == len(ids):
         raise refuse("log-probabilities for every token", f"{len(own)} for {len(ids)} tokens")
-    found = []
+    steps = []
     with _well_formed():
         for token, logprob, others in zip(ids, own, best, strict=True):
             named = ((_number(name), _probability(value)) for name, value in others.items())
             probability = _probability(logprob)
             rest = [pair for pair in sorted(named, key=lambda pair: -pair[1]) if pair[0] != token]
             alternatives = tuple([(int(token), probability), *rest][:top])
-            found.append(Step(int(token), probability, alternatives, _entropy([p for _, p in alternatives])))
-    return found
+            steps.append(Step(int(token), probability, alternatives, _entropy([p for _, p in alternatives])))
+    return steps
 
 
 def _probability(logprob: float) -> float:
