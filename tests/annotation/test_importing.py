@@ -5,16 +5,14 @@ import threading
 import time
 
 import pytest
+from desk_cases import OpenDesk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchorlwf.annotation.events import Decided
 from anchorlwf.annotation.importers.record_import import import_lawftrack
-from anchorlwf.annotator.backends.local import LocalDecoder
 from anchorlwf.annotator.prefetch import Ahead
 from anchorlwf.annotator.project import Exchange
-from anchorlwf.annotator.sessions.desk import Desk
-from anchorlwf.annotator.sessions.ledger import Ledger
 from anchorlwf.annotator.store import queue
 from anchorlwf.annotator.store.queue import add_items, export_records, progress, unproposed
 from anchorlwf.annotator.store.store import Store
@@ -29,16 +27,11 @@ LONG = [{"role": "user", "content": "she " * 200}]
 STAMP = ModelStamp(name="m", tokenizer_sha="t", template_sha="c")
 
 
-class Place:
+class Place(OpenDesk):
     """A project over its own store."""
 
     def __init__(self, model, folder) -> None:
-        self.model, self.store = model, Store(str(folder / "store.db"))
-        self.decoder = LocalDecoder(model, alternatives=3)
-        self.project = self.store.project("p", self.decoder.stamp)
-        self.config = AnnotateConfig(max_new_tokens=6, alternatives=3)
-        ledger = Ledger(self.decoder.stamp, model.codec)
-        self.desk = Desk(self.store, self.decoder, self.project, self.config, ledger)
+        super().__init__(model, folder, AnnotateConfig(max_new_tokens=6, alternatives=3))
         self.exchange = Exchange("p", self.desk)
 
     def record(self, name: str, messages=ASK, **changes) -> dict:
@@ -66,11 +59,6 @@ class Place:
             found.append(live.row.item)
             self.desk.decide(live, "skip")
         return found
-
-    def close(self) -> None:
-        self.desk.close()
-        self.decoder.close()
-        self.store.close()
 
 
 @pytest.fixture

@@ -4,32 +4,22 @@ import time
 
 import pytest
 from annotation_cases import CONFIG, LIMIT, QUESTION, next_choice, ordinary, others, same
+from desk_cases import OpenDesk
 
 from anchorlwf.annotation import Session
 from anchorlwf.annotation.protocol import Bounds, check_correction, continued, resumed
 from anchorlwf.annotation.tree import fold
-from anchorlwf.annotator.backends.local import LocalDecoder
-from anchorlwf.annotator.sessions.desk import Desk
-from anchorlwf.annotator.sessions.ledger import Ledger
 from anchorlwf.annotator.sessions.live import Live
 from anchorlwf.annotator.store.queue import add_items
-from anchorlwf.annotator.store.store import Store
 from anchorlwf.errors import AnchorLwfError, NothingToDoError, RecordError
 
 
-class Both:
+class Both(OpenDesk):
     """One question, answered and corrected by a program and by a person."""
 
     def __init__(self, model, folder) -> None:
-        self.model = model
-        self.store, self.decoder = (
-            Store(str(folder / "store.db")),
-            LocalDecoder(model, alternatives=CONFIG.alternatives),
-        )
-        project = self.store.project("p", self.decoder.stamp)
-        self.ledger = Ledger(self.decoder.stamp, model.codec)
-        self.desk = Desk(self.store, self.decoder, project, CONFIG, self.ledger)
-        add_items(self.store, project, [(self.ledger.key(QUESTION), QUESTION)])
+        super().__init__(model, folder, CONFIG)
+        add_items(self.store, self.project, [(self.ledger.key(QUESTION), QUESTION)])
         self.live: Live = self.desk.next("ada")
         self.session = Session(model, QUESTION, CONFIG)
         self.wait()
@@ -59,11 +49,6 @@ class Both:
 
     def records(self):
         return self.session.record("draft"), self.ledger.record(self.live.row, self.live.prompt_ids, self.live.tree)
-
-    def close(self) -> None:
-        self.desk.close()
-        self.decoder.close()
-        self.store.close()
 
 
 @pytest.fixture

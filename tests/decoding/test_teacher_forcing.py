@@ -86,7 +86,7 @@ def test_a_batch_takes_one_forward_pass_over_its_tokens(tiny_model):
 
 
 def test_logits_are_the_models_own_in_half_precision_too(tiny_path):
-    # bfloat16 rounds logits so that many are equal; what decoding chooses among them must be what teacher forcing chooses.
+    # bfloat16 rounds logits so that many are equal; decoding and teacher forcing must choose the same among them.
     model = load_model(str(tiny_path), dtype="bfloat16", device="cpu")
     turn = KeepTurn(list(range(5, 25)), list(range(30, 50)))
     with torch.inference_mode():

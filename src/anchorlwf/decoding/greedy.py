@@ -28,6 +28,7 @@ __all__ = [
     "decode_batch",
     "greedy_choices",
     "greedy_passes",
+    "prefill",
     "sample_batch",
 ]
 
@@ -70,7 +71,7 @@ class GreedyDecoder:
         model: decoded as it is (adapter on unless inside `model.reference()`).
         top_k: alternatives given with each token.
         entropy: give each step its entropy.
-        chunk: maximum number of tokens that `approach` feeds at once; None: it has nothing to do.
+        chunk: maximum number of tokens that `prefill` feeds at once; None: it has nothing to do.
     """
 
     def __init__(
@@ -116,11 +117,14 @@ class GreedyDecoder:
             shared = next(i for i, (ours, theirs) in enumerate(zip(self._ids, ids, strict=False)) if ours != theirs)
         self._rewind(shared)
 
+    def chunks(self, ids: list[int]) -> int:
+        """How many whole chunks `ids` have."""
+        return 0 if self._chunk is None else len(ids) // self._chunk
+
     @torch.inference_mode()
     def approach(self, ids: list[int]) -> bool:
         """Bring the cache a chunk nearer to the end of `ids`; False once it is within a chunk of it."""
-        if self._chunk is None:
-            return False
+        assert self._chunk is not None
         self._keep_shared(ids)
         if len(ids) - len(self._ids) <= self._chunk:
             return False
@@ -211,6 +215,18 @@ class GreedyDecoder:
         return self._choose(logits_TV)
 
 
+def prefill(decoder: Callable[[], GreedyDecoder], ids: list[int]) -> Iterator[None]:
+    """Bring the cache near the end of `ids`, a chunk at a time, so that others may be served between two.
+
+    There are no more pauses than chunks: where others drop the cache again and again meanwhile, the next pass feeds all
+    of `ids` at once, and both go on.
+    """
+    for _ in range(decoder().chunks(ids)):
+        if not decoder().approach(ids):
+            return
+        yield
+
+
 def greedy_passes(
     decoder: Callable[[], GreedyDecoder],
     prompt_ids: Sequence[int],
@@ -228,14 +244,14 @@ def greedy_passes(
 
     Yields:
         The steps of each pass, without those behind the end; none where the pass only brought a long prompt nearer
-        (`GreedyDecoder.approach`).
+        (`prefill`).
     """
     ids, end = [*prompt_ids, *prefix_ids], len(prompt_ids) + limit
     if prefix_ids and prefix_ids[-1] in decoder().stop_ids:
         return
     speculator = Speculator(expected_ids if decoder().rewinds else ())
     while len(ids) < end:
-        while decoder().approach(ids):
+        for _ in prefill(decoder, ids):
             yield []
         proposed = speculator.propose(end - len(ids) - 1)
         steps = decoder().advance(ids, proposed)

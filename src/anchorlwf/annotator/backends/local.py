@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from anchorlwf.annotator.backends.scheduler import Scheduler, Several
 from anchorlwf.data.record import ModelStamp
-from anchorlwf.decoding.greedy import Choices, GreedyDecoder, Step, greedy_passes
+from anchorlwf.decoding.greedy import Choices, GreedyDecoder, Step, greedy_passes, prefill
 from anchorlwf.divergence import token_kl
 from anchorlwf.errors import ModelError, wrong
 from anchorlwf.model.batch import KeepTurn
@@ -173,7 +173,7 @@ class LocalDecoder:
 
     def _near(self, key: Hashable, ids: list[int]) -> Generator[None, None, None]:
         # Looked up anew after each yield: the cache may have been dropped meanwhile.
-        while self._cache(key).approach(ids):
+        for _ in prefill(lambda: self._cache(key), ids):
             self._measured(key)
             yield None
 
