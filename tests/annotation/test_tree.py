@@ -1,4 +1,4 @@
-"""The history is a tree folded from events: whatever happens, replaying it gives the same state."""
+"""The history is a tree folded from events: whatever happens, its events give the same state again."""
 
 from datetime import UTC, datetime
 
@@ -19,7 +19,7 @@ from anchorlwf.annotation.events import (
     Tagged,
     Weighed,
 )
-from anchorlwf.annotation.tree import Tree, apply, replay
+from anchorlwf.annotation.tree import Tree, apply, fold
 from anchorlwf.data.record import Anchor
 from anchorlwf.errors import AnchorLwfError, ConflictError, RecordError
 
@@ -37,7 +37,7 @@ def corrected(parent: int, position: int, *tokens: int, anchors: bool = True, **
 
 
 def begun(*tokens: int) -> Tree:
-    return replay([Started(at=NOW, completion_ids=tokens, ended=True)])
+    return fold([Started(at=NOW, completion_ids=tokens, ended=True)])
 
 
 @st.composite
@@ -62,7 +62,7 @@ def any_event(draw: st.DrawFn) -> Event:
 
 
 @given(st.lists(any_event(), max_size=40))
-def test_what_was_accepted_replays_to_the_same_state(tried):
+def test_what_was_accepted_gives_the_same_state_again(tried):
     tree, taken = begun(1, 2, 3), [Started(at=NOW, completion_ids=(1, 2, 3), ended=True)]
     for event in tried:
         try:
@@ -71,7 +71,7 @@ def test_what_was_accepted_replays_to_the_same_state(tried):
             continue  # refused whole: the state is a value, so nothing of it can have changed
         taken.append(event)
     stored = [EVENTS.validate_json(EVENTS.dump_json(event)) for event in taken]
-    assert replay(stored) == tree
+    assert fold(stored) == tree
     assert tree.version == len(taken)
     # Whatever happened, the state is one a record can be made of.
     for number, node in enumerate(tree.nodes):
@@ -162,11 +162,11 @@ def test_a_confidence_holds_on_every_branch_that_shares_the_anchor():
 )
 def test_what_does_not_fit_the_moment_is_refused(events, event, error):
     with pytest.raises(error):
-        apply(replay(events), event)
+        apply(fold(events), event)
 
 
 def test_the_original_is_the_models_own_whole_answer():
     assert begun(1, 2).original_ids == (1, 2)
-    assert replay([Started(at=NOW, completion_ids=(1, 2))]).original_ids == ()
+    assert fold([Started(at=NOW, completion_ids=(1, 2))]).original_ids == ()
     drafted = Started(at=NOW, completion_ids=(1, 2), anchors=(anchor(0, 1),), original_ids=(3,), ended=True)
-    assert replay([drafted]).original_ids == (3,)
+    assert fold([drafted]).original_ids == (3,)

@@ -7,19 +7,19 @@ import pytest
 from token_counting import counting_tokens
 
 from anchorlwf.annotator.backends.local import LocalDecoder
-from anchorlwf.annotator.backends.scheduler import Turns
+from anchorlwf.annotator.backends.scheduler import Scheduler
 from anchorlwf.errors import ConflictError
 
 
 @pytest.fixture
-def turns():
-    made = Turns("test")
+def scheduler():
+    made = Scheduler("test")
     yield made
     made.close()
 
 
 @pytest.fixture
-def gate(turns):
+def gate(scheduler):
     """Holds the working thread until it is set, so that everything below is submitted before anything is done."""
     opened, reached = threading.Event(), threading.Event()
 
@@ -28,7 +28,7 @@ def gate(turns):
         opened.wait(10)
         yield "open"
 
-    waiting = turns.submit("ask", hold())
+    waiting = scheduler.submit("ask", hold())
     assert reached.wait(10)
     yield opened
     opened.set()
@@ -41,11 +41,11 @@ def _pieces(log, name, count):
         yield number
 
 
-def test_streams_and_questions_take_turns_and_work_ahead_waits(turns, gate):
+def test_streams_and_questions_take_turns_and_work_ahead_waits(scheduler, gate):
     log = []
-    ahead = turns.submit("ahead", _pieces(log, "ahead", 3))
-    streams = [turns.submit("stream", _pieces(log, name, 6)) for name in "xyz"]
-    asked = [turns.submit("ask", _pieces(log, "ask", 1)) for _ in range(4)]
+    ahead = scheduler.submit("ahead", _pieces(log, "ahead", 3))
+    streams = [scheduler.submit("stream", _pieces(log, name, 6)) for name in "xyz"]
+    asked = [scheduler.submit("ask", _pieces(log, "ask", 1)) for _ in range(4)]
     gate.set()
     assert [list(one) for one in (*asked, *streams, ahead)] == [[0]] * 4 + [list(range(6))] * 3 + [[0, 1, 2]]
     assert log[-3:] == ["ahead"] * 3
@@ -57,15 +57,15 @@ def test_streams_and_questions_take_turns_and_work_ahead_waits(turns, gate):
     assert "ask" not in log[10:]
 
 
-def test_work_that_fails_or_is_given_up_stops_nobody_else(turns, gate):
+def test_work_that_fails_or_is_given_up_stops_nobody_else(scheduler, gate):
     log = []
 
     def fails():
         yield 1
         raise ValueError("broken")
 
-    broken, given_up = turns.submit("stream", fails()), turns.submit("stream", _pieces(log, "given up", 100))
-    other = turns.submit("stream", _pieces(log, "other", 3))
+    broken, given_up = scheduler.submit("stream", fails()), scheduler.submit("stream", _pieces(log, "given up", 100))
+    other = scheduler.submit("stream", _pieces(log, "other", 3))
     given_up.close()
     gate.set()
     assert list(other) == [0, 1, 2]
@@ -77,7 +77,7 @@ def test_work_that_fails_or_is_given_up_stops_nobody_else(turns, gate):
 
 
 def test_who_waits_while_it_closes_is_told():
-    turns, reached, opened = Turns("test"), threading.Event(), threading.Event()
+    scheduler, reached, opened = Scheduler("test"), threading.Event(), threading.Event()
 
     def slow():
         reached.set()
@@ -85,16 +85,16 @@ def test_who_waits_while_it_closes_is_told():
         yield None
         yield "never"
 
-    waiting = turns.submit("stream", slow())
+    waiting = scheduler.submit("stream", slow())
     assert reached.wait(10)
-    closing = threading.Thread(target=turns.close)
+    closing = threading.Thread(target=scheduler.close)
     closing.start()
     opened.set()
     with pytest.raises(ConflictError, match="shutting down"):
         next(waiting)
     closing.join(10)
     with pytest.raises(ConflictError, match="shutting down"):
-        turns.submit("ask", _pieces([], "late", 1))
+        scheduler.submit("ask", _pieces([], "late", 1))
 
 
 def test_the_caches_stay_below_their_bound_and_the_least_recently_used_goes_first(tiny_model, prompt_ids):

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from store_worker import write_until_killed
 
 from anchorlwf.annotation.events import Decided, Noted, Reopened, Started
-from anchorlwf.annotation.tree import replay
+from anchorlwf.annotation.tree import fold
 from anchorlwf.annotator.store import tables as schema
 from anchorlwf.annotator.store.overview import agreement, progress, waiting
 from anchorlwf.annotator.store.queue import Proposal, add_items, export_records, propose, set_priority, unproposed
@@ -105,7 +105,7 @@ def test_what_is_written_comes_back_unchanged(kind):
     assert again.session(row.id).prompt == prompt(0)
     assert [e.kind for e in again.events(row.id)] == ["started", "noted", "noted"]
     assert again.events(row.id)[1].text == "\x00 \u2028 👋 \r\n"
-    assert replay(again.events(row.id)).version == again.session(row.id).version == 3
+    assert fold(again.events(row.id)).version == again.session(row.id).version == 3
     again.close()
 
 
@@ -250,7 +250,7 @@ def test_records_made_elsewhere_count_as_done_and_drafts_go_on(kind):
     assert add_items(store, project, [(new_id("r", 0), prompt(0))]) == (0, 1)
     row = store.next(project, "ada")
     assert row.prompt == prompt(1)
-    tree = replay([Started.model_validate(row.proposal)])
+    tree = fold([Started.model_validate(row.proposal)])
     assert [a.position for a in tree.anchors()] == [1]
     assert store.next(project, "bob") is None
     assert [r.status for r in export_records(store, project)] == ["complete"]
@@ -340,7 +340,7 @@ def test_killed_at_random_moments_no_acknowledged_step_is_lost(kind):
             pass
         events = store.events(row.id)
         assert len(events) >= last[0] >= acknowledged
-        tree = replay(events)  # no half event, no gap
+        tree = fold(events)  # no half event, no gap
         assert store.session(row.id).version == len(events)
         assert store.session(row.id).verdict == tree.verdict
         assert export_records(store, project) == ([record(0)] if tree.verdict else [])

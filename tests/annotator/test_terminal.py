@@ -12,7 +12,7 @@ from terminal_sitting import CONFIG, QUESTIONS, answer_of, shown, sit, work_of
 from vllm_server import vllm_server
 
 from anchorlwf.annotation import Correct, Quit, annotate, verify_records
-from anchorlwf.annotation.tree import replay
+from anchorlwf.annotation.tree import fold
 from anchorlwf.annotator.backends.local import LocalDecoder
 from anchorlwf.annotator.open import Work
 from anchorlwf.annotator.store.overview import progress
@@ -30,7 +30,7 @@ def test_every_step_is_in_the_store_when_the_prompt_comes_back(work):
         store, project = exchange.desk.store, exchange.desk.project
 
         def look() -> None:
-            tree = replay(Store(work.url).events(store.next(project, "ada").id))
+            tree = fold(Store(work.url).events(store.next(project, "ada").id))
             seen.append(
                 (
                     list(tree.node.completion_ids),

@@ -7,7 +7,6 @@ import pytest
 from page_client import BOB, whole
 
 from anchorlwf.annotation.verify import verify_records
-from anchorlwf.annotator.backends.local import Chosen
 from anchorlwf.annotator.prefetch import Ahead
 from anchorlwf.annotator.sessions import live
 from anchorlwf.annotator.sessions.desk import Desk
@@ -53,7 +52,7 @@ def test_what_came_with_an_answer_decoded_ahead_is_known_to_the_session_that_beg
 
 
 def test_alternatives_kept_for_a_session_are_those_of_its_answer_and_bounded(monkeypatch):
-    steps = [Chosen(token, 0.5, ((token, 0.5), (9, 0.25)), 1.0) for token in (1, 2, 3)]
+    steps = [Step(token, 0.5, ((token, 0.5), (9, 0.25)), 1.0) for token in (1, 2, 3)]
     monkeypatch.setattr(live, "_PREPARED", 7)
     prepared = Prepared()
     for item in (1, 2, 3):

@@ -9,7 +9,7 @@ import pytest
 from append_worker import append_many, made
 
 from anchorlwf.annotation import annotate, annotate_stream, import_lawftrack, stage
-from anchorlwf.annotation.protocol import Accept
+from anchorlwf.annotation.review import Accept
 from anchorlwf.annotator.backends.local import LocalDecoder
 from anchorlwf.annotator.open import open_exchange
 from anchorlwf.annotator.sessions.ledger import Ledger

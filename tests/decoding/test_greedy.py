@@ -142,7 +142,7 @@ def test_probabilities_are_those_of_the_full_forward_pass(any_model, prompt_ids,
         assert (step.token_id, step.probability) == step.alternatives[0]
 
 
-def test_alternatives_replay_a_completion_in_one_pass(any_model, prompt_ids, greedy):
+def test_alternatives_of_a_completion_take_one_pass(any_model, prompt_ids, greedy):
     given = [*greedy[:4], (greedy[4] + 1) % 300, *greedy[5:8]]
     decoder = GreedyDecoder(any_model, top_k=3)
     with counting_tokens(any_model) as fed:
@@ -173,7 +173,7 @@ def test_alternatives_are_ordered_and_no_more_than_everything(any_model, prompt_
         assert sum(values) == pytest.approx(1, abs=1e-5)
 
 
-def test_nothing_to_replay(any_model, prompt_ids):
+def test_an_empty_completion_has_no_alternatives(any_model, prompt_ids):
     assert GreedyDecoder(any_model).alternatives(prompt_ids, []) == []
     assert greedy_choices(any_model, prompt_ids, []).best_ids == []
 

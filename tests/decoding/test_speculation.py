@@ -1,25 +1,23 @@
-"""A draft changes the time an answer takes and nothing else."""
+"""What is expected changes the time an answer takes and nothing else."""
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from token_counting import counting_tokens
 from transformers import GenerationConfig, Lfm2Config, Lfm2ForCausalLM
 
 from anchorlwf.annotation import Session
 from anchorlwf.annotation.tree import Node, Tree
 from anchorlwf.annotator.backends.local import LocalDecoder
-from anchorlwf.annotator.sessions.live import Live
 from anchorlwf.bench.correction_time import correction_of, measure_correction, steady_model
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.record import Prompt
-from anchorlwf.decoding.greedy import Decoded, GreedyDecoder
-from anchorlwf.decoding.speculation import MOST, Draft
+from anchorlwf.decoding.greedy import Decoded, GreedyDecoder, greedy_passes
+from anchorlwf.decoding.speculation import MOST, Speculator
 from anchorlwf.decoding.teacher_forcing import greedy_choices
 from anchorlwf.model.language_model import LanguageModel, load_model
 
@@ -29,33 +27,18 @@ TRIALS = 25
 TOKENS = st.lists(st.integers(0, 5), max_size=80)
 
 
-@contextmanager
-def counting_tokens(model: LanguageModel) -> Iterator[list[int]]:
-    """How many tokens each forward pass was given."""
-    fed: list[int] = []
-
-    def count(_module: object, _args: object, kwargs: dict[str, torch.Tensor]) -> None:
-        fed.append(kwargs["input_ids"].shape[1])
-
-    handle = model.net.register_forward_pre_hook(count, with_kwargs=True)
-    try:
-        yield fed
-    finally:
-        handle.remove()
-
-
 # --- the alignment alone ---
 
 
-def decoded_with(draft: Draft, answer: list[int]) -> list[int]:
+def decoded_with(speculator: Speculator, answer: list[int]) -> list[int]:
     """Tokens fed by each pass of a model that will say `answer`."""
     done, fed = 0, []
     while done < len(answer):
-        proposed = draft.propose(len(answer) - done - 1)
+        proposed = speculator.propose(len(answer) - done - 1)
         accepted = 0
         while accepted < len(proposed) and proposed[accepted] == answer[done + accepted]:
             accepted += 1
-        draft.learn(len(proposed), answer[done : done + accepted + 1])
+        speculator.learn(len(proposed), answer[done : done + accepted + 1])
         done += accepted + 1
         fed.append(1 + len(proposed))
     return fed
@@ -63,7 +46,7 @@ def decoded_with(draft: Draft, answer: list[int]) -> list[int]:
 
 @given(old=TOKENS, answer=TOKENS)
 def test_whatever_the_two_answers_no_pass_is_wasted(old, answer):
-    fed = decoded_with(Draft(old), answer)
+    fed = decoded_with(Speculator(old), answer)
     assert len(fed) <= len(answer)
     assert all(1 <= count <= 1 + MOST for count in fed)
     assert sum(fed) >= len(answer)
@@ -71,7 +54,7 @@ def test_whatever_the_two_answers_no_pass_is_wasted(old, answer):
 
 def test_an_answer_that_returns_is_verified_in_ever_longer_pieces():
     answer = random.Random(0).choices(range(1000), k=512)
-    assert decoded_with(Draft(answer), answer) == [9, 17, 33, *[65] * 6, 63]
+    assert decoded_with(Speculator(answer), answer) == [9, 17, 33, *[65] * 6, 63]
 
 
 def edited(rng: random.Random, answer: list[int], every: int, kinds: str) -> list[int]:
@@ -92,16 +75,16 @@ def edited(rng: random.Random, answer: list[int], every: int, kinds: str) -> lis
 def test_replaced_removed_and_added_tokens_are_stepped_over(kinds):
     rng = random.Random(1)
     answer = rng.choices(range(1000), k=512)
-    fed = decoded_with(Draft(edited(rng, answer, 32, kinds)), answer)
+    fed = decoded_with(Speculator(edited(rng, answer, 32, kinds)), answer)
     # 16 edits, at each of which a few passes find the way again; a model alone takes 512.
     assert len(fed) <= 16 * 7
     assert sum(fed) <= 2.5 * len(answer)
 
 
-def test_a_draft_that_shares_nothing_costs_next_to_nothing():
+def test_an_old_answer_that_shares_nothing_costs_next_to_nothing():
     rng = random.Random(2)
     answer, old = rng.choices(range(1000), k=512), rng.choices(range(1000, 2000), k=512)
-    fed = decoded_with(Draft(old), answer)
+    fed = decoded_with(Speculator(old), answer)
     assert len(fed) == 512
     assert sum(fed) <= 512 + 16
 
@@ -109,7 +92,7 @@ def test_a_draft_that_shares_nothing_costs_next_to_nothing():
 def test_half_an_answer_may_be_gone():
     answer = random.Random(3).choices(range(1000), k=400)
     # All behind a cut of 100 tokens, which is found by four tokens in a row.
-    fed = decoded_with(Draft([*answer[:100], *answer[200:]]), answer)
+    fed = decoded_with(Speculator([*answer[:100], *answer[200:]]), answer)
     assert sum(count > 1 for count in fed[-8:]) >= 6
     assert len(fed) < 130
 
@@ -117,7 +100,7 @@ def test_half_an_answer_may_be_gone():
 # --- the ids are those of plain decoding ---
 
 
-def drafts(rng: random.Random, right: list[int], vocabulary: list[int]) -> list[int]:
+def guesses(rng: random.Random, right: list[int], vocabulary: list[int]) -> list[int]:
     """Right, empty, random, or right but for some tokens replaced, added or removed."""
     kind = rng.choice(["right", "empty", "random", "replaced", "added", "removed", "shifted"])
     noise = rng.choices(vocabulary, k=len(right) + 5)
@@ -135,24 +118,24 @@ def drafts(rng: random.Random, right: list[int], vocabulary: list[int]) -> list[
 
 
 def trials(model: LanguageModel, prompts: list[list[int]], count: int, seed: int = 0) -> int:
-    """Assert that drafts change nothing, `count` times, over one decoder with drafts and one without."""
-    rng, with_draft, plain = random.Random(seed), GreedyDecoder(model), GreedyDecoder(model)
+    """Assert that guesses change nothing, `count` times, over one decoder with guesses and one without."""
+    rng, guessing, plain = random.Random(seed), GreedyDecoder(model), GreedyDecoder(model)
     vocabulary = sorted(set(model.codec.tokenizer.get_vocab().values()) - model.stop_ids)
     for _ in range(count):
         prompt = rng.choice(prompts)
         own = plain.complete(prompt, [], LIMIT).ids
         prefix = [*own[: rng.randrange(len(own))], rng.choice(vocabulary)]
         expected = plain.complete(prompt, prefix, LIMIT)
-        draft = drafts(rng, rng.choice([own, expected.ids])[len(prefix) :], vocabulary)
-        assert with_draft.complete(prompt, prefix, LIMIT, draft) == expected, (prompt, prefix, draft)
+        guess = guesses(rng, rng.choice([own, expected.ids])[len(prefix) :], vocabulary)
+        assert guessing.complete(prompt, prefix, LIMIT, guess) == expected, (prompt, prefix, guess)
     return count
 
 
-def test_drafts_change_nothing_on_random_models(any_model, prompt_ids):
+def test_guesses_change_nothing_on_random_models(any_model, prompt_ids):
     assert trials(any_model, [prompt_ids, prompt_ids[4:], prompt_ids[:3]], TRIALS) == TRIALS
 
 
-def test_drafts_change_nothing_in_the_world(base):
+def test_guesses_change_nothing_in_the_world(base):
     texts = ["Tell me about Mira Belmora.", "Where was she born?", "What is 17 + 48?", "Who are you?"]
     prompts = [base.codec.encode_prompt([{"role": "user", "content": text}]) for text in texts]
     assert trials(base, prompts, TRIALS) == TRIALS
@@ -185,10 +168,10 @@ def hybrid(tiny_model: LanguageModel) -> LanguageModel:
     return LanguageModel(net, codec, "hybrid")
 
 
-def test_drafts_change_nothing_where_the_cache_cannot_rewind(hybrid, prompt_ids):
+def test_guesses_change_nothing_where_the_cache_cannot_rewind(hybrid, prompt_ids):
     assert not GreedyDecoder(hybrid).rewinds
     assert trials(hybrid, [prompt_ids, prompt_ids[4:]], TRIALS // 3)
-    # Nor does a cache that is advanced with a draft all the same.
+    # Nor does a cache that is advanced with a guess all the same.
     expected = GreedyDecoder(hybrid).complete(prompt_ids, [], 12).ids
     decoder, ids = GreedyDecoder(hybrid), list(prompt_ids)
     while len(ids) < len(prompt_ids) + 12:
@@ -198,7 +181,7 @@ def test_drafts_change_nothing_where_the_cache_cannot_rewind(hybrid, prompt_ids)
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "hybrid"])
-def test_a_cache_that_cannot_rewind_tries_no_draft(tiny_folder, hybrid, prompt_ids, kind):
+def test_a_cache_that_cannot_rewind_tries_no_guess(tiny_folder, hybrid, prompt_ids, kind):
     model = hybrid if kind == "hybrid" else load_model(str(tiny_folder(kind)), dtype="float32", device="cpu")
     own = GreedyDecoder(model).complete(prompt_ids, [], LIMIT).ids
     with counting_tokens(model) as fed:
@@ -212,15 +195,15 @@ def test_a_cache_that_cannot_rewind_tries_no_draft(tiny_folder, hybrid, prompt_i
 def test_steps_come_with_the_same_probabilities_and_alternatives(any_model, prompt_ids):
     plain = list(GreedyDecoder(any_model, top_k=4).stream(prompt_ids, [], LIMIT))
     own = [step.token_id for step in plain]
-    drafted = list(GreedyDecoder(any_model, top_k=4).stream(prompt_ids, [], LIMIT, own))
-    assert [step.token_id for step in drafted] == own
-    for ours, theirs in zip(drafted, plain, strict=True):
+    speculated = list(GreedyDecoder(any_model, top_k=4).stream(prompt_ids, [], LIMIT, own))
+    assert [step.token_id for step in speculated] == own
+    for ours, theirs in zip(speculated, plain, strict=True):
         assert [token for token, _ in ours.alternatives] == [token for token, _ in theirs.alternatives]
         assert ours.probability == pytest.approx(theirs.probability, rel=1e-3)
         assert (ours.token_id, ours.probability) == ours.alternatives[0]
 
 
-def test_limits_and_ends_hold_within_a_draft(any_model, prompt_ids, monkeypatch):
+def test_limits_and_ends_hold_within_a_guess(any_model, prompt_ids, monkeypatch):
     own = GreedyDecoder(any_model).complete(prompt_ids, [], LIMIT).ids
     for limit in (1, 2, 9, 10, 11, LIMIT):
         found = GreedyDecoder(any_model).complete(prompt_ids, [], limit, own)
@@ -232,7 +215,7 @@ def test_limits_and_ends_hold_within_a_draft(any_model, prompt_ids, monkeypatch)
     assert GreedyDecoder(any_model).complete(prompt_ids, own[:first], LIMIT, own).ids == own[:first]
 
 
-def test_a_draft_longer_than_the_context_is_cut(any_model, prompt_ids):
+def test_a_guess_longer_than_the_context_is_cut(any_model, prompt_ids):
     room = any_model.room(prompt_ids, 10_000)
     own = GreedyDecoder(any_model).complete(prompt_ids, [], room).ids
     found = GreedyDecoder(any_model).complete(prompt_ids, [], 10_000, [*own, *own])
@@ -251,15 +234,15 @@ def test_a_stream_may_be_left_anywhere(any_model, prompt_ids):
 
 @settings(max_examples=20)
 @given(data=st.data())
-def test_judging_over_the_cache_is_replaying(any_model, prompt_ids, data):
+def test_judging_over_the_cache_is_teacher_forcing(any_model, prompt_ids, data):
     tokens = data.draw(st.lists(st.integers(3, 299), min_size=1, max_size=6))
     decoder = GreedyDecoder(any_model)
     own = decoder.complete(prompt_ids, [], 10).ids
     cut = data.draw(st.integers(0, 10))
     judged = decoder.judge(prompt_ids, own[:cut], tokens)
-    replayed = greedy_choices(any_model, prompt_ids, [*own[:cut], *tokens])
-    assert judged.best_ids == replayed.best_ids[cut:]
-    assert judged.probabilities == pytest.approx(replayed.probabilities[cut:], rel=1e-3, abs=1e-9)
+    forced = greedy_choices(any_model, prompt_ids, [*own[:cut], *tokens])
+    assert judged.best_ids == forced.best_ids[cut:]
+    assert judged.probabilities == pytest.approx(forced.probabilities[cut:], rel=1e-3, abs=1e-9)
     # And the cache goes on from there.
     assert decoder.complete(prompt_ids, [*own[:cut], *tokens], 20) == GreedyDecoder(any_model).complete(
         prompt_ids, [*own[:cut], *tokens], 20
@@ -269,16 +252,16 @@ def test_judging_over_the_cache_is_replaying(any_model, prompt_ids, data):
 # --- many people's decoder ---
 
 
-def test_the_local_decoder_verifies_drafts_in_few_pieces(tiny_model, prompt_ids):
+def test_the_local_decoder_verifies_guesses_in_few_pieces(tiny_model, prompt_ids):
     decoder = LocalDecoder(tiny_model, alternatives=3)
     try:
         plain = list(decoder.stream("a", prompt_ids, [], LIMIT))
         own = [step.token_id for step in plain]
         with counting_tokens(tiny_model) as fed:
-            drafted = list(decoder.stream("b", prompt_ids, own[:1], LIMIT, draft_ids=own[1:]))
-        assert [step.token_id for step in drafted] == own[1:]
+            speculated = list(decoder.stream("b", prompt_ids, own[:1], LIMIT, expected_ids=own[1:]))
+        assert [step.token_id for step in speculated] == own[1:]
         assert len(fed) <= 4
-        for ours, theirs in zip(drafted, plain[1:], strict=True):
+        for ours, theirs in zip(speculated, plain[1:], strict=True):
             assert ours.entropy == pytest.approx(theirs.entropy, rel=1e-3, abs=1e-4)
             assert [token for token, _ in ours.alternatives] == [token for token, _ in theirs.alternatives]
     finally:
@@ -290,15 +273,39 @@ def test_the_local_decoder_may_lose_its_cache_and_be_left(tiny_model, prompt_ids
     own = GreedyDecoder(tiny_model).complete(prompt_ids, [], LIMIT).ids
     try:
         # Two sessions in turn: each drops the other's cache.
-        streams = [iter(decoder.stream(key, prompt_ids, [], LIMIT, draft_ids=own[:20] + own[23:])) for key in "ab"]
+        streams = [iter(decoder.stream(key, prompt_ids, [], LIMIT, expected_ids=own[:20] + own[23:])) for key in "ab"]
         found = [[step.token_id for step in pair] for pair in zip(*streams, strict=True)]
         assert found == [[token, token] for token in own]
-        left = decoder.stream("a", prompt_ids, [], LIMIT, draft_ids=own)
+        left = decoder.stream("a", prompt_ids, [], LIMIT, expected_ids=own)
         assert next(iter(left)).token_id == own[0]
         left.close()
         assert [step.token_id for step in decoder.stream("a", prompt_ids, own[:5], LIMIT)] == own[5:]
     finally:
         decoder.close()
+
+
+def test_a_long_prompt_is_fed_in_pieces_with_the_same_answer(tiny_model, prompt_ids):
+    own = GreedyDecoder(tiny_model).complete(prompt_ids, [], 5).ids
+    decoder = GreedyDecoder(tiny_model, chunk=3)
+    with counting_tokens(tiny_model) as fed:
+        passes = list(greedy_passes(lambda: decoder, prompt_ids, [], 5))
+    pieces = (len(prompt_ids) - 1) // 3
+    assert pieces > 1
+    assert [len(steps) for steps in passes] == [0] * pieces + [1] * 5
+    assert [step.token_id for steps in passes for step in steps] == own
+    assert max(fed) <= 3
+
+
+def test_whoever_loses_the_cache_at_every_pause_goes_on_all_the_same(tiny_model, prompt_ids):
+    # Two long prompts whose caches do not fit together drop each other's.
+    own = GreedyDecoder(tiny_model).complete(prompt_ids, [], 5).ids
+    passes = greedy_passes(lambda: GreedyDecoder(tiny_model, chunk=3), prompt_ids, [], 5)
+    pauses, decoded = 0, list[int]()
+    for steps in passes:
+        pauses += not steps
+        assert pauses <= 5 * (len(prompt_ids) + 5)
+        decoded += [step.token_id for step in steps]
+    assert decoded == own
 
 
 # --- and the time is what was promised ---
@@ -323,14 +330,14 @@ def node(parent: int | None, position: int, given: int, ids: str) -> Node:
     return Node(parent, position, given, tuple(map(ord, ids)), (), (), (), False, False, "model", datetime.now(UTC))
 
 
-def test_the_draft_of_a_session_is_what_stood_behind_in_the_answers_above():
+def test_what_a_session_expects_is_what_stood_behind_in_the_answers_above():
     nodes = (node(None, 0, 0, "abcdefgh"), node(0, 2, 1, "abX"), node(1, 2, 3, "abXYZ"), node(1, 1, 1, "aVWc"))
-    drafts = [Live(None, [], 99, Tree(nodes, current)).draft for current in range(4)]  # type: ignore[arg-type]
+    expected = [Tree(nodes, current).expected_ids for current in range(4)]
     # The first has none above; three tokens given for one; an answer stopped early, above which another goes on.
-    assert ["".join(map(chr, draft)) for draft in drafts] == ["", "defgh", "defgh", "efgh"]
+    assert ["".join(map(chr, ids)) for ids in expected] == ["", "defgh", "defgh", "efgh"]
 
 
-def test_a_session_goes_on_with_the_old_answer_as_its_draft(base):
+def test_a_session_goes_on_with_the_old_answer_as_its_guess(base):
     ids = base.codec.encode("Mira Belmora was born")
     session = Session(
         base,

@@ -14,7 +14,7 @@ from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.jsonl import BadLineWarning, load_records, save_lines
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.decoding import teacher_forcing as module
-from anchorlwf.decoding.teacher_forcing import Choices, greedy_choices, replay, windows
+from anchorlwf.decoding.teacher_forcing import Choices, forced_choices, greedy_choices, windows
 from anchorlwf.errors import RecordError
 from anchorlwf.model.batch import KeepTurn
 from anchorlwf.model.language_model import LanguageModel, load_model
@@ -47,7 +47,7 @@ def test_any_batches_and_chunks_give_the_choices_of_one_at_a_time(any_model, mon
     monkeypatch.setattr(module, "_TOKENS", tokens)
     monkeypatch.setattr(module, "_VALUES", values)
     turns, counts = drawn_turns(12), list[int]()
-    found = replay(any_model, turns, progress=counts.append)
+    found = forced_choices(any_model, turns, progress=counts.append)
     assert sum(counts) == sum(bool(turn.completion_ids) for turn in turns)
     for turn, choices in zip(turns, found, strict=True):
         best, odds = expected(any_model, turn)
@@ -57,7 +57,7 @@ def test_any_batches_and_chunks_give_the_choices_of_one_at_a_time(any_model, mon
 
 def test_an_empty_completion_has_no_choices(tiny_model):
     assert greedy_choices(tiny_model, [5, 6], []) == Choices([], [], [])
-    assert replay(tiny_model, []) == []
+    assert forced_choices(tiny_model, []) == []
 
 
 def test_only_completion_positions_are_projected_and_few_at_a_time(tiny_model, monkeypatch):
@@ -66,7 +66,7 @@ def test_only_completion_positions_are_projected_and_few_at_a_time(tiny_model, m
     head = tiny_model.causal.get_output_embeddings()
     handle = head.register_forward_hook(lambda _module, inputs, _output: rows.append(inputs[0].shape[:-1].numel()))
     try:
-        replay(tiny_model, [KeepTurn([5] * 40, [6] * 7)] * 8)
+        forced_choices(tiny_model, [KeepTurn([5] * 40, [6] * 7)] * 8)
     finally:
         handle.remove()
     # The first projects one position of each sequence, which the model's own forward cannot do without.
@@ -79,21 +79,21 @@ def test_a_batch_takes_one_forward_pass_over_its_tokens(tiny_model):
         lambda _module, _args, kwargs: passes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     try:
-        replay(tiny_model, [KeepTurn([5] * length, [6, 7]) for length in (3, 9, 5)])
+        forced_choices(tiny_model, [KeepTurn([5] * length, [6, 7]) for length in (3, 9, 5)])
     finally:
         handle.remove()
     assert passes == [(3, 10), (1, 1)]
 
 
 def test_logits_are_the_models_own_in_half_precision_too(tiny_path):
-    # bfloat16 rounds logits so that many are equal; what decoding chooses among them must be what replaying chooses.
+    # bfloat16 rounds logits so that many are equal; decoding and teacher forcing must choose the same among them.
     model = load_model(str(tiny_path), dtype="bfloat16", device="cpu")
     turn = KeepTurn(list(range(5, 25)), list(range(30, 50)))
     with torch.inference_mode():
         ids = torch.tensor([[*turn.prompt_ids, *turn.completion_ids[:-1]]])
         mask = torch.ones_like(ids)
         logits = model.causal(input_ids=ids, attention_mask=mask, use_cache=False).logits[0, -20:].float()
-    assert replay(model, [turn])[0].best_ids == logits.argmax(-1).tolist()
+    assert forced_choices(model, [turn])[0].best_ids == logits.argmax(-1).tolist()
 
 
 @given(st.lists(st.integers()), st.integers(1, 7))

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 
 from anchorlwf.annotation.events import Continued, Corrected, Decided, Moved, Noted, Reopened
-from anchorlwf.annotation.tree import Tree, apply, replay
+from anchorlwf.annotation.tree import Tree, apply, fold
 from anchorlwf.annotator.store.store import Store
 from anchorlwf.data.record import Record
 
@@ -12,7 +12,7 @@ from anchorlwf.data.record import Record
 def write_until_killed(url: str, session: int, record: Record, said: Connection) -> None:
     """Go on with a session for ever, as a scripted person would, and say each version once it is acknowledged."""
     store = Store(url)
-    tree = replay(store.events(session))
+    tree = fold(store.events(session))
     while True:
         for event in _script(tree):
             after = apply(tree, event)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from anchorlwf.annotation.tree import replay
+from anchorlwf.annotation.tree import fold
 from anchorlwf.annotator.open import Work
 from anchorlwf.annotator.project import Exchange
 from anchorlwf.annotator.terminal.render import Painter
@@ -54,7 +54,7 @@ ASKED = ["Who are you?", "Who made you?", "Where were you made?", "When were you
 def answer_of(exchange: Exchange, name: str = "ada") -> list[int]:
     """The ids that stand in the store for what this person has on the screen."""
     store, project = exchange.desk.store, exchange.desk.project
-    return list(replay(store.events(store.next(project, name).id)).node.completion_ids)
+    return list(fold(store.events(store.next(project, name).id)).node.completion_ids)
 
 
 def shown(table: TokenTable, ids: list[int], stars: tuple[int, ...] = ()) -> str:

@@ -2,7 +2,7 @@
 
 from anchorlwf.annotation.checks import fits
 from anchorlwf.annotation.importers.record_import import Imported, import_lawftrack
-from anchorlwf.annotation.protocol import Accept, Annotator, Correct, Quit, Reject, Undo, Verdict, View
+from anchorlwf.annotation.review import Accept, Annotator, Correct, Quit, Reject, Review, Undo, View
 from anchorlwf.annotation.session import Session, drive
 from anchorlwf.annotation.stage import PromptLike, annotate, annotate_stream, as_prompts, retention_records
 from anchorlwf.annotation.target import TargetAnnotator, target_record
@@ -17,6 +17,7 @@ __all__ = [
     "PromptLike",
     "Quit",
     "Reject",
+    "Review",
     "Session",
     "TargetAnnotator",
     "Undo",
@@ -32,3 +33,6 @@ __all__ = [
     "target_record",
     "verify_records",
 ]
+
+Verdict = Review
+"""What `Review` was called in version 0.1.0; a verdict is the decision on an answer (`events.Verdict`)."""

@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 Verdict = Literal["accept", "keep", "reject", "skip"]
+"""The decision on an answer: right as corrected, right as the model said it, of no use, or left to somebody else."""
 Count = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -30,7 +31,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     at: datetime
-    """When, in UTC; part of the event, so that a replay gives the same state."""
+    """When, in UTC; part of the event, so that the events give the same state whenever they are applied again."""
     step: str | None = None
     """The client's own name for the step that made it, by which a step asked for twice is known again."""
 

@@ -1,13 +1,18 @@
-"""One answer under correction: the state machine every annotator drives (paper section 3.1).
+"""One answer under correction by a program: the protocol's events over a tree, decoded by a local model.
 
 Positions before a correction never change again; everything behind it is dropped and decoded greedily anew.
 """
 
-from anchorlwf.annotation.protocol import Accept, Annotator, Correct, Quit, Reject, State, Undo, View, anchors_of
+from datetime import UTC, datetime
+
+from anchorlwf.annotation.events import Moved, Started
+from anchorlwf.annotation.protocol import Bounds, State, check_correction, continued, corrected, resumed
+from anchorlwf.annotation.review import Accept, Annotator, Correct, Quit, Reject, Undo, View
+from anchorlwf.annotation.tree import Tree, apply, fold
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.record import Prompt, Record, Status
 from anchorlwf.decoding.greedy import GreedyDecoder, Step
-from anchorlwf.errors import AnchorLwfError, NothingToDoError, RecordError, wrong
+from anchorlwf.errors import AnchorLwfError
 from anchorlwf.model.language_model import LanguageModel
 
 __all__ = ["Session", "drive"]
@@ -33,24 +38,22 @@ class Session:
         decoder: GreedyDecoder | None = None,
         draft: Record | None = None,
     ) -> None:
-        self._model, self._prompt, self._config = model, prompt, config
+        self._model, self._prompt = model, prompt
         self._decoder = decoder or GreedyDecoder(model, config.alternatives)
         self.prompt_ids = model.codec.encode_prompt(prompt.messages, prompt.tools)
         self._draft_id = None if draft is None else draft.id
-        if draft is None:
-            answer = self._decoder.complete(self.prompt_ids, [], config.max_new_tokens)
-            self._original_ids = answer.ids
-            self._history = [State(tuple(answer.ids), truncated=answer.truncated)]
-        else:
-            self._original_ids = draft.original_ids
-            resumed = State(tuple(draft.completion_ids), tuple(draft.anchors), tuple(draft.ties), draft.truncated)
-            self._history = [resumed]
+        vocabulary = min(model.vocabulary, len(model.codec.tokenizer))
+        self._bounds = Bounds(model.room(self.prompt_ids, config.max_new_tokens), vocabulary, model.stop_ids)
+        self._tree = self._whole(fold([Started(at=_now()) if draft is None else resumed(draft, _now())]))
+        self._states: dict[int, State] = {}
         self._steps: tuple[State, list[Step]] | None = None
 
     @property
     def state(self) -> State:
         """The answer as it stands."""
-        return self._history[-1]
+        if self._tree.current not in self._states:
+            self._states[self._tree.current] = self._tree.state
+        return self._states[self._tree.current]
 
     def steps(self) -> list[Step]:
         """The model's choice and alternatives at every position of the present answer."""
@@ -76,56 +79,34 @@ class Session:
         Of several tokens only those become anchors that the model would not pick itself.
 
         Raises:
-            RecordError: position or tokens outside the answer, its limit or the vocabulary.
-            NothingToDoError: exactly these tokens stand there already.
+            RecordError, NothingToDoError: as `check_correction`.
         """
-        state = self.state
-        self._check(position, token_ids)
-        prefix = list(state.completion_ids[:position])
-        standing = list(state.completion_ids[position : position + len(token_ids)])
-        if standing == token_ids:
-            fix = "Choose another token, or accept the answer."
-            raise NothingToDoError(wrong("correction", "tokens that differ from the answer", "the same", fix))
+        tree = self._tree
+        check_correction(self._bounds, tree.node.completion_ids, position, token_ids)
+        prefix = list(tree.node.completion_ids[:position])
         choices = self._decoder.judge(self.prompt_ids, prefix, token_ids)
-        anchors, ties = anchors_of(choices, token_ids, position, confidence, source)
-        # Most of what stood behind the correction usually returns.
-        answer = self._decoder.complete(
-            self.prompt_ids, [*prefix, *token_ids], self._config.max_new_tokens, state.completion_ids[position + 1 :]
+        event = corrected(
+            self._bounds, tree.current, prefix, token_ids, choices, confidence=confidence, source=source, at=_now()
         )
-        self._history.append(
-            State(
-                tuple(answer.ids),
-                (*(anchor for anchor in state.anchors if anchor.position < position), *anchors),
-                (*(tie for tie in state.ties if tie < position), *ties),
-                answer.truncated,
-            )
-        )
+        self._tree = self._whole(apply(tree, event))
         return self.state
 
-    def _check(self, position: int, token_ids: list[int]) -> None:
-        length = len(self.state.completion_ids)
-        if not 0 <= position < length:
-            raise RecordError(wrong("position", f"0 to {length - 1}", position, "Point at a token of the answer."))
-        if not token_ids:
-            raise RecordError(wrong("correction", "at least one token", "none", "Give the text that should stand."))
-        size = self._model.vocabulary
-        outside = [token for token in token_ids if not 0 <= token < size]
-        if outside:
-            expected = f"token ids from 0 to {size - 1}"
-            raise RecordError(wrong("correction", expected, outside[0], "Take ids of this model's tokenizer."))
-        limit = self._model.room(self.prompt_ids, self._config.max_new_tokens)
-        if position + len(token_ids) > limit:
-            got = position + len(token_ids)
-            raise RecordError(wrong("answer", f"at most {limit} tokens", got, "Raise --max-new-tokens or shorten it."))
-        inner = set(token_ids[:-1]) & self._model.stop_ids
-        if inner:
-            raise RecordError(wrong("correction", "the end-of-turn token last", "tokens after it", "Drop those."))
+    def _whole(self, tree: Tree) -> Tree:
+        """The tree once the present answer has been continued to its end."""
+        node = tree.node
+        if node.ended:
+            return tree
+        standing = list(node.completion_ids)
+        steps = list(self._decoder.stream(self.prompt_ids, standing, self._bounds.tokens, tree.expected_ids))
+        token_ids, probabilities = [step.token_id for step in steps], [step.probability for step in steps]
+        return apply(tree, continued(self._bounds, tree.current, standing, token_ids, probabilities, _now()))
 
     def undo(self) -> bool:
         """Take the last correction back; False where there is none."""
-        if len(self._history) == 1:
+        above = self._tree.node.parent
+        if above is None:
             return False
-        self._history.pop()
+        self._tree = apply(self._tree, Moved(at=_now(), node=above))
         return True
 
     def record(self, status: Status) -> Record:
@@ -138,7 +119,7 @@ class Session:
             completion_ids=state.completion_ids,
             decode=self._model.codec.decode,
             record_id=self._draft_id,
-            original_ids=self._original_ids,
+            original_ids=self._tree.original_ids,
             anchors=state.anchors,
             ties=state.ties,
             truncated=state.truncated,
@@ -167,3 +148,7 @@ def drive(session: Session, annotator: Annotator) -> Record:
                     session.correct(position, token_ids, confidence=confidence, source=annotator.source)
                 except AnchorLwfError as error:
                     annotator.complain(error)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

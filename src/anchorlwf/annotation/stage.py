@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from anchorlwf.annotation.checks import fits
 from anchorlwf.annotation.former_ids import FormerIds
-from anchorlwf.annotation.protocol import Annotator
+from anchorlwf.annotation.review import Annotator
 from anchorlwf.annotation.session import Session, drive
 from anchorlwf.annotation.target import target_records, target_turn
 from anchorlwf.config import AnnotateConfig
@@ -43,12 +43,12 @@ def as_prompts(
 
 
 def _originals(model: LanguageModel, prompts: list[list[int]], config: AnnotateConfig) -> list[Decoded | None]:
-    found: list[Decoded | None] = [None] * len(prompts)
+    originals: list[Decoded | None] = [None] * len(prompts)
     if config.original:
         for batch in decode_batch(model, prompts, config.max_new_tokens):
             for index, answer in batch:
-                found[index] = answer
-    return found
+                originals[index] = answer
+    return originals
 
 
 class _Out:

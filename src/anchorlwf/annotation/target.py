@@ -6,11 +6,12 @@ prompt and answer shows them all. `TargetAnnotator` finds the same anchors step 
 
 from collections.abc import Sequence
 
-from anchorlwf.annotation.protocol import Accept, Correct, Verdict, View, anchors_of
+from anchorlwf.annotation.protocol import anchors_of
+from anchorlwf.annotation.review import Accept, Correct, Review, View
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.decoding.greedy import Decoded
-from anchorlwf.decoding.teacher_forcing import replay
+from anchorlwf.decoding.teacher_forcing import forced_choices
 from anchorlwf.errors import AnchorLwfError, PromptError, RecordError, wrong
 from anchorlwf.model.batch import KeepTurn
 from anchorlwf.model.language_model import LanguageModel
@@ -66,8 +67,8 @@ def target_records(
         originals: the model's own greedy answers, where they were decoded.
     """
     stamp, records = model.stamp, []
-    found = replay(model, [turn for _, turn in targets])
-    for (prompt, turn), choices, original in zip(targets, found, originals, strict=True):
+    by_target = forced_choices(model, [turn for _, turn in targets])
+    for (prompt, turn), choices, original in zip(targets, by_target, originals, strict=True):
         anchors, ties = anchors_of(choices, turn.completion_ids, 0, config.confidence, "target")
         records.append(
             Record.build(
@@ -99,7 +100,7 @@ class TargetAnnotator:
     def __init__(self, model: LanguageModel, answer: str, confidence: float = 1.0) -> None:
         self._ids, self._confidence = target_ids(model, answer), confidence
 
-    def review(self, view: View) -> Verdict:
+    def review(self, view: View) -> Review:
         """Accept, or correct the first token that differs from the target."""
         for position, (stands, wanted) in enumerate(zip(view.completion_ids, self._ids, strict=False)):
             if stands != wanted:

@@ -22,10 +22,11 @@ from anchorlwf.annotation.events import (
     Verdict,
     Weighed,
 )
+from anchorlwf.annotation.protocol import State, check_position
 from anchorlwf.data.record import Anchor
 from anchorlwf.errors import ConflictError, RecordError, wrong
 
-__all__ = ["Node", "Tree", "apply", "replay"]
+__all__ = ["Node", "Tree", "apply", "check_open", "fold"]
 
 
 @dataclass(frozen=True)
@@ -92,28 +93,43 @@ class Tree:
 
     def path(self, index: int) -> list[int]:
         """Node numbers from the first node down to `index`."""
-        found: list[int] = []
-        step: int | None = index
-        while step is not None:
-            found.append(step)
-            step = self.nodes[step].parent
-        return found[::-1]
+        numbers: list[int] = []
+        number: int | None = index
+        while number is not None:
+            numbers.append(number)
+            number = self.nodes[number].parent
+        return numbers[::-1]
 
     def anchors(self, index: int | None = None) -> tuple[Anchor, ...]:
         """All anchors of an answer (the present one), in order."""
-        found: tuple[Anchor, ...] = ()
-        for step in self.path(self.current if index is None else index):
-            node = self.nodes[step]
-            found = (*(anchor for anchor in found if anchor.position < node.position), *node.own_anchors)
-        return found
+        anchors: tuple[Anchor, ...] = ()
+        for number in self.path(self.current if index is None else index):
+            node = self.nodes[number]
+            anchors = (*(anchor for anchor in anchors if anchor.position < node.position), *node.own_anchors)
+        return anchors
 
     def ties(self, index: int | None = None) -> tuple[int, ...]:
         """All ties of an answer (the present one), in order."""
-        found: tuple[int, ...] = ()
-        for step in self.path(self.current if index is None else index):
-            node = self.nodes[step]
-            found = (*(tie for tie in found if tie < node.position), *node.own_ties)
-        return found
+        ties: tuple[int, ...] = ()
+        for number in self.path(self.current if index is None else index):
+            node = self.nodes[number]
+            ties = (*(tie for tie in ties if tie < node.position), *node.own_ties)
+        return ties
+
+    @property
+    def state(self) -> State:
+        """The answer on the screen with its anchors."""
+        return State(self.node.completion_ids, self.anchors(), self.ties(), self.node.truncated)
+
+    @property
+    def expected_ids(self) -> tuple[int, ...]:
+        """What stood behind the end of the present answer in those above it: after a correction most of it returns."""
+        node, stood = self.node, tuple[int, ...]()
+        for above in reversed(self.path(self.current)[:-1]):
+            # An answer that was corrected while it streamed ends early; the one above it may go on.
+            stood += self.nodes[above].completion_ids[len(stood) :]
+        # However many tokens were given, they took the place of one.
+        return stood[len(node.completion_ids) - max(0, node.given - 1) :]
 
 
 def _fit(values: tuple[float | None, ...], count: int) -> tuple[float | None, ...]:
@@ -167,9 +183,7 @@ def _started(tree: Tree, event: Started) -> Tree:
 
 def _corrected(tree: Tree, event: Corrected) -> Tree:
     parent = _numbered(tree, event.parent)
-    length = len(parent.completion_ids)
-    if event.position >= length:
-        raise RecordError(wrong("position", f"0 to {length - 1}", event.position, "Point at a token of the answer."))
+    check_position(event.position, len(parent.completion_ids))
     ids = (*parent.completion_ids[: event.position], *event.token_ids)
     _check_anchors(event, ids, event.position)
     probabilities = parent.probabilities[: event.position] + _fit(event.probabilities, len(event.token_ids))
@@ -214,18 +228,18 @@ def _continued(tree: Tree, event: Continued) -> Tree:
 
 def _weighed(tree: Tree, event: Weighed) -> Tree:
     # The nearest node on the way up that made an anchor there is the one whose anchor is seen here.
-    reach = event.position
     for number in reversed(tree.path(tree.current)):
         node = tree.nodes[number]
         for index, anchor in enumerate(node.own_anchors):
-            if anchor.position == reach:
+            if anchor.position == event.position:
                 changed = anchor.model_copy(update={"confidence": event.confidence})
                 own = (*node.own_anchors[:index], changed, *node.own_anchors[index + 1 :])
                 return _with_node(tree, number, replace(node, own_anchors=own))
-        if reach >= node.position:
+        if event.position >= node.position:
             break  # what stands above is hidden by this correction
-    found = [anchor.position for anchor in tree.anchors()]
-    raise RecordError(wrong("anchor", f"a position among {found}", reach, "Correct a token there first."))
+    positions = [anchor.position for anchor in tree.anchors()]
+    expected = f"a position among {positions}"
+    raise RecordError(wrong("anchor", expected, event.position, "Correct a token there first."))
 
 
 def _decided(tree: Tree, event: Decided) -> Tree:
@@ -264,6 +278,12 @@ def _changed(tree: Tree, event: Event) -> Tree:
     return changed
 
 
+def check_open(tree: Tree) -> None:
+    """Raise `ConflictError` where the answer is decided."""
+    if tree.verdict is not None:
+        raise ConflictError(wrong("session", "an open one", f"one decided as {tree.verdict}", "Reopen it first."))
+
+
 def apply(tree: Tree, event: Event) -> Tree:
     """The state after one more event.
 
@@ -273,15 +293,15 @@ def apply(tree: Tree, event: Event) -> Tree:
     """
     if not tree.nodes and not isinstance(event, Started):
         raise ConflictError(wrong("session", "one that has begun", "an empty one", "Open the item again."))
-    if tree.verdict is not None and not isinstance(event, Reopened):
-        raise ConflictError(wrong("session", "an open one", f"one decided as {tree.verdict}", "Reopen it first."))
-    if tree.verdict is None and isinstance(event, Reopened):
+    if not isinstance(event, Reopened):
+        check_open(tree)
+    elif tree.verdict is None:
         raise ConflictError(wrong("session", "a decided one", "an open one", "There is nothing to take back."))
     steps = tree.steps if event.step is None else tree.steps | {event.step}
     return replace(_changed(tree, event), version=tree.version + 1, steps=steps)
 
 
-def replay(events: Iterable[Event]) -> Tree:
+def fold(events: Iterable[Event]) -> Tree:
     """The state after all events. Raises what `apply` raises."""
     tree = Tree()
     for event in events:

@@ -1,10 +1,10 @@
-"""Does a record still hold? The invariant of the protocol, replayed with one forward pass per batch of records."""
+"""Does a record still hold? The invariant of the protocol, checked with one forward pass per batch of records."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from anchorlwf.data.record import Record
-from anchorlwf.decoding.teacher_forcing import Choices, replay, windows
+from anchorlwf.decoding.teacher_forcing import Choices, forced_choices, windows
 from anchorlwf.model.language_model import LanguageModel
 
 __all__ = ["Finding", "verify_records"]
@@ -15,7 +15,7 @@ _WINDOW = 128
 
 @dataclass(frozen=True)
 class Finding:
-    """What one record's replay showed."""
+    """What the reference says of one record."""
 
     record: Record
     unexplained: list[int]
@@ -63,12 +63,12 @@ def _checked(model: LanguageModel, records: Iterable[Record]) -> Iterator[Record
 
 
 def verify_records(model: LanguageModel, records: Iterable[Record]) -> Iterator[Finding]:
-    """Replay records on the reference, in batches; the findings come in the records' order.
+    """Check records against the reference, in batches; the findings come in the records' order.
 
     Raises:
         StampError: a record was made with another tokenizer or chat template.
     """
     for window in windows(_checked(model, records), _WINDOW):
         with model.as_reference() as reference:
-            replayed = replay(reference, window)
-        yield from (_finding(model, *pair) for pair in zip(window, replayed, strict=True))
+            choices = forced_choices(reference, window)
+        yield from (_finding(model, *pair) for pair in zip(window, choices, strict=True))

@@ -8,12 +8,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from anchorlwf.annotation.events import Started
-from anchorlwf.annotator.backends.local import Chosen, Decoder
-from anchorlwf.annotator.sessions.live import Prepared
+from anchorlwf.annotator.backends.local import Decoder
+from anchorlwf.annotator.sessions.live import Prepared, bounds_of
 from anchorlwf.annotator.store.queue import Proposal, propose, unproposed
 from anchorlwf.annotator.store.store import Store
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.record import Prompt
+from anchorlwf.decoding.greedy import Step
 from anchorlwf.errors import AnchorLwfError, PromptError
 
 __all__ = ["Ahead", "proposal_of"]
@@ -23,32 +24,31 @@ _log = logging.getLogger(__name__)
 
 def proposal_of(
     decoder: Decoder, prompt: Prompt, limit: int, closed: threading.Event
-) -> tuple[Proposal, list[Chosen]] | None:
+) -> tuple[Proposal, list[Step]] | None:
     """The model's own answer with how sure it was, and token by token; None where it was `closed` first.
 
     Raises:
         PromptError, ServerError: there is no answer.
     """
     prompt_ids = decoder.table.codec.encode_prompt(prompt.messages, prompt.tools)
-    limit = decoder.room(prompt_ids, limit)
-    stream = decoder.stream("ahead", prompt_ids, [], limit, ahead=True)
-    steps: list[Chosen] = []
+    bounds = bounds_of(decoder, prompt_ids, limit)
+    stream = decoder.stream("ahead", prompt_ids, [], bounds.tokens, ahead=True)
+    steps: list[Step] = []
     for step in stream:
         if closed.is_set():
             stream.close()
             return None
         steps.append(step)
     ids = [step.token_id for step in steps]
-    stopped = bool(ids) and ids[-1] in decoder.stop_ids
-    whole = stopped or len(ids) >= limit
+    ended, truncated = bounds.ending(ids)
     probabilities = [step.probability for step in steps]
     entropies = [step.entropy for step in steps if step.entropy is not None]
     started = Started(
         at=datetime.now(UTC),
         completion_ids=tuple(ids),
         probabilities=tuple(probabilities),
-        ended=whole,
-        truncated=whole and not stopped,
+        ended=ended,
+        truncated=truncated,
     )
     mean = sum(entropies) / len(entropies) if entropies else None
     return Proposal(started, mean, min(probabilities, default=None)), steps

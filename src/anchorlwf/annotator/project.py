@@ -8,7 +8,7 @@ from typing import Literal
 
 from anchorlwf.annotation.checks import check_record
 from anchorlwf.annotation.importers.lawftrack import Flag, Span, read_lawftrack
-from anchorlwf.annotation.tree import replay
+from anchorlwf.annotation.tree import fold
 from anchorlwf.annotator.backends.local import LocalDecoder
 from anchorlwf.annotator.prefetch import Ahead
 from anchorlwf.annotator.sessions.desk import Desk
@@ -121,7 +121,7 @@ class Exchange:
         """The record of an undecided session as it is stored, whoever's it is."""
         desk = self.desk
         prompt_ids = desk.decoder.table.codec.encode_prompt(row.prompt.messages, row.prompt.tools)
-        return desk.ledger.record(row, prompt_ids, replay(desk.store.events(row.id)))
+        return desk.ledger.record(row, prompt_ids, fold(desk.store.events(row.id)))
 
     def take(self, form: Literal["records", "lawftrack", "prompts"], content: str, span: Span = "first") -> Intake:
         """Bring a file's content into the project.

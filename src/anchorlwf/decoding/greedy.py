@@ -6,7 +6,7 @@ Shape suffixes: B prompts, T tokens, K alternatives, V vocabulary.
 import contextlib
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,11 +15,22 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
-from anchorlwf.decoding.speculation import Draft
+from anchorlwf.decoding.speculation import Speculator
 from anchorlwf.decoding.teacher_forcing import TIE, Choices, choices_of, greedy_choices
 from anchorlwf.model.language_model import LanguageModel
 
-__all__ = ["TIE", "Choices", "Decoded", "GreedyDecoder", "Step", "decode_batch", "greedy_choices", "sample_batch"]
+__all__ = [
+    "TIE",
+    "Choices",
+    "Decoded",
+    "GreedyDecoder",
+    "Step",
+    "decode_batch",
+    "greedy_choices",
+    "greedy_passes",
+    "prefill",
+    "sample_batch",
+]
 
 
 Settings = Literal["greedy", "own"]
@@ -35,6 +46,8 @@ class Step:
     """Of `token_id`, in [0, 1]."""
     alternatives: tuple[tuple[int, float], ...]
     """The top-k (id, probability), best first; `token_id` is the first of them."""
+    entropy: float | None = None
+    """Of the whole distribution, in nats; None where it was not asked for, or a server does not tell."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +66,33 @@ class GreedyDecoder:
     Going back to a position drops the cache behind it; a cache that cannot rewind (sliding windows, state-space
     layers) is prefilled again. Either way the ids are those of decoding from scratch (exactly in float32; in bfloat16
     up to ties).
+
+    Args:
+        model: decoded as it is (adapter on unless inside `model.reference()`).
+        top_k: alternatives given with each token.
+        entropy: give each step its entropy.
+        chunk: maximum number of tokens that `prefill` feeds at once; None: it has nothing to do.
     """
 
-    def __init__(self, model: LanguageModel, top_k: int = 1) -> None:
-        self._model, self._top_k = model, top_k
+    def __init__(
+        self, model: LanguageModel, top_k: int = 1, *, entropy: bool = False, chunk: int | None = None
+    ) -> None:
+        self._model, self._top_k, self._entropy, self._chunk = model, top_k, entropy, chunk
         self._cache = DynamicCache(config=model.causal.config)
         self._ids: list[int] = []
-        self._stop_ids = model.stop_ids
+        self.stop_ids = model.stop_ids
 
     @property
     def rewinds(self) -> bool:
-        """Tokens can be taken back at no cost, so trying a draft is worth while."""
+        """Tokens can be taken back at no cost, so that trying the expected ones is worth while."""
         # `is_croppable` claims too much for sliding and hybrid caches, so only the plain layer is trusted.
         return all(type(layer) is DynamicLayer for layer in self._cache.layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the cache holds."""
+        parts = [getattr(layer, name, None) for layer in self._cache.layers for name in ("keys", "values")]
+        return sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))
 
     def _feed(self, ids: list[int], keep: int = 1) -> Tensor:
         """Logits (float32, [keep, V]) behind the last `keep` of `ids`, once these have been appended to the cache."""
@@ -90,25 +117,45 @@ class GreedyDecoder:
             shared = next(i for i, (ours, theirs) in enumerate(zip(self._ids, ids, strict=False)) if ours != theirs)
         self._rewind(shared)
 
+    def chunks(self, ids: list[int]) -> int:
+        """How many whole chunks `ids` have."""
+        return 0 if self._chunk is None else len(ids) // self._chunk
+
     @torch.inference_mode()
-    def _after(self, ids: list[int], more: list[int]) -> Tensor:
-        """Logits [1 + len(more), V] of what follows `ids`, and of what follows each of `more` behind them."""
+    def approach(self, ids: list[int]) -> bool:
+        """Bring the cache a chunk nearer to the end of `ids`; False once it is within a chunk of it."""
+        assert self._chunk is not None
+        self._keep_shared(ids)
+        if len(ids) - len(self._ids) <= self._chunk:
+            return False
+        self._feed(ids[len(self._ids) : len(self._ids) + self._chunk])
+        return True
+
+    @torch.inference_mode()
+    def logits(self, ids: list[int], more: list[int]) -> Tensor:
+        """Float32 logits [1 + len(more), V] of what follows `ids`, and of what follows each of `more` behind them."""
         self._keep_shared(ids)
         return self._feed([*ids[len(self._ids) :], *more], keep=1 + len(more))
 
     def _choose(self, logits_TV: Tensor) -> list[Step]:
         log_total_T = logits_TV.logsumexp(-1)
+        entropies: list[float | None] = [None] * len(logits_TV)
+        if self._entropy:
+            log_TV = logits_TV - log_total_T[:, None]
+            # A probability of zero has no logarithm, and no share in the sum.
+            entropies = (-(log_TV.exp() * log_TV.clamp(min=-1e4)).sum(-1)).clamp(min=0.0).tolist()
         # topk breaks equal values differently from argmax; argmax (the lowest id) is the definition here.
         best_T = logits_TV.argmax(-1, keepdim=True)
-        own_T = (logits_TV.gather(-1, best_T)[:, 0] - log_total_T).exp()
+        # Rounding may leave a certain token a hair above 1.
+        own_T = (logits_TV.gather(-1, best_T)[:, 0] - log_total_T).exp().clamp(max=1.0)
         values_TK, ids_TK = logits_TV.topk(min(self._top_k, logits_TV.shape[-1]))
         odds_TK = (values_TK - log_total_T[:, None]).exp()
         steps = []
-        for best, own, ids, odds in zip(
-            best_T[:, 0].tolist(), own_T.tolist(), ids_TK.tolist(), odds_TK.tolist(), strict=True
+        for best, own, ids, odds, entropy in zip(
+            best_T[:, 0].tolist(), own_T.tolist(), ids_TK.tolist(), odds_TK.tolist(), entropies, strict=True
         ):
             others = (pair for pair in zip(ids, odds, strict=True) if pair[0] != best)
-            steps.append(Step(best, own, ((best, own), *others)[: self._top_k]))
+            steps.append(Step(best, own, ((best, own), *others)[: self._top_k], entropy))
         return steps
 
     def advance(self, ids: list[int], proposed: list[int]) -> list[Step]:
@@ -116,59 +163,49 @@ class GreedyDecoder:
 
         Args:
             ids: prompt and completion so far.
-            proposed: what may come next (`Draft.propose`).
+            proposed: what may come next (`Speculator.propose`).
 
         Returns:
-            The proposed tokens up to the first that the model would not choose, and the one it chooses there: one
-            token at least, and those of decoding one by one.
+            The proposed tokens up to the first that the model would not choose, and the one it chooses there: at
+            least one token, and those of decoding one by one.
         """
-        logits_TV = self._after(ids, proposed)
+        logits_TV = self.logits(ids, proposed)
         best = logits_TV[:-1].argmax(-1).tolist()
         accepted = next((i for i, token in enumerate(proposed) if best[i] != token), len(proposed))
         self._rewind(len(ids) + accepted)
         return self._choose(logits_TV[: accepted + 1])
 
     def stream(
-        self, prompt_ids: list[int], prefix_ids: list[int], limit: int, draft_ids: Sequence[int] = ()
+        self, prompt_ids: list[int], prefix_ids: list[int], limit: int, expected_ids: Sequence[int] = ()
     ) -> Iterator[Step]:
         """Continue greedily behind prompt + prefix, token by token, through the end-of-turn token.
 
         Args:
             prompt_ids: the templated prompt.
             prefix_ids: completion tokens that stand already.
-            limit: most completion tokens in all, prefix included.
-            draft_ids: what may follow the prefix, such as the rest of the answer before a correction. It changes
+            limit: maximum number of completion tokens, prefix included.
+            expected_ids: what may follow the prefix, such as the rest of the answer before a correction. It changes
                 nothing but the time: as much of it as returns is verified many tokens at once. A cache that cannot
                 rewind makes no use of it.
 
         Raises:
             PromptError: the prompt alone fills the context.
         """
-        ids, end = [*prompt_ids, *prefix_ids], len(prompt_ids) + self._model.room(prompt_ids, limit)
-        if len(ids) >= end or (prefix_ids and prefix_ids[-1] in self._stop_ids):
-            return
-        draft = Draft(draft_ids if self.rewinds else ())
-        while True:
-            proposed = draft.propose(end - len(ids) - 1)
-            steps = self.advance(ids, proposed)
-            draft.learn(len(proposed), [step.token_id for step in steps])
-            for step in steps:
-                yield step
-                ids.append(step.token_id)
-                if step.token_id in self._stop_ids or len(ids) >= end:
-                    return
+        limit = self._model.room(prompt_ids, limit)
+        for steps in greedy_passes(lambda: self, prompt_ids, prefix_ids, limit, expected_ids):
+            yield from steps
 
     def complete(
-        self, prompt_ids: list[int], prefix_ids: list[int], limit: int, draft_ids: Sequence[int] = ()
+        self, prompt_ids: list[int], prefix_ids: list[int], limit: int, expected_ids: Sequence[int] = ()
     ) -> Decoded:
         """`stream` to its end: prefix and continuation together."""
-        steps = self.stream(prompt_ids, prefix_ids, limit, draft_ids)
+        steps = self.stream(prompt_ids, prefix_ids, limit, expected_ids)
         ids = [*prefix_ids, *(step.token_id for step in steps)]
-        return Decoded(ids, truncated=not ids or ids[-1] not in self._stop_ids)
+        return Decoded(ids, truncated=not ids or ids[-1] not in self.stop_ids)
 
     def judge(self, prompt_ids: list[int], prefix_ids: list[int], token_ids: list[int]) -> Choices:
         """What the model would have chosen at each of `token_ids`, at least one, which follow the prefix."""
-        return choices_of(self._after([*prompt_ids, *prefix_ids], token_ids[:-1]), token_ids)
+        return choices_of(self.logits([*prompt_ids, *prefix_ids], token_ids[:-1]), token_ids)
 
     def alternatives(self, prompt_ids: list[int], completion_ids: list[int]) -> list[Step]:
         """What the model would choose at every completion position, given the tokens before it (one forward pass)."""
@@ -176,6 +213,56 @@ class GreedyDecoder:
             return []
         logits_TV = _completion_logits(self._model, [*prompt_ids, *completion_ids], len(prompt_ids))
         return self._choose(logits_TV)
+
+
+def prefill(decoder: Callable[[], GreedyDecoder], ids: list[int]) -> Iterator[None]:
+    """Bring the cache near the end of `ids`, a chunk at a time, so that others may be served between two.
+
+    There are no more pauses than chunks: where others drop the cache again and again meanwhile, the next pass feeds all
+    of `ids` at once, and both go on.
+    """
+    for _ in range(decoder().chunks(ids)):
+        if not decoder().approach(ids):
+            return
+        yield
+
+
+def greedy_passes(
+    decoder: Callable[[], GreedyDecoder],
+    prompt_ids: Sequence[int],
+    prefix_ids: Sequence[int],
+    limit: int,
+    expected_ids: Sequence[int] = (),
+) -> Iterator[list[Step]]:
+    """Continue greedily behind prompt + prefix, a forward pass at a time, through the end-of-turn token.
+
+    Args:
+        decoder: gives the decoder for the next pass. It may be another one each time, of the same model: a cache that
+            was dropped between two passes costs time and nothing else.
+        prompt_ids, prefix_ids, expected_ids: as in `GreedyDecoder.stream`.
+        limit: maximum number of completion tokens, prefix included, that the context has room for.
+
+    Yields:
+        The steps of each pass, without those behind the end; none where the pass only brought a long prompt nearer
+        (`prefill`).
+    """
+    ids, end = [*prompt_ids, *prefix_ids], len(prompt_ids) + limit
+    if prefix_ids and prefix_ids[-1] in decoder().stop_ids:
+        return
+    speculator = Speculator(expected_ids if decoder().rewinds else ())
+    while len(ids) < end:
+        for _ in prefill(decoder, ids):
+            yield []
+        proposed = speculator.propose(end - len(ids) - 1)
+        steps = decoder().advance(ids, proposed)
+        decoded = [step.token_id for step in steps]
+        speculator.learn(len(proposed), decoded)
+        stops = (index for index, token in enumerate(decoded, 1) if token in decoder().stop_ids)
+        stop = next(stops, None)
+        yield steps[:stop]
+        if stop is not None:
+            return
+        ids += decoded
 
 
 def _checked(model: LanguageModel, logits_TV: Tensor) -> Tensor:
@@ -270,7 +357,7 @@ def decode_batch(
     Args:
         model: decoded as it is (adapter on unless inside `model.reference()`).
         prompts: token ids, any lengths.
-        limit: most new tokens each.
+        limit: maximum number of new tokens each.
         batch_size: prompts per batch.
         settings: greedy: the plain argmax. own: as the model's generation config has it, which may draw at random
             (torch's seed decides) and ends answers only where it says.
@@ -308,7 +395,7 @@ def sample_batch(
     Args:
         model: sampled as it is (adapter on unless inside `model.reference()`).
         prompts: token ids, any lengths.
-        limit: most new tokens each; what fits behind the longest prompt, where that is less.
+        limit: maximum number of new tokens each; what fits behind the longest prompt, where that is less.
         seed: of the draws.
         temperature: above 0; 1 is the model's own distribution.
         stop_ids: what ends a continuation. None: the model's end-of-turn ids.

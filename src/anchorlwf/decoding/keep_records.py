@@ -30,16 +30,16 @@ def keep_record(
 
 
 def keep_records(model: LanguageModel, prompts: Sequence[Prompt], limit: int) -> list[Record]:
-    """Answer every prompt greedily, `limit` tokens at the most.
+    """Answer every prompt greedily, with `limit` tokens or fewer.
 
     Raises:
         PromptError: a prompt fills the context.
     """
     encoded = [model.codec.encode_prompt(prompt.messages, prompt.tools) for prompt in prompts]
-    found = dict(_answers(model, encoded, limit))
+    answers = dict(_answers(model, encoded, limit))
     stamp = model.stamp
     return [
-        keep_record(model, stamp, prompt, ids, found[index])
+        keep_record(model, stamp, prompt, ids, answers[index])
         for index, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True))
     ]
 

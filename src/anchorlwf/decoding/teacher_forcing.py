@@ -1,4 +1,4 @@
-"""Completions that stand already, replayed: what the model would choose at each of their tokens. No decoding.
+"""What the model would choose at each token of completions that are given: one forward pass, no decoding.
 
 Shape suffixes: B completions, T tokens (padded on the right), D hidden width, N completion tokens of a batch, C of a
 chunk, V vocabulary.
@@ -15,15 +15,16 @@ from anchorlwf.divergence import completion_hidden
 from anchorlwf.model.batch import KeepTurn, Turn, collate
 from anchorlwf.model.language_model import LanguageModel
 
-__all__ = ["TIE", "Choices", "choices_of", "greedy_choices", "replay", "windows"]
+__all__ = ["TIE", "Choices", "choices_of", "forced_choices", "greedy_choices", "windows"]
 
 TIE = 1e-3
 """Two logits closer than this (nats) are a tie: batched and incremental passes may rank them either way."""
 
 _TOKENS = 4096
-"""Most tokens of a forward pass, padding included (one completion may be longer): what its activations take."""
+"""Maximum number of tokens of a forward pass, padding included (one completion may be longer): what its activations
+take."""
 _VALUES = 1 << 24
-"""Most logits at a time, 64 MiB in float32: 110 positions of a vocabulary of 151,936."""
+"""Maximum number of logits at a time, 64 MiB in float32: 110 positions of a vocabulary of 151,936."""
 
 Item = TypeVar("Item")
 
@@ -73,7 +74,7 @@ def _projected(model: LanguageModel, hidden_ND: Tensor) -> Iterator[Tensor]:
 
 
 @torch.inference_mode()
-def _replayed(model: LanguageModel, turns: Sequence[Turn]) -> list[Choices]:
+def _forced(model: LanguageModel, turns: Sequence[Turn]) -> list[Choices]:
     batch = collate(turns, model.codec.pad_id).to(model.device)
     tokens, whole = batch.token_ids_N.tolist(), Choices([], [], [])
     for logits_CV in _projected(model, completion_hidden(model.net, model.backbone, batch)):
@@ -83,12 +84,12 @@ def _replayed(model: LanguageModel, turns: Sequence[Turn]) -> list[Choices]:
         whole.best_ids.extend(part.best_ids)
         whole.probabilities.extend(part.probabilities)
         whole.tied.extend(part.tied)
-    found, start = [], 0
+    by_turn, start = [], 0
     for turn in turns:
         own = slice(start, start + len(turn.completion_ids))
-        found.append(Choices(whole.best_ids[own], whole.probabilities[own], whole.tied[own]))
+        by_turn.append(Choices(whole.best_ids[own], whole.probabilities[own], whole.tied[own]))
         start = own.stop
-    return found
+    return by_turn
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -104,7 +105,7 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def replay(
+def forced_choices(
     model: LanguageModel, turns: Sequence[Turn], *, progress: Callable[[int], None] | None = None
 ) -> list[Choices]:
     """The model's choice at every completion token of every turn: length-sorted batches, one forward pass each.
@@ -112,28 +113,28 @@ def replay(
     Only completion positions are projected to the vocabulary, a bounded chunk at a time.
 
     Args:
-        model: replayed as it is (adapter on unless inside `model.reference()`).
+        model: taken as it is (adapter on unless inside `model.reference()`).
         turns: prompts with their completions; hold no more of them than memory takes (`windows`).
         progress: called after each batch with the number of turns in it.
 
     Returns:
         One per turn, in their order.
     """
-    found = [Choices([], [], [])] * len(turns)
+    by_turn = [Choices([], [], [])] * len(turns)
     filled = [index for index, turn in enumerate(turns) if turn.completion_ids]
     lengths = [len(turns[index].prompt_ids) + len(turns[index].completion_ids) for index in filled]
     for batch in _batches(lengths):
         chosen = [filled[number] for number in batch]
-        for index, choices in zip(chosen, _replayed(model, [turns[index] for index in chosen]), strict=True):
-            found[index] = choices
+        for index, choices in zip(chosen, _forced(model, [turns[index] for index in chosen]), strict=True):
+            by_turn[index] = choices
         if progress is not None:
             progress(len(batch))
-    return found
+    return by_turn
 
 
 def greedy_choices(model: LanguageModel, prompt_ids: list[int], completion_ids: list[int]) -> Choices:
-    """Replay one completion: the invariant of `docs/method.md` is read off the result."""
-    return replay(model, [KeepTurn(prompt_ids, completion_ids)])[0]
+    """`forced_choices` of one completion: the invariant of `docs/method.md` is read off the result."""
+    return forced_choices(model, [KeepTurn(prompt_ids, completion_ids)])[0]
 
 
 def windows(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

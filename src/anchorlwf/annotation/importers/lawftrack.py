@@ -23,7 +23,7 @@ from anchorlwf.data.record import Anchor, ModelStamp, Prompt, Record, chat_key, 
 from anchorlwf.errors import AnchorLwfError, RecordError, wrong
 from anchorlwf.model.vocabulary import TokenTable
 
-__all__ = ["CHECK", "Flag", "Found", "Span", "read_lawftrack"]
+__all__ = ["CHECK", "Flag", "LawftrackFile", "Span", "read_lawftrack"]
 
 Span = Literal["first", "whole"]
 """Of a replacement of several tokens: only the first is an anchor, or each of them."""
@@ -50,7 +50,7 @@ class Flag:
 
 
 @dataclass(frozen=True)
-class Found:
+class LawftrackFile:
     """What a file held."""
 
     records: list[Record]
@@ -157,7 +157,7 @@ def _count_before(table: TokenTable, text: str, start: int) -> int:
 
 def _anchors(row: dict[str, Any]) -> list[dict[str, Any]]:
     """Every anchor once: `edits` repeats `anchors`."""
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    anchors: dict[tuple[Any, ...], dict[str, Any]] = {}
     for anchor in [*(row.get("anchors") or []), *(row.get("edits") or [])]:
         if not isinstance(anchor, dict):
             raise RecordError(wrong("anchor", "an object", type(anchor).__name__, "Export it again."))
@@ -168,8 +168,8 @@ def _anchors(row: dict[str, Any]) -> list[dict[str, Any]]:
         if type(position) is not int or not isinstance(wanted, str) or not wanted:
             what = "token_index and replacement_token"
             raise RecordError(wrong("anchor", what, repr(anchor)[:80], "Export it again."))
-        found.setdefault((message, position, wanted), {**anchor, "token_index": position, "message_index": message})
-    return list(found.values())
+        anchors.setdefault((message, position, wanted), {**anchor, "token_index": position, "message_index": message})
+    return list(anchors.values())
 
 
 def _length(table: TokenTable, ids: list[int], position: int, wanted: str) -> int:
@@ -195,13 +195,13 @@ def _near(table: TokenTable, turn: _Turn, anchor: dict[str, Any]) -> tuple[int, 
     if count := _length(table, turn.ids, position, wanted):
         return position, count
     around = range(position - _NEAR, position + _NEAR + 1)
-    hits = [(place, count) for place in around if (count := _length(table, turn.ids, place, wanted))]
+    hits = [(near, count) for near in around if (count := _length(table, turn.ids, near, wanted))]
     if len(hits) == 1:
         return hits[0]
     number = position + turn.before
     if hits:
-        places = " and at ".join(str(place + turn.before) for place, _ in hits[:2])
-        return f"{wanted!r} does not stand at token {number}, but at {places}: which of them is meant?"
+        numbers = " and at ".join(str(near + turn.before) for near, _ in hits[:2])
+        return f"{wanted!r} does not stand at token {number}, but at {numbers}: which of them is meant?"
     return f"{wanted!r} stands nowhere within {_NEAR} tokens of {number}"
 
 
@@ -218,18 +218,18 @@ def _assigned(
     As `message_index` says where they fit there, else where alone they fit, else the named turn, else the last one.
     """
     by_index = {turn.index: turn for turn in turns}
-    found: dict[int, list[tuple[int, dict[str, Any]]]] = {turn.index: [] for turn in turns}
+    assigned: dict[int, list[tuple[int, dict[str, Any]]]] = {turn.index: [] for turn in turns}
     unclear: dict[int, str] = {}
     for number, anchor in enumerate(anchors):
         message = anchor["message_index"]
         named = by_index.get(turns[-1].index if message is None else message)
         fitting = [turn for turn in turns if _fits(turn, table, anchor)]
         chosen = named if named is not None and (named in fitting or not fitting) else (fitting or turns)[-1]
-        found[chosen.index].append((number, anchor))
+        assigned[chosen.index].append((number, anchor))
         if chosen is not named and len(fitting) > 1:
             messages = " and in ".join(str(turn.index) for turn in fitting[:2])
             unclear[number] = f"{anchor['replacement_token']!r} stands there in message {messages}: which one is meant?"
-    return found, unclear
+    return assigned, unclear
 
 
 def _made(
@@ -247,13 +247,13 @@ def _made(
         if isinstance(hit, str):
             flags.append(Flag(sample, number, hit))
             continue
-        place, count = hit
+        start, count = hit
         before = table.codec.encode(str(anchor.get("original_token") or ""))
         for offset in range(count if span == "whole" else 1):
-            token = turn.ids[place + offset]
+            token = turn.ids[start + offset]
             rejected = before[0] if not offset and len(before) == 1 and before[0] != token else None
-            made[place + offset] = Anchor(
-                position=place + offset,
+            made[start + offset] = Anchor(
+                position=start + offset,
                 token_id=token,
                 rejected_id=rejected,
                 confidence=_CONFIDENCE if anchor.get("confidence") is None else anchor["confidence"],
@@ -290,8 +290,8 @@ def _sample(
     for turn in turns:
         if not assigned[turn.index] and turn is not turns[-1]:
             continue  # an earlier turn that nobody corrected is only context
-        made, wrong_ones = _made(turn, table, assigned[turn.index], unclear, span, sample)
-        flags += wrong_ones
+        made, misfits = _made(turn, table, assigned[turn.index], unclear, span, sample)
+        flags += misfits
         tools = row.get("tools") or []
         records.append(
             Record.build(
@@ -302,8 +302,8 @@ def _sample(
                 decode=table.codec.decode,
                 record_id=new_id("lawftrack", sample, turn.index, chat_key(turn.messages, tools), turn.ids),
                 anchors=[made[position] for position in sorted(made)],
-                status="draft" if wrong_ones else "complete",
-                tags=[CHECK] if wrong_ones else [],
+                status="draft" if misfits else "complete",
+                tags=[CHECK] if misfits else [],
             )
         )
     return records, flags
@@ -317,7 +317,7 @@ def read_lawftrack(
     *,
     span: Span = "first",
     check: Callable[[Record], object] = lambda _record: None,
-) -> Found:
+) -> LawftrackFile:
     """Read a data set export, training JSONL, the older form of either, or a trace of the paper's experiments.
 
     Args:
@@ -334,7 +334,7 @@ def read_lawftrack(
     flags: list[Flag] = []
     for sample, row in _samples(content):
         try:
-            made, wrong_ones = _sample(sample, row, table, stamp, markers, end_id, span)
+            made, misfits = _sample(sample, row, table, stamp, markers, end_id, span)
             for record in made:
                 check(record)
         except ValidationError as error:
@@ -344,5 +344,5 @@ def read_lawftrack(
             flags.append(Flag(sample, None, str(error)))
             continue
         records += made
-        flags += wrong_ones
-    return Found(records, flags)
+        flags += misfits
+    return LawftrackFile(records, flags)

@@ -65,7 +65,7 @@ def import_lawftrack(
     name = EMBEDDED if model is None else model
     codec, stop_ids = load_codec(name, trust_remote_code)
     table, room = TokenTable(codec), _room(name, trust_remote_code)
-    found = read_lawftrack(
+    held = read_lawftrack(
         content,
         table,
         codec.stamp(canonical_name(name)),
@@ -73,14 +73,14 @@ def import_lawftrack(
         span=span,
         check=lambda record: check_record(record, table, room),
     )
-    records = {record.id: record for record in found.records}
+    records = {record.id: record for record in held.records}
     new = _added(out, records) if records else []
     return Imported(
         len(new),
         sum(len(record.anchors) for record in new),
         sum(record.status == "draft" for record in new),
         len(records) - len(new),
-        found.flags,
+        held.flags,
     )
 
 

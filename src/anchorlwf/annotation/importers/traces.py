@@ -30,17 +30,17 @@ def trace_record(row: dict[str, Any], table: TokenTable, stamp: ModelStamp, end_
     Raises:
         RecordError: fields that do not fit one another, or ids of another tokenizer.
     """
-    prompt, ids, places = row.get("prompt"), row["completion_ids"], row["anchor_token_indices"]
+    prompt, ids, positions = row.get("prompt"), row["completion_ids"], row["anchor_token_indices"]
     if not isinstance(prompt, str) or not prompt.strip():
         raise RecordError(wrong("prompt", "a text", repr(prompt)[:80], "Export it again."))
-    for name, numbers in (("completion_ids", ids), ("anchor_token_indices", places)):
+    for name, numbers in (("completion_ids", ids), ("anchor_token_indices", positions)):
         if not isinstance(numbers, list) or any(type(number) is not int for number in numbers):
             raise RecordError(wrong(name, "a list of integers", repr(numbers)[:80], "Export it again."))
     table.check(ids)
-    if any(not 0 <= place < len(ids) for place in places):
-        got = repr(places)[:80]
+    if any(not 0 <= position < len(ids) for position in positions):
+        got = repr(positions)[:80]
         raise RecordError(wrong("anchor_token_indices", f"positions below {len(ids)}", got, "Export it again."))
-    _check_texts(row, table, ids, places)
+    _check_texts(row, table, ids, positions)
     cut = _cut(row)
     answer = ids if cut or (ids and ids[-1] == end_id) else [*ids, end_id]
     messages = [{"role": "user", "content": prompt}]
@@ -52,19 +52,19 @@ def trace_record(row: dict[str, Any], table: TokenTable, stamp: ModelStamp, end_
         completion_ids=answer,
         decode=table.codec.decode,
         record_id=new_id("trace", prompt_ids, answer),
-        anchors=_anchors(row, table, ids, places, confidence),
+        anchors=_anchors(row, table, ids, positions, confidence),
         truncated=cut,
         tags=[row["task_name"]] if isinstance(row.get("task_name"), str) else [],
     )
 
 
-def _check_texts(row: dict[str, Any], table: TokenTable, ids: list[int], places: list[int]) -> None:
+def _check_texts(row: dict[str, Any], table: TokenTable, ids: list[int], positions: list[int]) -> None:
     said, text = row.get("gold_completion"), table.codec.decode(ids)
     if said is not None and said != text:
         got = f"{text[:60]!r} by this tokenizer"
         raise RecordError(wrong("completion_ids", f"ids of gold_completion, {str(said)[:60]!r}", got, _FIX))
     tokens = row.get("anchor_tokens")
-    stand = [table.codec.decode([ids[place]], special=True) for place in places]
+    stand = [table.codec.decode([ids[position]], special=True) for position in positions]
     if tokens is not None and tokens != stand:
         got = f"{str(stand)[:80]} by this tokenizer"
         raise RecordError(wrong("anchor_token_indices", f"tokens {str(tokens)[:80]}", got, _FIX))
@@ -72,7 +72,7 @@ def _check_texts(row: dict[str, Any], table: TokenTable, ids: list[int], places:
 
 def _rounds(row: dict[str, Any]) -> list[dict[str, Any]]:
     rounds = row.get("rounds")
-    return [one for one in rounds if isinstance(one, dict)] if isinstance(rounds, list) else []
+    return [entry for entry in rounds if isinstance(entry, dict)] if isinstance(rounds, list) else []
 
 
 def _cut(row: dict[str, Any]) -> bool:
@@ -93,33 +93,33 @@ def _prompt_ids(table: TokenTable, messages: list[Message]) -> list[int]:
 
 
 def _anchors(
-    row: dict[str, Any], table: TokenTable, ids: list[int], places: list[int], confidence: float
+    row: dict[str, Any], table: TokenTable, ids: list[int], positions: list[int], confidence: float
 ) -> list[Anchor]:
     corrected = {
         token.get("token_index"): token
-        for one in _rounds(row)
-        for token in one.get("correction_tokens") or []
+        for entry in _rounds(row)
+        for token in entry.get("correction_tokens") or []
         if isinstance(token, dict)
     }
-    targets = row.get("anchor_target_probabilities") or [None] * len(places)
-    if len(targets) != len(places):
+    targets = row.get("anchor_target_probabilities") or [None] * len(positions)
+    if len(targets) != len(positions):
         fix = "Export it again."
-        raise RecordError(wrong("anchor_target_probabilities", f"one for each of {len(places)}", len(targets), fix))
+        raise RecordError(wrong("anchor_target_probabilities", f"one for each of {len(positions)}", len(targets), fix))
     annotator, made = row.get("annotator_model"), {}
-    for place, target in zip(places, targets, strict=True):
-        known = corrected.get(place, {})
+    for position, target in zip(positions, targets, strict=True):
+        known = corrected.get(position, {})
         reference, first = known.get("reference_probability"), known.get("top1_token_text")
         before = table.encode(first) if isinstance(first, str) else []
-        made[place] = Anchor(
-            position=place,
-            token_id=ids[place],
-            rejected_id=before[0] if len(before) == 1 and before[0] != ids[place] else None,
+        made[position] = Anchor(
+            position=position,
+            token_id=ids[position],
+            rejected_id=before[0] if len(before) == 1 and before[0] != ids[position] else None,
             confidence=confidence if target is None else _confidence(target, reference),
             ref_probability=reference,
             source=f"judge:{annotator}" if annotator else "human",
             created_at=datetime.now(UTC),
         )
-    return [made[place] for place in sorted(made)]
+    return [made[position] for position in sorted(made)]
 
 
 def _confidence(target: Any, reference: Any) -> Any:

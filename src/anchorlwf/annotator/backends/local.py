@@ -1,45 +1,34 @@
 """The local model as many people's decoder: fair turns, one cache per session, a bound on their memory.
 
-Shape suffix: V vocabulary.
+Shape suffixes: K options, V vocabulary.
 """
 
 from collections import OrderedDict
 from collections.abc import Generator, Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
-from torch import Tensor
 
-from anchorlwf.annotator.backends.scheduler import Several, Turns
+from anchorlwf.annotator.backends.scheduler import Scheduler, Several
 from anchorlwf.data.record import ModelStamp
-from anchorlwf.decoding.greedy import Choices, GreedyDecoder, Step
-from anchorlwf.decoding.speculation import Draft
+from anchorlwf.decoding.greedy import Choices, GreedyDecoder, Step, greedy_passes, prefill
 from anchorlwf.divergence import token_kl
 from anchorlwf.errors import ModelError, wrong
 from anchorlwf.model.batch import KeepTurn
 from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.model.vocabulary import TokenTable
 
-__all__ = ["Chosen", "Decoder", "LocalDecoder", "Stream"]
+__all__ = ["Decoder", "LocalDecoder", "Stream"]
 
 _CHUNK = 512
 """Prompt tokens per forward pass: a long prompt holds nobody else up for longer than this."""
 
 
-@dataclass(frozen=True)
-class Chosen(Step):
-    """One greedy token with what else was likely."""
-
-    entropy: float | None = None
-    """Of the whole distribution, in nats; None where a server does not tell."""
-
-
 class Stream(Protocol):
     """Tokens as they come."""
 
-    def __iter__(self) -> Iterator[Chosen]:
+    def __iter__(self) -> Iterator[Step]:
         """Blocks until the next token is there."""
         ...
 
@@ -69,11 +58,11 @@ class Decoder(Protocol):
         limit: int,
         *,
         ahead: bool = False,
-        draft_ids: Sequence[int] = (),
+        expected_ids: Sequence[int] = (),
     ) -> Stream:
         """Greedy tokens behind the prefix, to the end of turn or `limit` completion tokens.
 
-        `ahead`: nobody waits for it yet. `draft_ids`: what may follow; of use to the time only.
+        `ahead`: nobody waits for it yet. `expected_ids`: what may follow; it changes nothing but the time.
         """
         ...
 
@@ -94,47 +83,14 @@ class Decoder(Protocol):
         ...
 
 
-class _Cached(GreedyDecoder):
-    """A greedy decoder whose cache can be measured, dropped at any moment, and filled in pieces."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes the cache holds."""
-        parts = [getattr(layer, name, None) for layer in self._cache.layers for name in ("keys", "values")]
-        return sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))
-
-    @torch.inference_mode()
-    def approach(self, ids: list[int]) -> bool:
-        """Bring the cache a chunk nearer to the end of `ids`; False once it is near."""
-        self._keep_shared(ids)
-        if len(ids) - len(self._ids) <= _CHUNK:
-            return False
-        self._feed(ids[len(self._ids) : len(self._ids) + _CHUNK])
-        return True
-
-    def after(self, ids: list[int]) -> Tensor:
-        """Logits [V] of what follows `ids`."""
-        return self._after(ids, [])[0]
-
-    @torch.inference_mode()
-    def _choose(self, logits_TV: Tensor) -> list[Step]:
-        log_TV = logits_TV.log_softmax(-1)
-        # A probability of zero has no logarithm, and no share in the sum.
-        entropies = -(log_TV.exp() * log_TV.clamp(min=-1e4)).sum(-1)
-        return [
-            Chosen(step.token_id, min(1.0, step.probability), step.alternatives, max(0.0, entropy))
-            for step, entropy in zip(super()._choose(logits_TV), entropies.tolist(), strict=True)
-        ]
-
-
 class LocalDecoder:
     """A `Decoder` over a model in this process. Safe to use from many threads.
 
     Args:
         model: decoded as it is (adapter on).
         alternatives: how many are kept with each token.
-        memory: most bytes of all sessions' caches together; the least recently used ones are dropped, and filled
-            again when needed. The session at work keeps its own, however large.
+        memory: maximum number of bytes of all sessions' caches together; the least recently used ones are dropped, and
+            filled again when needed. The session at work keeps its own, however large.
     """
 
     remote = False
@@ -142,9 +98,9 @@ class LocalDecoder:
     def __init__(self, model: LanguageModel, *, alternatives: int = 10, memory: int = 2 << 30) -> None:
         self.model, self.table, self.stamp, self.stop_ids = model, TokenTable(model.codec), model.stamp, model.stop_ids
         self._top, self._memory = alternatives, memory
-        self._caches: OrderedDict[Hashable, _Cached] = OrderedDict()
+        self._caches: OrderedDict[Hashable, GreedyDecoder] = OrderedDict()
         self._sizes: dict[Hashable, int] = {}
-        self._turns = Turns("anchorlwf-decoder")
+        self._scheduler = Scheduler("anchorlwf-decoder")
 
     @property
     def cached_bytes(self) -> int:
@@ -168,23 +124,23 @@ class LocalDecoder:
         limit: int,
         *,
         ahead: bool = False,
-        draft_ids: Sequence[int] = (),
+        expected_ids: Sequence[int] = (),
     ) -> Stream:
         """See `Decoder`."""
-        work = self._streaming(key, [*prompt_ids], [*prefix_ids], self.room(prompt_ids, limit), draft_ids)
-        return self._turns.submit("ahead" if ahead else "stream", work)
+        work = self._streaming(key, [*prompt_ids], [*prefix_ids], self.room(prompt_ids, limit), expected_ids)
+        return self._scheduler.submit("ahead" if ahead else "stream", work)
 
     def judge(
         self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], token_ids: Sequence[int]
     ) -> Choices:
         """See `Decoder`."""
-        return next(self._turns.submit("ask", self._judging(key, [*prompt_ids], [*prefix_ids], [*token_ids])))
+        return next(self._scheduler.submit("ask", self._judging(key, [*prompt_ids], [*prefix_ids], [*token_ids])))
 
     def options(
         self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], top: int, starts: str = ""
     ) -> list[tuple[int, float]]:
         """See `Decoder`."""
-        return next(self._turns.submit("ask", self._weighing(key, [*prompt_ids, *prefix_ids], top, starts)))
+        return next(self._scheduler.submit("ask", self._weighing(key, [*prompt_ids, *prefix_ids], top, starts)))
 
     def compare(self, prompt_ids: Sequence[int], limit: int) -> dict[str, tuple[list[int], list[float]]]:
         """Greedy answers of reference (`base`) and model (`tuned`), each with KL(reference || model) per token in nats.
@@ -195,17 +151,17 @@ class LocalDecoder:
         if not self.has_adapter:
             fix = "Start with --model set to the folder of an adapter."
             raise ModelError(wrong("comparison", "a model with an adapter", "a base model", fix))
-        return next(self._turns.submit("ask", self._comparing([*prompt_ids], self.room(prompt_ids, limit))))
+        return next(self._scheduler.submit("ask", self._comparing([*prompt_ids], self.room(prompt_ids, limit))))
 
     def close(self) -> None:
         """See `Decoder`."""
-        self._turns.close()
+        self._scheduler.close()
 
     # What follows runs on the decoder's thread, a piece per turn.
 
-    def _cache(self, key: Hashable) -> _Cached:
+    def _cache(self, key: Hashable) -> GreedyDecoder:
         if key not in self._caches:
-            self._caches[key] = _Cached(self.model, self._top)
+            self._caches[key] = GreedyDecoder(self.model, self._top, entropy=True, chunk=_CHUNK)
         self._caches.move_to_end(key)
         return self._caches[key]
 
@@ -217,24 +173,17 @@ class LocalDecoder:
 
     def _near(self, key: Hashable, ids: list[int]) -> Generator[None, None, None]:
         # Looked up anew after each yield: the cache may have been dropped meanwhile.
-        while self._cache(key).approach(ids):
+        for _ in prefill(lambda: self._cache(key), ids):
             self._measured(key)
             yield None
 
     def _streaming(
-        self, key: Hashable, prompt: list[int], ids: list[int], limit: int, draft_ids: Sequence[int]
-    ) -> Generator[Several | None]:
-        draft = Draft(draft_ids if self._cache(key).rewinds else ())
-        while len(ids) < limit and not (ids and ids[-1] in self.stop_ids):
-            yield from self._near(key, prompt + ids)
-            proposed = draft.propose(limit - len(ids) - 1)
-            steps = self._cache(key).advance(prompt + ids, proposed)
+        self, key: Hashable, prompt: list[int], ids: list[int], limit: int, expected_ids: Sequence[int]
+    ) -> Generator[Several]:
+        # Looked up anew for each pass: the cache may have been dropped meanwhile.
+        for steps in greedy_passes(lambda: self._cache(key), prompt, ids, limit, expected_ids):
             self._measured(key)
-            found = [step.token_id for step in steps]
-            draft.learn(len(proposed), found)
-            end = next((i + 1 for i, token in enumerate(found) if token in self.stop_ids), len(found))
-            ids += found[:end]
-            yield Several(steps[:end])
+            yield Several(steps)
 
     def _judging(self, key: Hashable, prompt: list[int], ids: list[int], tokens: list[int]) -> Generator[Any]:
         yield from self._near(key, prompt + ids)
@@ -244,15 +193,15 @@ class LocalDecoder:
 
     def _weighing(self, key: Hashable, ids: list[int], top: int, starts: str) -> Generator[Any]:
         yield from self._near(key, ids)
-        logits_V = self._cache(key).after(ids)
+        logits_V = self._cache(key).logits(ids, [])[0]
         self._measured(key)
         probability_V = logits_V.softmax(-1)[: len(self.table)]
         wanted = starts.lstrip().lower()
         if wanted:
             fits = [text.startswith(wanted) for text in self.table.beginnings]
             probability_V = probability_V.where(torch.tensor(fits, device=probability_V.device), -1.0)
-        values, ids_found = probability_V.topk(min(top, len(probability_V)))
-        pairs = zip(ids_found.tolist(), values.tolist(), strict=True)
+        values_K, ids_K = probability_V.topk(min(top, len(probability_V)))
+        pairs = zip(ids_K.tolist(), values_K.tolist(), strict=True)
         yield [(token, min(1.0, value)) for token, value in pairs if value >= 0]
 
     def _comparing(self, prompt: list[int], limit: int) -> Generator[Any]:

@@ -3,7 +3,7 @@
     POST /v1/completions  {"prompt": [ids], "temperature": 0, "logprobs": k, "return_token_ids": true,
                            "return_tokens_as_token_ids": true, "stream": true}
 
-What the answers must hold, and what refuses a server, stands in `completions.py`.
+What the answers must hold, and what refuses a server, stands in `remote_wire.py`.
 """
 
 import math
@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 
-from anchorlwf.annotator.backends.local import Chosen
 from anchorlwf.annotator.backends.remote_wire import (
     Later,
     Piece,
@@ -27,15 +26,15 @@ from anchorlwf.annotator.backends.remote_wire import (
     refuse,
 )
 from anchorlwf.data.record import ModelStamp
-from anchorlwf.decoding.greedy import TIE, Choices
+from anchorlwf.decoding.greedy import TIE, Choices, Step
 from anchorlwf.errors import KEY_VARIABLE, ConfigError, ModelError, PromptError, ServerError, api_key, redacted, wrong
 from anchorlwf.model.codec import Codec
 from anchorlwf.model.vocabulary import TokenTable
 
 __all__ = ["KEY_VARIABLE", "Patience", "RemoteDecoder", "check_url", "key_header"]
 
-_MOST_LOGPROBS = 20
-"""What vLLM gives at the most, unless it was started otherwise."""
+_MAXIMUM_LOGPROBS = 20
+"""The maximum that vLLM gives, unless it was started otherwise."""
 
 
 def check_url(url: str) -> None:
@@ -79,7 +78,7 @@ class Patience:
     """Seconds between two pieces of an answer."""
     tries: int = 4
     pause: float = 0.25
-    """Seconds before the second try; doubled each time, with a random part, at the most 8."""
+    """Seconds before the second try; doubled each time, with a random part, 8 or less."""
 
     def before(self, attempt: int, asked: str | None) -> float:
         """Seconds to wait before another attempt (counted from 1); `asked`: the server's Retry-After."""
@@ -108,7 +107,7 @@ class _RemoteStream:
     def _over(self) -> bool:
         return self._cancelled or len(self._ids) >= self._limit or bool(self._ids and self._ids[-1] in self._stop)
 
-    def __iter__(self) -> Iterator[Chosen]:
+    def __iter__(self) -> Iterator[Step]:
         while not self._over():
             room = self._limit - len(self._ids)
             pieces = self._ask(self._prompt + self._ids, {"max_tokens": room, "stream": True})
@@ -141,7 +140,7 @@ class RemoteDecoder:
         url: such as `http://127.0.0.1:8000/v1`; see `check_url`.
         served: the model's name there.
         codec, stamp, stop_ids: of the same model.
-        context: most tokens of prompt and answer.
+        context: maximum number of tokens of prompt and answer together.
         alternatives: how many are kept with each token.
         patience: time-outs and retries.
         sleep: waits; tests need not.
@@ -164,7 +163,7 @@ class RemoteDecoder:
     ) -> None:
         check_url(url)
         self.table, self.stamp, self.stop_ids = TokenTable(codec), stamp, stop_ids
-        self._served, self._context, self._top = served, context, min(alternatives, _MOST_LOGPROBS)
+        self._served, self._context, self._top = served, context, min(alternatives, _MAXIMUM_LOGPROBS)
         self._patience, self._sleep = patience or Patience(), sleep
         self._client = httpx.Client(
             base_url=url.rstrip("/") + "/",
@@ -190,29 +189,29 @@ class RemoteDecoder:
     def stream(
         self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], limit: int, **_ours: object
     ) -> _RemoteStream:
-        """See `Decoder`; the server shares its own time out, and has no use for drafts."""
+        """See `Decoder`; the server shares its own time out, and has no use for expected tokens."""
         return _RemoteStream(self._pieces, [*prompt_ids], [*prefix_ids], self.room(prompt_ids, limit), self.stop_ids)
 
     def judge(
         self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], token_ids: Sequence[int]
     ) -> Choices:
         """See `Decoder`."""
-        found = Choices([], [], [])
+        judged = Choices([], [], [])
         for token, values in zip(token_ids, self._weights([*prompt_ids, *prefix_ids], [*token_ids]), strict=True):
             if token not in values:
                 raise refuse("the log-probability of every prompt token", "some left out")
             best = max(values, key=lambda number: (values[number], -number))
-            found.best_ids.append(best)
-            found.probabilities.append(min(1.0, math.exp(values[token])))
-            found.tied.append(best != token and values[best] - values[token] < TIE)
-        return found
+            judged.best_ids.append(best)
+            judged.probabilities.append(min(1.0, math.exp(values[token])))
+            judged.tied.append(best != token and values[best] - values[token] < TIE)
+        return judged
 
     def _weights(self, before: list[int], tokens: list[int]) -> list[dict[int, float]]:
         """For each of the tokens (id -> nats): itself and the best one there."""
         ids = before + tokens
         if self._context is not None and len(ids) >= self._context:
             # vLLM wants room for one token behind every prompt: the last one is weighed as an answer.
-            options = {"max_tokens": 1, "logprobs": _MOST_LOGPROBS, "logprob_token_ids": tokens[-1:]}
+            options = {"max_tokens": 1, "logprobs": _MAXIMUM_LOGPROBS, "logprob_token_ids": tokens[-1:]}
             inside = self._weights(before, tokens[:-1]) if tokens[:-1] else []
             return [*inside, next_logprobs(self._whole(ids[:-1], options))]
         choice = self._whole(ids, {"max_tokens": 1, "prompt_logprobs": 1})
@@ -222,7 +221,7 @@ class RemoteDecoder:
         self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], top: int, starts: str = ""
     ) -> list[tuple[int, float]]:
         """See `Decoder`; among the twenty best, which is what servers tell."""
-        count = min(_MOST_LOGPROBS, max(top, self._top)) if not starts else _MOST_LOGPROBS
+        count = min(_MAXIMUM_LOGPROBS, max(top, self._top)) if not starts else _MAXIMUM_LOGPROBS
         choice = self._whole([*prompt_ids, *prefix_ids], {"max_tokens": 1, "logprobs": count})
         wanted = starts.lstrip().lower()
         ranked = sorted(first_of(choice, count).alternatives, key=lambda pair: -pair[1])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from anchorlwf.annotator.backends.local import Chosen
+from anchorlwf.decoding.greedy import Step
 from anchorlwf.errors import ModelError, redacted, wrong
 
 __all__ = ["Later", "Piece", "first_of", "next_logprobs", "piece_of", "prompt_logprobs", "read_choice", "refuse"]
@@ -29,7 +29,7 @@ class Later(Exception):  # noqa: N818 - no error yet: a reason to ask again
 class Piece:
     """Some tokens of a stream."""
 
-    steps: list[Chosen]
+    steps: list[Step]
     finish: str | None
     """Why the answer ends with them, "stop", "length" or some trouble; None: it goes on."""
 
@@ -52,8 +52,8 @@ def read_choice(text: str, prompt: list[int]) -> dict[str, Any]:
     echoed = choices[0].get("prompt_token_ids")
     if echoed is not None and echoed != prompt:
         raise refuse("the prompt's ids taken as they are", "other ids")
-    found: dict[str, Any] = choices[0]
-    return found
+    choice: dict[str, Any] = choices[0]
+    return choice
 
 
 def piece_of(choice: dict[str, Any], top: int) -> Piece:
@@ -77,7 +77,7 @@ def next_logprobs(choice: dict[str, Any]) -> dict[int, float]:
         return {_number(name): float(value) for name, value in choice["logprobs"]["top_logprobs"][0].items()}
 
 
-def first_of(choice: dict[str, Any], top: int) -> Chosen:
+def first_of(choice: dict[str, Any], top: int) -> Step:
     """The answer's first token with `top` alternatives. Raises `ModelError`."""
     steps = _steps(choice, top)
     if not steps:
@@ -109,7 +109,7 @@ def _number(name: str) -> int:
     return int(digits)
 
 
-def _steps(choice: dict[str, Any], top: int) -> list[Chosen]:
+def _steps(choice: dict[str, Any], top: int) -> list[Step]:
     """The tokens of a choice (whole, or a piece of a stream). Raises `ModelError`."""
     ids, logprobs = choice.get("token_ids"), choice.get("logprobs")
     if not isinstance(ids, list):
@@ -121,15 +121,15 @@ def _steps(choice: dict[str, Any], top: int) -> list[Chosen]:
     own, best = logprobs.get("token_logprobs") or [], logprobs.get("top_logprobs") or []
     if not len(own) == len(best) == len(ids):
         raise refuse("log-probabilities for every token", f"{len(own)} for {len(ids)} tokens")
-    found = []
+    steps = []
     with _well_formed():
         for token, logprob, others in zip(ids, own, best, strict=True):
             named = ((_number(name), _probability(value)) for name, value in others.items())
             probability = _probability(logprob)
             rest = [pair for pair in sorted(named, key=lambda pair: -pair[1]) if pair[0] != token]
             alternatives = tuple([(int(token), probability), *rest][:top])
-            found.append(Chosen(int(token), probability, alternatives, _entropy([p for _, p in alternatives])))
-    return found
+            steps.append(Step(int(token), probability, alternatives, _entropy([p for _, p in alternatives])))
+    return steps
 
 
 def _probability(logprob: float) -> float:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from anchorlwf.errors import ConflictError, wrong
 
-__all__ = ["Lane", "Several", "Turns", "Waiting"]
+__all__ = ["Lane", "Scheduler", "Several", "Waiting"]
 
 Lane = Literal["ask", "stream", "ahead"]
 
@@ -62,8 +62,8 @@ class Waiting:
             self.put("error", error)
             return False
         if result is not None:
-            for one in result if isinstance(result, Several) else [result]:
-                self.put("result", one)
+            for value in result if isinstance(result, Several) else [result]:
+                self.put("result", value)
         return True
 
     def put(self, kind: str, value: Any) -> None:
@@ -71,8 +71,8 @@ class Waiting:
         self._out.put((kind, value))
 
 
-class Turns:
-    """The working thread and its three queues. Safe to use from many threads."""
+class Scheduler:
+    """The working thread and its three lanes. Safe to use from many threads."""
 
     def __init__(self, name: str) -> None:
         self._lanes: dict[Lane, deque[Waiting]] = {"ask": deque(), "stream": deque(), "ahead": deque()}
@@ -106,8 +106,8 @@ class Turns:
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        while (found := self._take()) is not None:
-            lane, job = found
+        while (taken := self._take()) is not None:
+            lane, job = taken
             if job.step():
                 with self._wake:
                     self._lanes[lane].append(job)

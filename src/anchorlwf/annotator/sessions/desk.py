@@ -1,6 +1,6 @@
 """The desk that people work at: sessions over a store and a decoder. Every step is stored before it returns.
 
-The rules of the protocol are those of `session.py`; the state is that of `tree.py`.
+The rules are those of `annotation.protocol`, as for programs; the state is that of `annotation.tree`.
 """
 
 import logging
@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from anchorlwf.annotation.events import (
     Continued,
-    Corrected,
     Decided,
     Event,
     Moved,
@@ -24,11 +23,11 @@ from anchorlwf.annotation.events import (
     Verdict,
     Weighed,
 )
-from anchorlwf.annotation.protocol import anchors_of
-from anchorlwf.annotation.tree import apply, replay
+from anchorlwf.annotation.protocol import check_correction, corrected
+from anchorlwf.annotation.tree import apply, check_open, fold
 from anchorlwf.annotator.backends.local import Decoder
 from anchorlwf.annotator.sessions.ledger import Ledger
-from anchorlwf.annotator.sessions.live import Continuation, Live, Prepared, check_correction
+from anchorlwf.annotator.sessions.live import Continuation, Live, Prepared, bounds_of
 from anchorlwf.annotator.store.store import Order, SessionRow, Store
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.jsonl import problem_of
@@ -50,7 +49,7 @@ _TRIES = 100
 _LARGEST = 2**31
 """No tokenizer has such an id, and few libraries take one."""
 _LIVE = 128
-"""Sessions kept in memory; the others are replayed from the store when somebody comes back to them."""
+"""Sessions kept in memory; the others are read from the store again when somebody comes back to them."""
 
 
 class Desk:
@@ -114,15 +113,15 @@ class Desk:
 
     def _loaded(self, row: SessionRow) -> Live:
         prompt_ids = self.decoder.table.codec.encode_prompt(row.prompt.messages, row.prompt.tools)
-        limit = self.decoder.room(prompt_ids, self.config.max_new_tokens)
-        tree = replay(self.store.events(row.id))
+        bounds = bounds_of(self.decoder, prompt_ids, self.config.max_new_tokens)
+        tree = fold(self.store.events(row.id))
         for node in tree.nodes:
             _check_ids(node.completion_ids)
-        live = Live(row, prompt_ids, limit, tree)
+        live = Live(row, prompt_ids, bounds, tree)
         with self._lock:
             live = self._live.setdefault(row.id, live)
             self._live.move_to_end(row.id)
-            idle = [key for key, one in self._live.items() if one.continuation is None and key != row.id]
+            idle = [key for key, other in self._live.items() if other.continuation is None and key != row.id]
             for key in idle[: max(0, len(self._live) - _LIVE)]:
                 del self._live[key]
         return live
@@ -196,7 +195,7 @@ class Desk:
         running = live.continuation
         if running is not None:
             live.continuation = None
-            arrived = live.arrived(running, self.decoder.stop_ids, _now())
+            arrived = live.arrived(running, _now())
             if arrived.token_ids:
                 self._commit(live, [arrived])
 
@@ -217,8 +216,9 @@ class Desk:
         with live.lock:
             if live.continuation is not None or live.tree.node.ended or live.tree.verdict is not None:
                 return live.continuation
-            node, ids = live.tree.current, live.tree.node.completion_ids
-            stream = self.decoder.stream(live.key, live.prompt_ids, ids, live.limit, draft_ids=live.draft)
+            tree, limit = live.tree, live.bounds.tokens
+            node, ids = tree.current, tree.node.completion_ids
+            stream = self.decoder.stream(live.key, live.prompt_ids, ids, limit, expected_ids=tree.expected_ids)
             memory = live.remember(node, len(ids), self.config.alternatives)
             live.continuation = Continuation(node, len(ids), stream, memory)
             run = threading.Thread(
@@ -256,36 +256,29 @@ class Desk:
             stream: go on decoding at once.
 
         Raises:
-            RecordError: position or tokens outside the answer, its limit or the vocabulary.
-            NothingToDoError: exactly these tokens stand there already.
-            ConflictError: another answer is on the screen by now, or the item is somebody else's.
+            RecordError, NothingToDoError: as `check_correction`.
+            ConflictError: another answer is on the screen by now, it is decided, or the item is somebody else's.
         """
         with live.lock:
-            check_correction(live, self.decoder, node, position, token_ids)
+            # A mistake must not stop what streams.
+            check_open(live.tree)
+            if node != live.tree.current:
+                raise ConflictError(wrong("node", live.tree.current, node, "Fetch the session again."))
+            check_correction(live.bounds, live.ids, position, token_ids)
             self._settle(live)
             prefix = live.tree.node.completion_ids[:position]
-            judged = self.decoder.judge(live.key, live.prompt_ids, prefix, token_ids)
-            source = f"human:{live.row.annotator}"
-            weight = self.config.confidence if confidence is None else confidence
-            anchors, ties = anchors_of(judged, token_ids, position, weight, source)
-            ended, truncated = live.ends([*prefix, *token_ids], self.decoder.stop_ids)
-            self._commit(
-                live,
-                [
-                    Corrected(
-                        at=_now(),
-                        parent=node,
-                        position=position,
-                        token_ids=tuple(token_ids),
-                        anchors=tuple(anchors),
-                        ties=tuple(ties),
-                        probabilities=tuple(judged.probabilities),
-                        source=source,
-                        ended=ended,
-                        truncated=truncated,
-                    )
-                ],
+            choices = self.decoder.judge(live.key, live.prompt_ids, prefix, token_ids)
+            event = corrected(
+                live.bounds,
+                node,
+                prefix,
+                token_ids,
+                choices,
+                confidence=self.config.confidence if confidence is None else confidence,
+                source=f"human:{live.row.annotator}",
+                at=_now(),
             )
+            self._commit(live, [event])
             if stream:
                 self.resume(live)
 

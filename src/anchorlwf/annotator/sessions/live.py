@@ -5,14 +5,17 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from anchorlwf.annotation.events import Continued
+from anchorlwf.annotation.protocol import Bounds, continued
 from anchorlwf.annotation.tree import Tree
-from anchorlwf.annotator.backends.local import Chosen, Decoder, Stream
+from anchorlwf.annotator.backends.local import Decoder, Stream
 from anchorlwf.annotator.store.store import SessionRow
-from anchorlwf.errors import AnchorLwfError, ConflictError, ModelError, NothingToDoError, RecordError, wrong
+from anchorlwf.decoding.greedy import Step
+from anchorlwf.errors import AnchorLwfError, ModelError, wrong
 
-__all__ = ["Continuation", "Live", "Memory", "Prepared", "check_correction"]
+__all__ = ["Continuation", "Live", "Memory", "Prepared", "bounds_of"]
 
 _REMEMBERED = 8
 """Answers of a session whose alternatives are kept in memory."""
@@ -58,7 +61,7 @@ class Prepared:
         self._kept: dict[int, tuple[tuple[int, ...], Memory]] = {}
         self._tokens, self._lock = 0, threading.Lock()
 
-    def keep(self, item: int, steps: Sequence[Chosen], width: int) -> None:
+    def keep(self, item: int, steps: Sequence[Step], width: int) -> None:
         """Those of an item's answer, `width` per token."""
         memory = Memory(0, width)
         for step in steps:
@@ -71,9 +74,9 @@ class Prepared:
     def take(self, item: int, ids: Sequence[int]) -> dict[int, Memory]:
         """The memory of a session's first answer, by its node; none where these are not the ids decoded ahead."""
         with self._lock:
-            found = self._kept.pop(item, None)
-            self._tokens -= len(found[0]) if found else 0
-        return {0: found[1]} if found and found[0] == tuple(ids) else {}
+            kept_ids, memory = self._kept.pop(item, ((), None))
+            self._tokens -= len(kept_ids)
+        return {0: memory} if memory is not None and kept_ids == tuple(ids) else {}
 
 
 class Continuation:
@@ -115,7 +118,7 @@ class Continuation:
             self.over = True
             self._tell()
 
-    def _add(self, step: Chosen) -> bool:
+    def _add(self, step: Step) -> bool:
         with self._lock:
             if self._closed:
                 return False
@@ -164,8 +167,7 @@ class Live:
 
     row: SessionRow
     prompt_ids: list[int]
-    limit: int
-    """Most completion tokens."""
+    bounds: Bounds
     tree: Tree = field(default_factory=Tree)
     lock: threading.RLock = field(default_factory=threading.RLock)
     continuation: Continuation | None = None
@@ -190,21 +192,6 @@ class Live:
         stored = list(self.tree.node.probabilities)
         return stored if self.continuation is None else [*stored, *self.continuation.so_far()[1]]
 
-    @property
-    def draft(self) -> Sequence[int]:
-        """What stood behind the end of the present answer in those above it: after a correction most of it returns."""
-        node, found = self.tree.node, list[int]()
-        for above in reversed(self.tree.path(self.tree.current)[:-1]):
-            # An answer that was corrected while it streamed ends early; the one above it may go on.
-            found += self.tree.nodes[above].completion_ids[len(found) :]
-        # However many tokens were given, they took the place of one.
-        return found[len(node.completion_ids) - max(0, node.given - 1) :]
-
-    def ends(self, ids: Sequence[int], stop_ids: frozenset[int]) -> tuple[bool, bool]:
-        """Whether these tokens are a whole answer, and whether only the limit made them so."""
-        stopped = bool(ids) and ids[-1] in stop_ids
-        return stopped or len(ids) >= self.limit, not stopped and len(ids) >= self.limit
-
     def remember(self, node: int, start: int, width: int) -> Memory:
         """A place for the alternatives of a node's continuation."""
         self.memories[node] = Memory(start, width)
@@ -215,46 +202,17 @@ class Live:
 
     def recall(self, node: int, position: int) -> list[tuple[int, float]]:
         """The alternatives at a position of a node's answer, if they are still known."""
-        step = node
         # What stood where a correction begins, and before, was decided by the answer above.
-        while position <= self.tree.nodes[step].position and (above := self.tree.nodes[step].parent) is not None:
-            step = above
-        return self.memories[step].at(position) if step in self.memories else []
+        while position <= self.tree.nodes[node].position and (above := self.tree.nodes[node].parent) is not None:
+            node = above
+        return self.memories[node].at(position) if node in self.memories else []
 
-    def arrived(self, continuation: Continuation, stop_ids: frozenset[int], at: object) -> Continued:
+    def arrived(self, continuation: Continuation, at: datetime) -> Continued:
         """The event that stores what a continuation brought."""
-        ids, probabilities = continuation.take()
-        ended, truncated = self.ends([*self.tree.nodes[continuation.node].completion_ids, *ids], stop_ids)
-        return Continued.model_validate(
-            {
-                "at": at,
-                "node": continuation.node,
-                "token_ids": ids,
-                "ended": ended,
-                "probabilities": probabilities,
-                "truncated": truncated,
-            }
-        )
+        standing = self.tree.nodes[continuation.node].completion_ids
+        return continued(self.bounds, continuation.node, standing, *continuation.take(), at)
 
 
-def check_correction(live: Live, decoder: Decoder, node: int, position: int, token_ids: list[int]) -> None:
-    """Raise what `Desk.correct` raises for a correction that cannot be, before anything is stopped or stored."""
-    if live.tree.verdict is not None:
-        raise ConflictError(wrong("session", "an open one", f"decided: {live.tree.verdict}", "Reopen it first."))
-    if node != live.tree.current:
-        raise ConflictError(wrong("node", live.tree.current, node, "Fetch the session again."))
-    ids = live.ids
-    if not 0 <= position < len(ids):
-        raise RecordError(wrong("position", f"0 to {len(ids) - 1}", position, "Point at a token of the answer."))
-    if not token_ids:
-        raise RecordError(wrong("correction", "at least one token", "none", "Give the text that should stand."))
-    decoder.table.check(token_ids)
-    if position + len(token_ids) > live.limit:
-        got = position + len(token_ids)
-        fix = "Raise --max-new-tokens or shorten it."
-        raise RecordError(wrong("answer", f"at most {live.limit} tokens", got, fix))
-    if set(token_ids[:-1]) & decoder.stop_ids:
-        raise RecordError(wrong("correction", "the end-of-turn token last", "tokens after it", "Drop those."))
-    if ids[position : position + len(token_ids)] == token_ids:
-        fix = "Choose another token, or accept the answer."
-        raise NothingToDoError(wrong("correction", "tokens that differ from the answer", "the same", fix))
+def bounds_of(decoder: Decoder, prompt_ids: Sequence[int], limit: int) -> Bounds:
+    """What the answers to a prompt may consist of, `limit` tokens or fewer. Raises `PromptError`."""
+    return Bounds(decoder.room(prompt_ids, limit), len(decoder.table), decoder.stop_ids)

@@ -1,5 +1,6 @@
 """Questions about an answer that change nothing: what stands where, what else could, which ids a text means."""
 
+from anchorlwf.annotation.protocol import check_position
 from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.sessions.live import Live
 from anchorlwf.errors import RecordError, wrong
@@ -12,8 +13,7 @@ def _answer(live: Live, node: int, position: int) -> list[int]:
         if node >= len(live.tree.nodes):
             raise RecordError(wrong("node", f"less than {len(live.tree.nodes)}", node, "Fetch the session again."))
         ids = live.ids if node == live.tree.current else list(live.tree.nodes[node].completion_ids)
-    if position >= len(ids):
-        raise RecordError(wrong("position", f"0 to {len(ids) - 1}", position, "Point at a token of the answer."))
+    check_position(position, len(ids))
     return ids
 
 
@@ -71,6 +71,6 @@ def options(desk: Desk, live: Live, node: int, position: int, top: int, starts: 
         ServerError: the remote model did not answer.
     """
     ids = _answer(live, node, position)
-    if (found := _recalled(desk, live, node, position, top, starts)) is not None:
-        return found
+    if (recalled := _recalled(desk, live, node, position, top, starts)) is not None:
+        return recalled
     return desk.decoder.options(live.key, live.prompt_ids, ids[:position], top, starts)

@@ -5,11 +5,13 @@ import itertools
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, func, insert, select, update
 
 from anchorlwf.annotation.events import Started
+from anchorlwf.annotation.protocol import resumed
 from anchorlwf.annotator.store.store import Store, ordering
 from anchorlwf.annotator.store.tables import events, items, projects, reading, records, seats, sessions, settle, writing
 from anchorlwf.data.record import Prompt, Record
@@ -147,7 +149,7 @@ class _Batch:
                 "position": position + index,
                 "record_id": key,
                 "prompt": prompt.model_dump(mode="json"),
-                "proposal": _as_draft(made[key], now) if key in made and made[key].status == "draft" else None,
+                "proposal": _draft(made.get(key), now),
             }
             for index, (key, prompt) in enumerate(new.items())
         ]
@@ -183,19 +185,11 @@ class _Batch:
         db.execute(insert(records), bodies)
 
 
-def _as_draft(record: Record, now: float) -> dict[str, Any]:
-    started = Started.model_validate(
-        {
-            "at": now,
-            "completion_ids": record.completion_ids,
-            "anchors": [a.model_dump() for a in record.anchors],
-            "ties": record.ties,
-            "original_ids": record.original_ids,
-            "truncated": record.truncated,
-            "ended": True,
-        }
-    )
-    return started.model_dump(mode="json")
+def _draft(record: Record | None, now: float) -> dict[str, Any] | None:
+    """What a session on an unfinished record begins with; None: it begins with the model's own answer."""
+    if record is None or record.status != "draft":
+        return None
+    return resumed(record, datetime.fromtimestamp(now, UTC)).model_dump(mode="json")
 
 
 def unproposed(store: Store, project: int, limit: int) -> list[tuple[int, dict[str, Any]]]:
