@@ -13,6 +13,7 @@ from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.sessions.live import Prepared
 from anchorlwf.annotator.store.queue import unproposed
 from anchorlwf.data.jsonl import load_records
+from anchorlwf.decoding.greedy import Step
 from anchorlwf.errors import PromptWarning, StorageError
 
 EVIL = "<script>alert(1)</script></textarea><img src=x onerror=alert(1)> \x1b[31mred\x1b[0m \u202e\u0000"

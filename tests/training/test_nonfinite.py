@@ -26,7 +26,7 @@ from anchorlwf.model.batch import KeepTurn, collate, pack
 from anchorlwf.model.head import probe_head
 from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.training import train
-from anchorlwf.training.nonfinite import nonfinite_error
+from anchorlwf.training.step_context import nonfinite_error
 from anchorlwf.workflow import SideBySide
 
 ROOT = Path(__file__).parents[2]

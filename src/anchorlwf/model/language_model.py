@@ -333,10 +333,7 @@ def load_model(
         adapter_settings(adapter)
     name, folder = canonical_name(name), inside if adapter is None else str(adapter)
     chosen_device = _device(device)
-    if dtype is not None and dtype not in _DTYPES:
-        raise ModelError(wrong("dtype", " or ".join(_DTYPES), dtype, "Choose one of them."))
-    fast = chosen_device.type == "cuda" and torch.cuda.is_bf16_supported()
-    weights_type = _DTYPES[dtype] if dtype else (torch.bfloat16 if fast else torch.float32)
+    weights_type = _weights_type(dtype, chosen_device)
     before = marks_of(name, revision)
     marks = {} if folder is None else marks_of(folder)
     chat_template.start()
@@ -358,6 +355,15 @@ def load_model(
     ):
         model.net.to(chosen_device).eval()
     return model
+
+
+def _weights_type(name: str | None, device: torch.device) -> torch.dtype:
+    if name is None:
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    if name not in _DTYPES:
+        raise ModelError(wrong("dtype", " or ".join(_DTYPES), name, "Choose one of them."))
+    return _DTYPES[name]
 
 
 def _device(name: str | None) -> torch.device:

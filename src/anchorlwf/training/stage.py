@@ -30,13 +30,12 @@ from anchorlwf.training.best_state import BestState
 from anchorlwf.training.card import card
 from anchorlwf.training.checkpoint import Checkpoints, RunKey
 from anchorlwf.training.dataset import Records, TrainingSet, by_number, read_training_set
-from anchorlwf.training.drift_control import DriftControl
 from anchorlwf.training.interrupt import Interrupt
 from anchorlwf.training.reference_cache import GIB, ReferenceCache, build_reference_cache, reference_bytes
 from anchorlwf.training.step_context import StepContext, autocast
 from anchorlwf.training.step_sampler import StepPlan
 from anchorlwf.training.stop_report import StopReport
-from anchorlwf.training.stop_rule import StopRule
+from anchorlwf.training.stop_rule import DriftControl, StopRule
 from anchorlwf.training.trainer import AnchorTrainer
 
 __all__ = ["TrainResult", "run_folder", "train"]

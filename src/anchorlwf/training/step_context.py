@@ -3,7 +3,7 @@
 Shape suffixes: N completion tokens of a micro-batch, A anchors among them, D hidden width.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from anchorlwf.config import TrainConfig
 from anchorlwf.data.record import Record
 from anchorlwf.decoding.keep_records import KEEP_TAG
 from anchorlwf.divergence import completion_hidden, divergence
+from anchorlwf.errors import ModelError, wrong
 from anchorlwf.loss.inputs import Head
 from anchorlwf.loss.reference_summary import Summary, can_summarize
 from anchorlwf.loss.scores import token_scores
@@ -24,13 +25,43 @@ from anchorlwf.model.batch import Batch, KeepTurn, collate, pack
 from anchorlwf.model.head import read_head, reference_head
 from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.training.dataset import TrainingSet
-from anchorlwf.training.nonfinite import nonfinite_error, nonfinite_turns
 from anchorlwf.training.packing import may_pack
 from anchorlwf.training.reference_cache import ReferenceCache
 from anchorlwf.training.step_sampler import StepPlan
 from anchorlwf.training.stop_report import HeldOutDrift, StopReport, holding
 
-__all__ = ["Anchors", "StepContext", "autocast"]
+__all__ = ["Anchors", "StepContext", "StepSums", "autocast", "nonfinite_error", "nonfinite_turns"]
+
+_NAMED = 5
+"""Records that a message names at the most."""
+
+
+def nonfinite_turns(batch: Batch, value_N: Tensor) -> list[KeepTurn]:
+    """Prompt and completion of the records with a value that is NaN or infinite; of all where only their sum is."""
+    broken = batch.per_record((~value_N.isfinite()).int())
+    return batch.turns((broken if broken.any() else torch.ones_like(broken)).nonzero()[:, 0].tolist())
+
+
+def nonfinite_error(
+    what: str, turns: Sequence[KeepTurn], records: Iterable[Record], learning_rate: float
+) -> ModelError:
+    """The error that ends training.
+
+    Args:
+        what: that is not finite.
+        turns: where, as `nonfinite_turns` found them.
+        records: that are trained on; those with these contents are named.
+        learning_rate: named too, being the usual reason.
+    """
+    contents = {(tuple(turn.prompt_ids), tuple(turn.completion_ids)) for turn in turns}
+    ids = [one.id for one in records if (tuple(one.prompt_ids), tuple(one.completion_ids)) in contents]
+    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+    got = f"NaN or infinity at the records {', '.join(ids[:_NAMED])}{more}"
+    fix = (
+        f"Lower learning_rate (it is {learning_rate:g}), load the model in a wider dtype, or leave these records out. "
+        "No weights were saved; what was saved before is as it was."
+    )
+    return ModelError(wrong(what, "finite numbers", got, fix))
 
 
 def autocast(arguments: TrainingArguments) -> AbstractContextManager[object]:
@@ -45,6 +76,23 @@ class Anchors(NamedTuple):
     """bool."""
     log_p_A: Tensor
     """The model's log-probability of each, nats."""
+
+
+class StepSums(NamedTuple):
+    """Sums over one optimizer step, all micro-batches and processes: float64 scalars."""
+
+    loss: Tensor
+    anchors: Tensor
+    held: Tensor
+    anchor_log_p: Tensor
+    """Of the anchors' log-probabilities, nats."""
+    records: Tensor
+    """Corrected ones."""
+    reproduced: Tensor
+    keeps: Tensor
+    """Keep tokens of all records."""
+    keep_kl: Tensor
+    """Nats."""
 
 
 @dataclass

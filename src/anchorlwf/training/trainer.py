@@ -5,7 +5,7 @@ Shape suffixes: N completion tokens of a micro-batch, D hidden width.
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -23,29 +23,11 @@ from anchorlwf.model.batch import Batch
 from anchorlwf.model.head import read_head
 from anchorlwf.training.best_state import BestState
 from anchorlwf.training.checkpoint import Checkpoints
-from anchorlwf.training.drift_control import DriftControl
-from anchorlwf.training.nonfinite import nonfinite_turns
-from anchorlwf.training.step_context import StepContext
+from anchorlwf.training.step_context import StepContext, StepSums, nonfinite_turns
 from anchorlwf.training.step_sampler import StepSampler
+from anchorlwf.training.stop_rule import DriftControl
 
-__all__ = ["AnchorTrainer", "StepSums"]
-
-
-class StepSums(NamedTuple):
-    """Sums over one optimizer step, all micro-batches and processes: float64 scalars."""
-
-    loss: Tensor
-    anchors: Tensor
-    held: Tensor
-    anchor_log_p: Tensor
-    """Of the anchors' log-probabilities, nats."""
-    records: Tensor
-    """Corrected ones."""
-    reproduced: Tensor
-    keeps: Tensor
-    """Keep tokens of all records."""
-    keep_kl: Tensor
-    """Nats."""
+__all__ = ["AnchorTrainer"]
 
 
 class AnchorTrainer(Trainer):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anchorlwf.config import TrainConfig
-from anchorlwf.training.drift_control import DriftControl
+from anchorlwf.training.stop_rule import DriftControl
 
 
 def control(beta: float = 2.0, budget: float = 0.01) -> DriftControl:
