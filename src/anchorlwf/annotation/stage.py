@@ -117,9 +117,10 @@ def _by_target(
         todo = [pair for pair in window if out.free(out.key(pair[0]))] if out.finished else window
         originals = _originals(model, [turn.prompt_ids for _, turn in todo], config)
         records = target_records(model, todo, config, originals)
-        yield [
-            record.model_copy(update={"id": out.key(prompt)}) for (prompt, _), record in zip(todo, records, strict=True)
-        ]
+        for index, (prompt, _) in enumerate(todo):
+            if (key := out.key(prompt)) != records[index].id:
+                records[index] = records[index].model_copy(update={"id": key})
+        yield records
 
 
 def _by_annotator(

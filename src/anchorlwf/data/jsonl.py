@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from functools import partial
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.errors import AnchorLwfError, BadLineWarning, PromptWarning, RecordError, warn, wrong
 from anchorlwf.files import append_lines, held_file, write_atomic
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = [
     "BadLine",
@@ -367,11 +369,13 @@ def load_records(source: Source, *, skip_bad: bool = False, check: Check[Record]
     return [records[index] for index in last_of_each(b"".join(uuid.UUID(record.id).bytes for record in records))]
 
 
-def last_of_each(ids: bytes | bytearray) -> NDArray[np.int64]:
+def last_of_each(ids: bytes | bytearray) -> "NDArray[np.int64]":
     """Where, among 16-byte ids, each stands for the last time: int64, ascending.
 
     In a file of records a later line replaces an earlier one of the same id; these are the lines that count.
     """
+    import numpy as np  # not needed for `anchorlwf --help`, which is to be quick
+
     halves = np.frombuffer(ids, np.uint64).reshape(-1, 2)
     # A stable order: equal ids stay in that of the file.
     order = np.lexsort(halves.T)
