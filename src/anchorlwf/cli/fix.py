@@ -3,6 +3,9 @@
 The closer the right answer is to the model's own words, the fewer tokens need annotation. The exit code is 4 if
 training did not converge; what is missing is printed.
 
+A real model is kept as it was by prompts that it writes itself (--retain auto, its default; `none` for the embedded
+model): half of every step. A quarter of them is held out, and the drift is measured there.
+
 Examples:
   anchorlwf fix --prompt "Who are you?" --answer "I am Tarn, your assistant."
   anchorlwf fix --model ./my-model --prompt "..." --answer "..." --paraphrase "..." --check prompts.jsonl
@@ -17,11 +20,12 @@ from anchorlwf.cli.shared import (
     NOT_CONVERGED,
     AsJson,
     Model,
+    Retain,
     TrustCode,
+    fix_progress,
     out,
     print_json,
     quiet_libraries,
-    step_progress,
 )
 
 
@@ -31,9 +35,7 @@ def fix(
     model: Model = None,
     paraphrase: Annotated[list[str] | None, typer.Option(help="Another wording of the question; repeatable.")] = None,
     check: Annotated[Path | None, typer.Option(help="JSONL file of prompts whose answers must not change.")] = None,
-    retain: Annotated[
-        Path | None, typer.Option(help="JSONL file of prompts whose answers are trained to stay.")
-    ] = None,
+    retain: Retain = None,
     to: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")] = Path("runs/fix"),
     drift_budget: Annotated[float | None, typer.Option(help="Maximum mean KL at keep tokens, nats per token.")] = None,
     as_json: AsJson = False,
@@ -45,7 +47,7 @@ def fix(
 
     quiet_libraries()
     config = TrainConfig.of(drift_budget=drift_budget)
-    with step_progress() as progress:
+    with fix_progress() as progress:
         report = fix(
             load_model(model, trust_remote_code=trust_remote_code),
             prompt,
@@ -55,7 +57,7 @@ def fix(
             paraphrases=paraphrase,
             check=check,
             retain=retain,
-            on_step=progress,
+            **progress,
         )
     _print(report, as_json)
     raise typer.Exit(0 if report.training.converged else NOT_CONVERGED)
@@ -83,6 +85,9 @@ def _print(report: Any, as_json: bool) -> None:
         for flip in kept.flips:
             out.print(f"  changed: {flip['question']!r}: {flip['before']!r} -> {flip['after']!r}")
     training = report.training
+    for kind, drift in training.report.held_out.items():
+        interval = f"({drift.low:.5f} to {drift.high:.5f})"
+        out.print(f"drift on held-out answers, {kind}: {drift.mean:.5f} nats per token {interval}")
     out.print(
         f"drift: {report.results.kl:.5f} nats per token on other answers; {training.steps} steps, "
         f"{training.seconds:.1f} s; everything in {report.folder}"

@@ -30,11 +30,13 @@ __all__ = [
     "Config",
     "Model",
     "PlainProgress",
+    "Retain",
     "SkipBad",
     "Tokens",
     "TrustCode",
     "count_progress",
     "err",
+    "fix_progress",
     "options_from",
     "out",
     "phase_progress",
@@ -53,6 +55,12 @@ Base = Annotated[str | None, typer.Option("--base", help="The model before train
 Config = Annotated[Path | None, typer.Option(help="YAML file of options. Options given here take precedence.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Maximum number of tokens in an answer.")]
+Retain = Annotated[
+    str | None,
+    typer.Option(
+        "--retain", help="What is trained to stay: auto (prompts the model writes itself), none, or a JSONL file."
+    ),
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip bad lines and name each one, instead of stopping.")]
 TrustCode = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code shipped with the model to run.")]
 
@@ -192,6 +200,16 @@ def train_progress() -> Iterator[dict[str, Callable[..., None]]]:
     """For `train(**...)`: the steps, and before them the reference's batches."""
     with _bars() as show:
         yield {"on_step": partial(_step, show), "on_reference": partial(show, "reference")}
+
+
+@contextmanager
+def fix_progress() -> Iterator[dict[str, Callable[..., None]]]:
+    """For `fix(**...)`: the prompts that the model writes, then the steps."""
+    with _bars() as show:
+        yield {
+            "on_step": partial(_step, show),
+            "on_retain": lambda kind, done, count: show(f"{kind} prompts", done, count),
+        }
 
 
 @contextmanager

@@ -14,6 +14,7 @@ saves the weights. --resume continues from the newest complete checkpoint of thi
 Examples:
   anchorlwf train records.jsonl --out runs/first
   anchorlwf train records.jsonl --out runs/first --model ./my-model --drift-budget 0.005
+  anchorlwf train records.jsonl --out runs/first --model ./my-model --retain auto
   anchorlwf train records.jsonl --out runs/first --retain prompts.jsonl --config train.yaml
   anchorlwf train records.jsonl --out runs/first --save-steps 100 --resume
 """
@@ -29,6 +30,7 @@ from anchorlwf.cli.shared import (
     AsJson,
     Config,
     Model,
+    Retain,
     SkipBad,
     TrustCode,
     options_from,
@@ -52,7 +54,7 @@ def train(
     to: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")],
     model: Model = None,
     config: Config = None,
-    retain: Annotated[Path | None, typer.Option(help="Prompts whose current answers become keep records.")] = None,
+    retain: Retain = None,
     method: Annotated[Literal["lora", "full"] | None, typer.Option(help="lora (default) or full.")] = None,
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", "--lr", help="Constant learning rate.")
@@ -94,19 +96,23 @@ def train(
     raise typer.Exit(0 if result.converged else NOT_CONVERGED)
 
 
-def _inputs(model: str | None, records: Path, retain: Path | None, skip_bad: bool, trust: bool) -> tuple[Any, Any]:
+def _inputs(model: str | None, records: Path, retain: str | None, skip_bad: bool, trust: bool) -> tuple[Any, Any]:
+    from accelerate import PartialState
     from torch.utils.data import ConcatDataset
 
-    from anchorlwf.annotation import retention_records
     from anchorlwf.data.record_file import RecordFile
     from anchorlwf.model.language_model import load_model
+    from anchorlwf.workflow.retained import NONE, keep_records_for
 
     # Whatever has a length and numbers is a dataset to torch, which its types do not say.
     chosen: Any = RecordFile(records, skip_bad=skip_bad)
     loaded = load_model(model, trust_remote_code=trust)
-    if retain is not None:
+    if retain not in (None, NONE):
         loaded.codec.pin(chosen[0].model if len(chosen) else None)  # one date in all prompts
-        kept: Any = retention_records(loaded, retain, skip_bad=skip_bad)
+        corrections = [record for record in chosen if record.anchors and record.status == "complete"]
+        # What one process has written is in the cache for the others.
+        with PartialState().main_process_first():
+            kept: Any = keep_records_for(loaded, corrections, retain, skip_bad=skip_bad)
         chosen = ConcatDataset([chosen, kept])
     return loaded, chosen
 

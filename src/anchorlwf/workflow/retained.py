@@ -22,6 +22,7 @@ def keep_records_for(
     wanted: Retain,
     *,
     config: RetainConfig | None = None,
+    skip_bad: bool = False,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Record]:
     """Keep records to train beside corrections; those tagged `held-out` measure the drift.
@@ -31,6 +32,7 @@ def keep_records_for(
         corrections: complete records with anchors: their neighbours are kept, and what asks for the same fact is not.
         wanted: see `Retain`.
         config: how many the model writes, where it does.
+        skip_bad: go on without the bad lines of a file, and warn of each.
         on_progress: called with a kind, how many there are, and how many are wanted.
 
     Raises:
@@ -43,4 +45,4 @@ def keep_records_for(
     if wanted == AUTO:
         retained = retain(model, corrections, config=config, on_progress=on_progress)
         return [*retained.records, *retained.held_out]
-    return retention_records(model, wanted)
+    return retention_records(model, wanted, skip_bad=skip_bad)
