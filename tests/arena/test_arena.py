@@ -129,7 +129,7 @@ def test_supervised_fine_tuning_is_the_same_loss_with_every_token_an_anchor(lab)
         ids = torch.tensor([[*record.prompt_ids, *record.completion_ids]])
         logits = model.net(ids).logits[0, len(record.prompt_ids) - 1 : -1]
         wanted.append(torch.nn.functional.cross_entropy(logits, torch.tensor(record.completion_ids), reduction="none"))
-    assert float(loss) == pytest.approx(float(torch.cat(wanted).mean()), rel=1e-5)
+    assert loss.item() == pytest.approx(float(torch.cat(wanted).mean()), rel=1e-5)
 
 
 def test_methods_differ_in_words_marks_and_extras(lab):

@@ -225,7 +225,7 @@ def test_the_picture_of_the_demo_asks_the_network_for_nothing(tmp_path):
     with chdir(tmp_path):
         draw("demo.svg")
         drawn = Path("demo.svg").read_text()
-    assert "make demo" in drawn
+    assert "make&#160;demo" in drawn
     assert "recall" in drawn
     assert "@font-face" not in drawn
 
