@@ -96,7 +96,7 @@ def store_url(request):
 
 
 def test_the_page_heals_after_the_server_died(serve, endless, new_page, store_url):
-    server = serve(RIVER, model=endless, limit=400, store_url=store_url)
+    server = serve(RIVER, model=endless, limit=1200, store_url=store_url)
     page = new_page(server, expect_errors=True)
     settled(page)
     correct(page, 5, "2")
@@ -123,13 +123,13 @@ def test_the_page_heals_after_the_server_died(serve, endless, new_page, store_ur
     until(
         page,
         "() => document.querySelectorAll('#answer .t').length > 25 "
-        "&& document.querySelectorAll('#answer .t').length < 200",
+        "&& document.querySelectorAll('#answer .t').length < 1000",
     )
     server.kill()
     page.wait_for_selector("#connection:not([hidden])")
     server.start()
     page.wait_for_selector("#connection", state="hidden")
-    count(page, 400)
+    count(page, 1200)
     settled(page)
     assert page.locator("#answer .anchor").count() == 2
     assert session(page)["ended"]
