@@ -150,7 +150,7 @@ def test_training_from_a_file_is_training_from_a_list(tiny_path, tiny_model, tmp
         )
         assert (results[name].records, results[name].completion_tokens) == (6, 18)
     assert [rows[name] == rows["list"] for name in sources] == [True] * 5
-    assert [results[name].certificate == results["list"].certificate for name in sources] == [True] * 5
+    assert [results[name].report == results["list"].report for name in sources] == [True] * 5
     assert rows["list"][-1]["loss"] != rows["list"][0]["loss"], "something trained"
 
 
