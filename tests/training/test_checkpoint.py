@@ -286,7 +286,7 @@ def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(whole, tmp_path, tiny
 
 def test_ctrl_c_keeps_the_adapter_of_the_last_step(whole, tmp_path, tiny_path, model, records, capfd):
     shutil.copytree(whole, tmp_path / "run")
-    message = r"SIGINT ended training after step 5; kept: .*checkpoint-5, .*adapter \(not certified\)"
+    message = r"SIGINT ended training after step 5; kept: .*checkpoint-5, .*adapter \(without a stop report\)"
     with pytest.warns(AnchorLwfWarning, match=message), pytest.raises(KeyboardInterrupt):
         train(model, records, out=tmp_path / "run", config=options(), on_step=signalled(signal.SIGINT))
     assert "finishing this step" in capfd.readouterr().err

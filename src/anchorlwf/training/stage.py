@@ -223,8 +223,10 @@ def _end(trainer: AnchorTrainer, folder: RunFolder, ended_by: signal.Signals) ->
     """End a run that a signal has ended after a step: say what is kept and how to go on."""
     step = trainer.state.global_step
     told = f"{ended_by.name} ended training after step {step}; kept: {trainer.checkpoints.place(step)}"
-    if ended_by == signal.SIGINT:
-        told += f", {_save(trainer, folder)} (not certified)"
+    # The step before may have ruined the weights; those that were saved earlier are then worth more.
+    sound = all(bool(weight.isfinite().all()) for weight in trainer.model.parameters() if weight.requires_grad)
+    if ended_by == signal.SIGINT and sound:
+        told += f", {_save(trainer, folder)} (without a stop report)"
     if trainer.is_world_process_zero():
         how = (
             "To go on: anchorlwf train with the same records, model and options, and --resume (in Python resume=True)."
