@@ -77,7 +77,10 @@ BAD: dict[str, tuple[dict, str]] = {
     "prompt too long": ({"messages": LONG}, "prompt: expected fewer than 96 tokens"),
     "completion too long": ({"completion_ids": [5] * 90}, r"prompt \+ completion: expected at most 96 tokens"),
     "an id beyond the vocabulary": ({"completion_ids": [5, 320]}, "token ids: expected less than 320, got 320"),
-    "a prompt id beyond the vocabulary": ({"prompt_ids": [2**31 - 1]}, "token ids: expected less than 320, got 2147483647"),
+    "a prompt id beyond the vocabulary": (
+        {"prompt_ids": [2**31 - 1]},
+        "token ids: expected less than 320, got 2147483647",
+    ),
     "an original id beyond the vocabulary": ({"original_ids": [2**31 - 1]}, "token ids: expected less than 320"),
     "a rejected id beyond the vocabulary": (
         {"completion_ids": [5], "anchors": [{"position": 0, "token_id": 5, "rejected_id": 2**31 - 1}]},

@@ -8,6 +8,7 @@ import pytest
 from commands import refused, run, well
 
 import anchorlwf
+from anchorlwf.cli.fix import parted
 from anchorlwf.data.jsonl import load_records, save_records
 
 
@@ -54,3 +55,15 @@ def test_dpo_rows_are_not_made_of_ids_that_no_token_has(job, tmp_path):
         assert done.out == f"1 of 1 records in {tmp_path / 'dpo'}\n"
         assert good.id in done.err
         (tmp_path / "dpo").unlink()
+
+
+def test_long_answers_are_cut_to_the_place_where_they_part():
+    same = "The sea is a vast and mysterious realm, teeming with life. "
+    before, after = parted(same + "It is old." + "x" * 200, same + "It is young.")
+    assert before.startswith("...")
+    assert before.endswith("x...")
+    assert "old." in before
+    assert after.endswith("young.")
+    assert len(before) <= 20 + 60 + 6
+    assert parted("Paris.", "Lyon.") == ("Paris.", "Lyon.")
+    assert parted("a" * 300, "a" * 300)[0].startswith("...")

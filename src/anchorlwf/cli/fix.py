@@ -28,6 +28,11 @@ from anchorlwf.cli.shared import (
     quiet_libraries,
 )
 
+_SHOWN = 5
+"""Changed answers that are printed."""
+_AROUND, _BEYOND = 20, 60
+"""Characters shown before and behind the place where two answers part."""
+
 
 def fix(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question that is answered wrongly.")],
@@ -63,6 +68,20 @@ def fix(
     raise typer.Exit(0 if report.training.converged else NOT_CONVERGED)
 
 
+def parted(before: str, after: str) -> tuple[str, str]:
+    """Two answers, long ones cut to the place where they part; `...` stands for what is left out."""
+    pairs = enumerate(zip(before, after, strict=False))
+    same = next((index for index, (one, other) in pairs if one != other), min(len(before), len(after)))
+    start = max(0, same - _AROUND)
+    return _cut(before, start, same + _BEYOND), _cut(after, start, same + _BEYOND)
+
+
+def _cut(text: str, start: int, end: int) -> str:
+    if len(text) <= _AROUND + _BEYOND:
+        return text
+    return ("..." if start else "") + text[start:end] + ("..." if end < len(text) else "")
+
+
 def _print(report: Any, as_json: bool) -> None:
     results = report.results.as_dict()
     if as_json:
@@ -76,14 +95,18 @@ def _print(report: Any, as_json: bool) -> None:
             }
         )
         return
-    out.print(f"before: {report.before}\nafter:  {report.after}")
+    before, after = parted(report.before, report.after)
+    out.print(f"before: {before}\nafter:  {after}")
     changes = ", ".join(f"{old!r} -> {new!r}" for old, new in report.pieces)
     out.print(f"{len(report.pieces)} of {len(report.record.completion_ids)} tokens annotated: {changes}")
     kept = report.results.groups.get("kept")
     if kept is not None:
         out.print(f"unchanged answers to other prompts: {kept.kept} of {kept.base_right}")
-        for flip in kept.flips:
-            out.print(f"  changed: {flip['question']!r}: {flip['before']!r} -> {flip['after']!r}")
+        for flip in kept.flips[:_SHOWN]:
+            before, after = parted(flip["before"], flip["after"])
+            out.print(f"  changed: {flip['question']!r}: {before!r} -> {after!r}")
+        if len(kept.flips) > _SHOWN:
+            out.print(f"  and {len(kept.flips) - _SHOWN} more, all of them whole in {report.folder}/results.json")
     training = report.training
     for kind, drift in training.report.held_out.items():
         interval = f"({drift.low:.5f} to {drift.high:.5f})"
