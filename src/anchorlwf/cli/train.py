@@ -102,14 +102,16 @@ def _inputs(model: str | None, records: Path, retain: str | None, skip_bad: bool
 
     from anchorlwf.data.record_file import RecordFile
     from anchorlwf.model.language_model import load_model
-    from anchorlwf.workflow.retained import NONE, keep_records_for
+    from anchorlwf.workflow.retained import AUTO, NONE, keep_records_for
 
     # Whatever has a length and numbers is a dataset to torch, which its types do not say.
     chosen: Any = RecordFile(records, skip_bad=skip_bad)
     loaded = load_model(model, trust_remote_code=trust)
     if retain not in (None, NONE):
         loaded.codec.pin(chosen[0].model if len(chosen) else None)  # one date in all prompts
-        corrections = [record for record in chosen if record.anchors and record.status == "complete"]
+        # Only what the model writes itself depends on the corrections; otherwise they stay on disk.
+        wanted = chosen if retain == AUTO else ()
+        corrections = [record for record in wanted if record.anchors and record.status == "complete"]
         # What one process has written is in the cache for the others.
         with PartialState().main_process_first():
             kept: Any = keep_records_for(loaded, corrections, retain, skip_bad=skip_bad)

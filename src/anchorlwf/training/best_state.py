@@ -43,7 +43,7 @@ class BestState:
     def save(self, folder: Path) -> None:
         """Write what is kept beside a checkpoint."""
         if self._weights:
-            save_file(self._weights, folder / _FILE, {"drift": repr(self.drift)})
+            save_file(self._weights, folder / _FILE)
 
     def load(self, folder: Path, drift: float) -> None:
         """Take up what `save` wrote. `drift`: as the stop rule's state has it."""

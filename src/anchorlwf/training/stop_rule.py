@@ -153,7 +153,7 @@ class StopRule(TrainerCallback, ExportableState):
         if state.is_world_process_zero:
             self._on_row(self._row(sums, keep_kl, held_out, state))
         if held_out or not self._context.data.held_out:
-            self._control.observe(held_out["all"].mean if held_out else keep_kl, self._share_held())
+            self._control.observe(held_out["all"].mean if held_out else keep_kl, self._last_pass()["held"])
         if self._context.config.stop:
             self._decide(held_out if due else None, step, control)
 
@@ -175,9 +175,10 @@ class StopRule(TrainerCallback, ExportableState):
         }
         return {**row, "held_out": {kind: asdict(drift) for kind, drift in held_out.items()}} if held_out else row
 
-    def _share_held(self) -> float:
-        anchors, held, _ = (sum(column) for column in zip(*self._recent, strict=True))
-        return held / max(1.0, anchors)
+    def _last_pass(self) -> dict[str, float]:
+        """Of the anchors of the last pass: the share that held, and their mean log-probability in nats."""
+        anchors, held, log_p = (sum(column) for column in zip(*self._recent, strict=True))
+        return {"held": held / max(1.0, anchors), "log_p": log_p / max(1.0, anchors)}
 
     def _due(self, sums: StepSums, step: int) -> bool:
         """Whether a whole pass over the corrections has looked good, and none was reported on lately."""
@@ -208,8 +209,7 @@ class StopRule(TrainerCallback, ExportableState):
             self.plateau = control.should_training_stop = True
 
     def _note_progress(self, drift: float | None, step: int) -> None:
-        anchors, held, log_p = (sum(column) for column in zip(*self._recent, strict=True))
-        now = {"held": held / max(1.0, anchors), "log_p": log_p / max(1.0, anchors)}
+        now = self._last_pass()
         better = [name for name, value in now.items() if value > self._marks[name] + _PROGRESS[name]]
         if drift is not None and drift < self._marks["drift"] * (1 - _PROGRESS["drift"]):
             better.append("drift")
