@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from anchorlwf.errors import ConfigError
+from anchorlwf.errors import ConfigError, wrong
 from anchorlwf.files import write_atomic
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "GateConfig",
     "RetainConfig",
     "TrainConfig",
+    "loading_options",
 ]
 
 YAML_ERRORS = (OSError, ValueError, RecursionError, yaml.YAMLError)
@@ -29,6 +30,34 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What every generator takes."""
 Listed = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
 """For tuples: on a command line they are `1,2`."""
+
+
+_LOADING = ("model", "device", "dtype")
+"""What a file may say beside the options of stages, for every command that loads a model."""
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `ConfigError`."""
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except YAML_ERRORS as error:
+        raise ConfigError(f"{path}: expected a YAML file, got {error}. Check the path and the syntax.") from error
+    if data is not None and not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected `option: value` lines, got {type(data).__name__}. Mend the file.")
+    return {str(name): value for name, value in (data or {}).items()}
+
+
+def loading_options(path: str | Path) -> dict[str, str]:
+    """The `model`, `device` and `dtype` that a YAML file names at its top level.
+
+    Raises:
+        ConfigError: the file is missing, no mapping, or one of them is no text.
+    """
+    found = {name: value for name, value in _read_yaml(path).items() if name in _LOADING and value is not None}
+    for name, value in found.items():
+        if not isinstance(value, str):
+            raise ConfigError(wrong(f"{path}, {name}", "text", repr(value), "Mend the file."))
+    return found
 
 
 class Config(BaseModel):
@@ -62,20 +91,23 @@ class Config(BaseModel):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a YAML file: the options themselves, or a recipe, of which this stage's section is read.
+        """Read a YAML file: the options themselves, or those of several stages, of which this one's section is read.
+
+        A file of sections may lack this stage's; the defaults then hold. What it says of the model is left to
+        `loading_options`.
 
         Raises:
             ConfigError: the file is missing, no mapping, or holds a wrong option.
         """
-        try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except YAML_ERRORS as error:
-            raise ConfigError(f"{path}: expected a YAML file, got {error}. Check the path and the syntax.") from error
-        if data is not None and not isinstance(data, dict):
-            raise ConfigError(f"{path}: expected `option: value` lines, got {type(data).__name__}. Mend the file.")
-        options = data or {}
-        if isinstance(options.get(cls.section), dict) and cls.section not in cls.model_fields:
-            options = options[cls.section]
+        options = _read_yaml(path)
+        section = options.get(cls.section)
+        if isinstance(section, dict) and cls.section not in cls.model_fields:
+            options = section
+        elif any(isinstance(options.get(stage), dict) for stage in _SECTIONS - set(cls.model_fields)):
+            options = {}
+        else:
+            left = set(_LOADING) - set(cls.model_fields)
+            options = {name: value for name, value in options.items() if name not in left}
         return cls.of(**{str(name): value for name, value in options.items()})
 
     def save(self, path: str | Path) -> None:
@@ -260,3 +292,8 @@ class GateConfig(Config):
         if not self.model_dump(exclude_defaults=True):
             raise ValueError("expected at least one threshold")
         return self
+
+
+_SECTIONS = {
+    kind.section for kind in (AnnotateConfig, RetainConfig, TrainConfig, BaselineConfig, EvaluateConfig, GateConfig)
+}

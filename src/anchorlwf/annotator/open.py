@@ -49,6 +49,9 @@ class Work:
     skip_bad: bool = False
     """Go on without prompts that are no good, and warn of each."""
     trust_remote_code: bool = False
+    device: str | None = None
+    dtype: str | None = None
+    """Of a model in this process, as for `load_model`."""
 
     @property
     def url(self) -> str:
@@ -103,7 +106,7 @@ class Work:
                 alternatives=alternatives,
                 trust_remote_code=self.trust_remote_code,
             )
-        model = load_model(self.model, trust_remote_code=self.trust_remote_code)
+        model = load_model(self.model, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code)
         warn_of_generation(model.causal.generation_config)
         return LocalDecoder(model, alternatives=alternatives, memory=memory)
 

@@ -7,7 +7,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ class Sources:
     probes: Path | None = None
     human: Path | None = None
     keep: Path | None = None
+    device: str | None = field(default=None, repr=False)
+    dtype: str | None = field(default=None, repr=False)
+    """As for `load_model`."""
 
     def task(self, plan: Plan, regime: Regime, seed: int) -> Task:
         """The task of a regime; given files, it is the same for every seed."""
@@ -88,6 +91,8 @@ def _key(plan: Plan, sources: Sources, job: Job, options: dict[str, Any] | None)
     regime = plan.regime(job.regime).model_dump(mode="json", exclude={"methods", "seeds", "title", "about"})
     method = plan.method(job.method).model_dump(mode="json", exclude={"title", "about"})
     parts = [about, regime, method, job.seed, options, str(sources)]
+    if loading := [part for part in (sources.device, sources.dtype) if part is not None]:
+        parts.append(loading)  # without them the key is that of studies made before there was a choice
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -153,11 +158,11 @@ def run_sweep(lab: Lab, plan: Plan, method: Method, regime: Regime, task: Task) 
 _LAB: list[Lab] = []
 
 
-def _prepare(model: str | None, threads: int, setup: Callable[[], None] | None) -> None:
+def _prepare(sources: Sources, threads: int, setup: Callable[[], None] | None) -> None:
     if setup is not None:
         setup()
     torch.set_num_threads(threads)
-    _LAB.append(Lab(load_model(model)))
+    _LAB.append(Lab(load_model(sources.model, dtype=sources.dtype, device=sources.device)))
 
 
 def _work(plan: Plan, sources: Sources, job: Job, options: dict[str, Any]) -> dict[str, Any]:
@@ -241,7 +246,7 @@ def run_study(
     sweeps, cells = jobs_of(plan)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_prepare, initargs=(sources.model, threads, setup)
+        jobs, mp_context=get_context("spawn"), initializer=_prepare, initargs=(sources, threads, setup)
     ) as pool:
         _run_all(plan, sources, out, [(job, {}) for job in sweeps], pool, report)
         _run_all(plan, sources, out, [(job, _chosen(plan, out, job)) for job in cells], pool, report)

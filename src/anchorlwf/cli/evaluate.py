@@ -16,6 +16,7 @@ Examples:
   anchorlwf evaluate --model ./tuned --base ./base --probes probes.jsonl --tasks mmlu,gsm8k --task-limit 200
 """
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,6 +27,8 @@ from anchorlwf.cli.shared import (
     AsJson,
     Base,
     Config,
+    Device,
+    Dtype,
     Model,
     SkipBad,
     TrustCode,
@@ -49,6 +52,8 @@ def evaluate(
     model: Model = None,
     adapter: Adapter = None,
     base: Base = None,
+    device: Device = None,
+    dtype: Dtype = None,
     records: Annotated[Path | None, typer.Option(help="The records the model was trained on.")] = None,
     to: Annotated[Path | None, typer.Option("--out", "-o", help="Write results.json to this path.")] = None,
     config: Config = None,
@@ -77,8 +82,8 @@ def evaluate(
     settings = options_from(EvaluateConfig, config, **{**given, "tasks": _names(tasks)})
     gate, goal = _gate(certificate, certificate_out, to)
     weights = named_hashes(model, adapter, base, fetch=True) if gate else None
-    tuned = load_model(model, adapter=adapter, trust_remote_code=trust_remote_code)
-    before = load_model(base, trust_remote_code=trust_remote_code) if base else None
+    load = partial(load_model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    tuned, before = load(model, adapter=adapter), load(base) if base else None
     with phase_progress() as progress:
         results = evaluate(
             tuned, probes, records=records, base=before, out=to, config=settings, skip_bad=skip_bad, progress=progress

@@ -19,10 +19,14 @@ import typer
 from anchorlwf.cli.shared import (
     NOT_CONVERGED,
     AsJson,
+    Config,
+    Device,
+    Dtype,
     Model,
     Retain,
     TrustCode,
     fix_progress,
+    options_from,
     out,
     print_json,
     quiet_libraries,
@@ -38,6 +42,9 @@ def fix(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question that is answered wrongly.")],
     answer: Annotated[str, typer.Option(help="The right answer.")],
     model: Model = None,
+    config: Config = None,
+    device: Device = None,
+    dtype: Dtype = None,
     paraphrase: Annotated[list[str] | None, typer.Option(help="Another wording of the question; repeatable.")] = None,
     check: Annotated[Path | None, typer.Option(help="JSONL file of prompts whose answers must not change.")] = None,
     retain: Retain = None,
@@ -51,14 +58,14 @@ def fix(
     from anchorlwf.workflow import fix
 
     quiet_libraries()
-    config = TrainConfig.of(drift_budget=drift_budget)
+    settings = options_from(TrainConfig, config, drift_budget=drift_budget)
     with fix_progress() as progress:
         report = fix(
-            load_model(model, trust_remote_code=trust_remote_code),
+            load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code),
             prompt,
             answer,
             out=to,
-            config=config,
+            config=settings,
             paraphrases=paraphrase,
             check=check,
             retain=retain,

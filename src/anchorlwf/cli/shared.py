@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -28,6 +28,8 @@ __all__ = [
     "AsJson",
     "Base",
     "Config",
+    "Device",
+    "Dtype",
     "Model",
     "PlainProgress",
     "Retain",
@@ -52,9 +54,35 @@ Model = Annotated[
 ]
 Adapter = Annotated[str | None, typer.Option("--adapter", "-a", help="Folder with a LoRA adapter for the model.")]
 Base = Annotated[str | None, typer.Option("--base", help="The model before training; needed for a fully tuned model.")]
-Config = Annotated[Path | None, typer.Option(help="YAML file of options. Options given here take precedence.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the first GPU, else the CPU.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Of the weights in memory. Default: bfloat16 on a GPU that has it, else float32."),
+]
+
+
+def _take_from_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Let the file say which model, device and dtype, where the command line does not."""
+    if path is not None:
+        from anchorlwf.config import loading_options
+
+        context.default_map = {**(context.default_map or {}), **loading_options(path)}
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        is_eager=True,
+        callback=_take_from_file,
+        help="YAML file of options: model, device, dtype, and those of the stages. Options given here take precedence.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Maximum number of tokens in an answer.")]
+Tokens = Annotated[
+    int | None, typer.Option("--max-new-tokens", min=1, help="Maximum number of tokens in an answer. Default: 512.")
+]
 Retain = Annotated[
     str | None,
     typer.Option(
@@ -74,8 +102,23 @@ out = Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdo
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
+class _Said(logging.Handler):
+    """Prints what a logger of ours says on standard error, each line once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._lines: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        # Under torchrun, one process speaks for all.
+        if line not in self._lines and os.environ.get("RANK", "0") == "0":
+            self._lines.add(line)
+            err.print(line, style="dim", soft_wrap=True)
+
+
 def quiet_libraries() -> None:
-    """No telemetry, no progress bars of other libraries, no advice meant for notebooks."""
+    """No telemetry, no progress bars of other libraries, no advice meant for notebooks. Each model loaded is told."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
@@ -83,6 +126,9 @@ def quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    loading = logging.getLogger("anchorlwf.model.language_model")
+    loading.setLevel(logging.INFO)
+    loading.handlers = [_Said()]
     plain_warnings()
 
 

@@ -29,6 +29,8 @@ from anchorlwf.cli.shared import (
     NOT_CONVERGED,
     AsJson,
     Config,
+    Device,
+    Dtype,
     Model,
     Retain,
     SkipBad,
@@ -54,6 +56,8 @@ def train(
     to: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")],
     model: Model = None,
     config: Config = None,
+    device: Device = None,
+    dtype: Dtype = None,
     retain: Retain = None,
     method: Annotated[Literal["lora", "full"] | None, typer.Option(help="lora (default) or full.")] = None,
     learning_rate: Annotated[
@@ -88,7 +92,8 @@ def train(
     given = {key: value for key, value in locals().items() if key in TrainConfig.model_fields}
     settings = options_from(TrainConfig, config, **given)
     with run_folder(to), train_progress() as progress:
-        loaded, chosen = _inputs(model, records, retain, skip_bad, trust_remote_code)
+        loading = {"name": model, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+        loaded, chosen = _inputs(loading, records, retain, skip_bad)
         result = train(loaded, chosen, out=to, config=settings, resume=resume, **progress)
     if PartialState().is_main_process:
         _print(result, as_json)
@@ -96,7 +101,7 @@ def train(
     raise typer.Exit(0 if result.converged else NOT_CONVERGED)
 
 
-def _inputs(model: str | None, records: Path, retain: str | None, skip_bad: bool, trust: bool) -> tuple[Any, Any]:
+def _inputs(loading: dict[str, Any], records: Path, retain: str | None, skip_bad: bool) -> tuple[Any, Any]:
     from accelerate import PartialState
     from torch.utils.data import ConcatDataset
 
@@ -106,7 +111,7 @@ def _inputs(model: str | None, records: Path, retain: str | None, skip_bad: bool
 
     # Whatever has a length and numbers is a dataset to torch, which its types do not say.
     chosen: Any = RecordFile(records, skip_bad=skip_bad)
-    loaded = load_model(model, trust_remote_code=trust)
+    loaded = load_model(**loading)
     if retain not in (None, NONE):
         loaded.codec.pin(chosen[0].model if len(chosen) else None)  # one date in all prompts
         # Only what the model writes itself depends on the corrections; otherwise they stay on disk.

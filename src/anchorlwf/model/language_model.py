@@ -5,6 +5,7 @@ The reference is the same weights with the adapter off (LoRA), or a frozen copy 
 
 import contextlib
 import copy
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ __all__ = [
     "load_model",
 ]
 
+_log = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -354,7 +356,20 @@ def load_model(
         f"model {name!r}", f"a model that fits on {chosen_device}", "Choose another device or a smaller model."
     ):
         model.net.to(chosen_device).eval()
+    _log.info("%s", _loaded_as(model, trust_remote_code))
     return model
+
+
+def _loaded_as(model: LanguageModel, trust_remote_code: bool) -> str:
+    """One line: which model, how large, in which dtype, on which device; and where its files hold another dtype."""
+    ours = str(model.causal.dtype).removeprefix("torch.")
+    where = checkpoint_of(model.name, revision=model.revision, trust_remote_code=trust_remote_code)
+    settings = where.settings("config.json") or {}
+    stored = str(settings.get("dtype") or settings.get("torch_dtype") or ours).removeprefix("torch.")
+    other = f" (its files: {stored}; --dtype {stored} loads it so)" if stored != ours and stored in _DTYPES else ""
+    millions = sum(weight.numel() for weight in model.causal.parameters()) / 1e6
+    on = "" if model.adapter is None else f" with {model.adapter}"
+    return f"model {model.name}{on}: {millions:,.1f} M parameters, {ours} on {model.device}{other}"
 
 
 def _weights_type(name: str | None, device: torch.device) -> torch.dtype:
