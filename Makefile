@@ -14,7 +14,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch==2.13.0
-	$(PIP) -c constraints.txt -e '.[dev,rl]'
+	$(PIP) -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: install

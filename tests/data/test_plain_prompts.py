@@ -33,7 +33,7 @@ def test_a_table_holds_prompts_and_answers(tmp_path, separator, name):
 def test_other_columns_are_named(tmp_path):
     file = tmp_path / "questions.csv"
     file.write_text("id,prompt,topic\n1,Who are you?,identity\n")
-    with pytest.warns(PromptWarning, match=r"questions\.csv: the columns id, topic are not read, only prompt and answer"):
+    with pytest.warns(PromptWarning, match=r"questions\.csv: the columns id, topic are not read, only prompt"):
         assert asked(load_prompts(file)) == [(user("Who are you?"), None)]
 
 

@@ -225,8 +225,8 @@ def test_without_tasks_nothing_is_imported_or_run(tiny_model, monkeypatch):
     with pytest.raises(
         ConfigError,
         match=re.escape(
-            "tasks: expected lm-evaluation-harness, got none installed. "
-            "Install it: pip install 'anchorlwf[evalharness]'."
+            "tasks: expected the packages of the extra `harness`, got no lm_eval. "
+            "Install it: pip install 'anchorlwf[harness]'."
         ),
     ):
         run_tasks(tiny_model, None, EvaluateConfig(tasks=["mmlu"]))

@@ -92,7 +92,7 @@ def _key(plan: Plan, sources: Sources, job: Job, options: dict[str, Any] | None)
     method = plan.method(job.method).model_dump(mode="json", exclude={"title", "about"})
     parts = [about, regime, method, job.seed, options, str(sources)]
     if loading := [part for part in (sources.device, sources.dtype) if part is not None]:
-        parts.append(loading)  # without them the key is that of studies made before there was a choice
+        parts.append(str(loading))  # without them the key is that of studies made before there was a choice
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

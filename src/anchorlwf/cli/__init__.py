@@ -14,6 +14,7 @@ import typer
 from anchorlwf.cli import (
     annotate,
     arena,
+    ask,
     bench,
     certificate,
     chat,
@@ -44,6 +45,7 @@ app = typer.Typer(
     help="Correct a language model with a few tokens, and keep the rest as it was.",
 )
 for module in (
+    ask,
     annotate,
     verify,
     retain,

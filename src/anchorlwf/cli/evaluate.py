@@ -5,7 +5,7 @@ KL(reference || model) per token on held-out continuations. Prints a table; --ou
 --generation own, answers are decoded as the model's generation_config.json says, repetition penalty and sampling
 included.
 
---tasks runs lm-evaluation-harness on the base and the tuned model, document by document (needs anchorlwf[evalharness]).
+--tasks runs lm-evaluation-harness on the base and the tuned model, document by document (needs anchorlwf[harness]).
 --certificate checks the results against the thresholds of a YAML file and writes certificate.json; the exit code is 3
 if a threshold is missed or was not measured.
 

@@ -248,7 +248,8 @@ class Reading(Generic[Row]):
     ) -> None:
         self.name = name or (str(source) if isinstance(source, str | Path) else "dataset")
         if isinstance(source, str | Path) and not Path(source).is_file():
-            raise RecordError(wrong(self.name, "a JSONL file", "no such file", "Check the path."))
+            expected = "a file" if is_plain(source) else "a JSONL file"
+            raise RecordError(wrong(self.name, expected, "no such file", "Check the path."))
         self._source, self._kind, self._check = source, kind, check
         self._is_file = isinstance(source, str | Path | BufferedIOBase)
         self.count, self.bad = 0, list[BadLine]()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from anchorlwf.errors import ConfigError, wrong
+from anchorlwf.extras import require_extra
 
 if TYPE_CHECKING:
     from anchorlwf.annotator.open import Work
@@ -31,15 +32,6 @@ class PageOptions:
     """That person's."""
     allow_host: Sequence[str] = ()
     """Names besides `host` and addresses under which browsers may ask, such as that of a proxy."""
-
-
-def _needs_extra() -> None:
-    try:
-        import fastapi  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        fix = "pip install 'anchorlwf[web]'"
-        raise ConfigError(wrong("--web", "the packages of the extra `web`", error, fix)) from error
 
 
 def _listening(options: PageOptions) -> socket.socket:
@@ -74,7 +66,7 @@ def serve_page(work: "Work", options: PageOptions, *, announce: Callable[[str], 
         ConfigError: no such address, people or packages; before anything is served.
         AnchorLwfError: as `Work.open`, likewise.
     """
-    _needs_extra()
+    require_extra("web", "--annotator web")
     import uvicorn
 
     from anchorlwf.annotator.team import load_annotators
