@@ -30,6 +30,12 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What every generator takes."""
 Listed = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
 """For tuples: on a command line they are `1,2`."""
+Reporters = Annotated[
+    tuple[Literal["tensorboard", "trackio", "wandb"], ...],
+    Listed,
+    # Of validators before, the last one comes first.
+    BeforeValidator(lambda value: () if value in ("none", ["none"], ("none",)) else value),
+]
 
 
 _LOADING = ("model", "device", "dtype")
@@ -195,6 +201,9 @@ class TrainConfig(Config):
     save_steps: Annotated[int, Field(ge=0)] = 0
     """Checkpoint every so many steps, for resuming; 0: none."""
     gradient_checkpointing: bool = False
+    report_to: Reporters = ()
+    """Where every step's figures are sent besides metrics.jsonl: tensorboard, trackio, wandb; `none` is the empty list.
+    TensorBoard's files go into the run folder, the others may go to their servers."""
     reference_cache_size: Annotated[float, Field(ge=0)] = 8.0
     """Most GiB on disk for the reference's hidden states, kept where there is more than one pass over the records and
     they fit. Steps then need no reference forward. 0: never kept."""

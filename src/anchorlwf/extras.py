@@ -1,10 +1,11 @@
 """The optional parts of the installation: which packages each needs, and whether they are here."""
 
 import importlib.util
+from collections.abc import Iterable
 
 from anchorlwf.errors import ConfigError, wrong
 
-__all__ = ["EXTRAS", "missing_packages", "require_extra"]
+__all__ = ["EXTRAS", "missing_packages", "require_extra", "require_reporters"]
 
 EXTRAS = {
     "web": ("fastapi", "uvicorn"),
@@ -35,3 +36,11 @@ def require_extra(extra: str, what: str) -> None:
     if missing:
         fix = f"Install it: pip install 'anchorlwf[{extra}]'."
         raise ConfigError(wrong(what, f"the packages of the extra `{extra}`", f"no {', '.join(missing)}", fix))
+
+
+def require_reporters(names: Iterable[str]) -> None:
+    """Make sure that the packages of `TrainConfig.report_to` are installed. Raises `ConfigError`."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        fix = f"Install it: pip install {' '.join(missing)}."
+        raise ConfigError(wrong("report_to", "installed packages", f"no {', '.join(missing)}", fix))

@@ -17,6 +17,7 @@ Examples:
   anchorlwf train records.jsonl --out runs/first --model ./my-model --retain auto
   anchorlwf train records.jsonl --out runs/first --retain prompts.jsonl --config train.yaml
   anchorlwf train records.jsonl --out runs/first --save-steps 100 --resume
+  anchorlwf train records.jsonl --out runs/first --report-to tensorboard --dtype bfloat16
 """
 
 from dataclasses import asdict
@@ -50,6 +51,11 @@ Mean = Annotated[
     Literal["token", "balanced"] | None, typer.Option(help="balanced (default), or token, the paper's mean.")
 ]
 
+ReportTo = Annotated[
+    str | None,
+    typer.Option(help="Where steps are reported: tensorboard, trackio, wandb (by commas), or none (default)."),
+]
+
 
 def train(
     records: Annotated[Path, typer.Argument(help="JSONL file of records.")],
@@ -78,6 +84,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="Seed of the adapter's weights, the order of records and dropout.")
     ] = None,
+    report_to: ReportTo = None,
     skip_bad: SkipBad = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from this run's newest checkpoint.")] = False,
     as_json: AsJson = False,
@@ -86,11 +93,13 @@ def train(
     from accelerate import PartialState
 
     from anchorlwf.config import TrainConfig
+    from anchorlwf.extras import require_reporters
     from anchorlwf.training import run_folder, train
 
     quiet_libraries()
     given = {key: value for key, value in locals().items() if key in TrainConfig.model_fields}
     settings = options_from(TrainConfig, config, **given)
+    require_reporters(settings.report_to)
     with run_folder(to), train_progress() as progress:
         loading = {"name": model, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
         loaded, chosen = _inputs(loading, records, retain, skip_bad)

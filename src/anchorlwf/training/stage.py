@@ -16,10 +16,13 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from transformers import TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
 
 from anchorlwf.config import TrainConfig
 from anchorlwf.data.jsonl import Source
+from anchorlwf.data.model_card import FACTS, card_text, write_card
 from anchorlwf.errors import AnchorLwfWarning, ConfigError, ModelError, wrong
+from anchorlwf.extras import require_reporters
 from anchorlwf.files import staged_folder
 from anchorlwf.model.adapter import note_adapter
 from anchorlwf.model.generation import warn_of_generation
@@ -27,7 +30,7 @@ from anchorlwf.model.head import probe_head
 from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.run import RunFolder, environment, held_folder
 from anchorlwf.training.best_state import BestState
-from anchorlwf.training.card import card
+from anchorlwf.training.card import card_facts
 from anchorlwf.training.checkpoint import Checkpoints, RunKey
 from anchorlwf.training.dataset import Records, TrainingSet, by_number, read_training_set
 from anchorlwf.training.interrupt import Interrupt
@@ -126,11 +129,13 @@ def train(
         ModelError: the head cannot be applied outside the model, or LoRA would go on a tied head; or the loss became
             NaN or infinite, and the records are named. No weights are saved then, and those saved before remain.
         ConfigError: there is nothing to resume, or it belongs to another run; the reverse direction has an anchor with
-            confidence 1; or the folder of the reference cache contains something else.
+            confidence 1; the folder of the reference cache contains something else; the model is not on the device that
+            training runs on; or a package of `report_to` is missing.
         ConflictError: another process trains into this folder.
         StorageError: the run folder cannot be written.
     """
     config = config or TrainConfig()
+    require_reporters(config.report_to)
     listed = by_number(records)
     with run_folder(out) as folder:
         language_model = model if isinstance(model, LanguageModel) else load_model(model)
@@ -158,9 +163,31 @@ def _assembled(
     control = DriftControl(context.config)
     best = BestState(context.model.net, keeps=context.config.stop and context.config.method == "lora")
     trainer = AnchorTrainer(context, control, best, checkpoints)
-    rule = StopRule(context, control, best, trainer.take_sums, on_row)
+
+    def on_every_row(row: dict[str, Any]) -> None:
+        on_row(row)
+        if context.config.report_to:
+            trainer.log(_figures(row))
+
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(checkpoints.folder.parent / "tensorboard")
+    rule = StopRule(context, control, best, trainer.take_sums, on_every_row)
     trainer.add_callback(rule)
     return trainer, rule
+
+
+def _figures(row: dict[str, Any]) -> dict[str, float]:
+    """What is worth a curve in a row of metrics.jsonl, as flat numbers; shares in place of counts."""
+    return {
+        "loss": row["loss"],
+        "anchor_probability": row["anchor_probability"],
+        "anchors_held": row["held"] / max(1, row["anchors"]),
+        "answers_reproduced": row["reproduced"] / max(1, row["records"]),
+        "keep_kl": row["keep_kl"],
+        "beta": row["beta"],
+        **{f"held_out_drift/{kind}": drift["mean"] for kind, drift in row.get("held_out", {}).items()},
+    }
 
 
 def _run(trainer: AnchorTrainer, rule: StopRule, folder: RunFolder, start: str | None, began: float) -> TrainResult:
@@ -214,6 +241,7 @@ def _finish(trainer: AnchorTrainer, rule: StopRule, folder: RunFolder, seconds: 
     )
     if trainer.is_world_process_zero():
         folder.write_json("train.json", asdict(result))
+        write_card(folder.path)
     # No process returns before the weights are on disk.
     trainer.accelerator.wait_for_everyone()
     return result
@@ -283,12 +311,14 @@ def _arguments(
         seed=config.seed,
         data_seed=config.seed,
         remove_unused_columns=False,
-        report_to="none",
+        report_to=list(config.report_to),
+        run_name=checkpoints.folder.resolve().parent.name,
+        project="anchorlwf",
         disable_tqdm=True,
         logging_strategy="no",
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 500,
-        use_cpu=not on_gpu,
+        use_cpu=model.device.type == "cpu",
         bf16=on_gpu and torch.cuda.is_bf16_supported(),
         dataloader_pin_memory=on_gpu,
         ddp_find_unused_parameters=False,
@@ -296,6 +326,9 @@ def _arguments(
     if arguments.n_gpu > 1:
         fix = "Start with torchrun --nproc-per-node, or show one GPU (CUDA_VISIBLE_DEVICES=0)."
         raise ConfigError(wrong("devices", "one GPU per process", f"{arguments.n_gpu} in one", fix))
+    if (arguments.device.type, arguments.device.index or 0) != (model.device.type, model.device.index or 0):
+        fix = "To train on another GPU, let only that one be seen (CUDA_VISIBLE_DEVICES=1)."
+        raise ConfigError(wrong("device", f"{arguments.device}, where training runs", f"{model.device}", fix))
     return arguments
 
 
@@ -355,7 +388,9 @@ def _save(trainer: AnchorTrainer, folder: RunFolder) -> Path:
                 settings = {**json.loads(noted.read_text()), "base_model_name_or_path": model.name}
                 noted.write_text(json.dumps(settings, indent=2) + "\n")
                 note_adapter(stage, model.causal, model.stamp)
-            (stage / "README.md").write_text(card(model, place.name), encoding="utf-8")
+            facts = card_facts(trainer.context)
+            (stage / "README.md").write_text(card_text(facts), encoding="utf-8")
             # It tells of the weights that are now replaced.
             (folder.path / "train.json").unlink(missing_ok=True)
+            folder.write_json(FACTS, facts.model_dump(mode="json"))
     return place

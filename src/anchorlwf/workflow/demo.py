@@ -9,6 +9,7 @@ from typing import Any
 from anchorlwf.annotation import annotate
 from anchorlwf.config import EvaluateConfig, TrainConfig
 from anchorlwf.data.jsonl import save_lines, save_records
+from anchorlwf.data.model_card import write_card
 from anchorlwf.data.record import Record
 from anchorlwf.evaluation import Results, evaluate
 from anchorlwf.model.language_model import LanguageModel, load_model
@@ -83,6 +84,7 @@ def _demo(
     seconds = time.perf_counter() - began
     results = replace(measured, facts={**measured.facts, "seconds": seconds})
     results.save(folder / "results.json")
+    write_card(folder)
     answers = [
         (str(result.probe.messages[-1]["content"]), result.base_answer, result.tuned_answer)
         for result in results.answers

@@ -9,6 +9,7 @@ from typing import Any
 from anchorlwf.annotation import PromptLike, annotate, as_prompts, fits
 from anchorlwf.config import AnnotateConfig, EvaluateConfig, TrainConfig
 from anchorlwf.data.jsonl import save_records
+from anchorlwf.data.model_card import write_card
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.errors import NothingToDoError, PromptWarning, wrong
@@ -130,6 +131,7 @@ def fix(
         training = train(language_model, records, out=folder, config=config, on_step=on_step)
         costs = {"seconds": training.seconds, "steps": training.steps, "converged": training.converged}
         results = evaluate(language_model, probes, records=records, out=folder / "results.json", facts=costs)
+        write_card(folder)
     first = records[0]
     recalled = next(result for result in results.answers if result.probe.group == first.id)
     pieces = _pieces(language_model, first)
