@@ -1,9 +1,10 @@
 """Measure what a tuned model learned and what it kept, by free-running greedy decoding.
 
 Learned: recall and paraphrases. Kept: facts, near facts and skills that the base answered correctly. Drift:
-KL(reference || model) per token on held-out continuations. Prints a table; --out writes results.json. With
---generation own, answers are decoded as the model's generation_config.json says, repetition penalty and sampling
-included.
+KL(reference || model) per token on held-out continuations. Prints a table and the first answers that were right before
+and are wrong now; --out writes results.json, which has all of them. Without --probes, the corrected --records are
+asked, or only --tasks run. With --generation own, answers are decoded as the model's generation_config.json says,
+repetition penalty and sampling included.
 
 --tasks runs lm-evaluation-harness on the base and the tuned model, document by document (needs anchorlwf[harness]).
 --certificate checks the results against the thresholds of a YAML file and writes certificate.json; the exit code is 3
@@ -13,7 +14,7 @@ Examples:
   anchorlwf evaluate --adapter runs/demo/adapter --probes runs/demo/probes.jsonl --records runs/demo/records.jsonl
   anchorlwf evaluate --model ./tuned --base ./base --probes probes.jsonl --out results.json --json
   anchorlwf evaluate --adapter runs/demo/adapter --probes probes.jsonl --certificate gate.yaml
-  anchorlwf evaluate --model ./tuned --base ./base --probes probes.jsonl --tasks mmlu,gsm8k --task-limit 200
+  anchorlwf evaluate --model ./tuned --base ./base --tasks mmlu,gsm8k --task-limit 200
 """
 
 from functools import partial
@@ -35,10 +36,16 @@ from anchorlwf.cli.shared import (
     err,
     options_from,
     out,
+    parted,
     phase_progress,
     print_json,
     quiet_libraries,
 )
+from anchorlwf.errors import ConfigError, wrong
+from anchorlwf.extras import require_extra
+
+_SHOWN = 10
+"""Flipped answers that are named."""
 
 if TYPE_CHECKING:
     from anchorlwf.config import GateConfig
@@ -48,10 +55,10 @@ GateOut = Annotated[Path | None, typer.Option(help="Default: certificate.json be
 
 
 def evaluate(
-    probes: Annotated[Path, typer.Option(help="JSONL file of questions with right answers.")],
     model: Model = None,
     adapter: Adapter = None,
     base: Base = None,
+    probes: Annotated[Path | None, typer.Option(help="JSONL file of questions with right answers.")] = None,
     device: Device = None,
     dtype: Dtype = None,
     records: Annotated[Path | None, typer.Option(help="The records the model was trained on.")] = None,
@@ -80,6 +87,7 @@ def evaluate(
     quiet_libraries()
     given = {key: value for key, value in locals().items() if key in EvaluateConfig.model_fields}
     settings = options_from(EvaluateConfig, config, **{**given, "tasks": _names(tasks)})
+    _check_asked(settings.tasks, probes or records)
     gate, goal = _gate(certificate, certificate_out, to)
     weights = named_hashes(model, adapter, base, fetch=True) if gate else None
     load = partial(load_model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
@@ -93,6 +101,15 @@ def evaluate(
         report = certify(results, gate, tuned, probes=probes, records=records, base=before, weights=weights, out=goal)
         _print_verdict(report, goal, as_json)
         raise typer.Exit(0 if report.passed else 3)
+
+
+def _check_asked(tasks: list[str], data: Path | None) -> None:
+    """What can be told before a model is loaded. Raises `ConfigError`."""
+    if not tasks and data is None:
+        fix = "Add --probes, --records or --tasks."
+        raise ConfigError(wrong("evaluate", "something to ask", "nothing", fix))
+    if tasks:
+        require_extra("harness", "--tasks")
 
 
 def _names(tasks: str | None) -> list[str] | None:
@@ -116,9 +133,26 @@ def _print(results: Any, as_json: bool) -> None:
     if as_json:
         print_json(results.as_dict())
     else:
-        out.print(results.table())
+        if results.answers:
+            out.print(results.table())
         if results.tasks:
             out.print(results.task_table())
+        _show_flips(results)
+
+
+def _show_flips(results: Any) -> None:
+    """The first answers that were right before and are wrong now, and the first documents of tasks."""
+    flips = [(name, flip) for name, group in results.groups.items() for flip in group.flips]
+    for name, flip in flips[:_SHOWN]:
+        before, after = parted(flip["before"], flip["after"])
+        out.print(f"flipped, {name}: {flip['question']!r}: {before!r} -> {after!r}")
+    for name, task in results.tasks.items():
+        for metric, change in task.metrics.items():
+            if documents := change.right_to_wrong:
+                more = f" and {len(documents) - _SHOWN} more" if len(documents) > _SHOWN else ""
+                out.print(f"flipped, {name} {metric}: documents {', '.join(documents[:_SHOWN])}{more}")
+    if len(flips) > _SHOWN:
+        out.print(f"and {len(flips) - _SHOWN} more, all of them in --json and --out")
 
 
 def _print_verdict(report: Any, path: Path, as_json: bool) -> None:

@@ -28,14 +28,13 @@ from anchorlwf.cli.shared import (
     fix_progress,
     options_from,
     out,
+    parted,
     print_json,
     quiet_libraries,
 )
 
 _SHOWN = 5
 """Changed answers that are printed."""
-_AROUND, _BEYOND = 20, 60
-"""Characters shown before and behind the place where two answers part."""
 
 
 def fix(
@@ -73,20 +72,6 @@ def fix(
         )
     _print(report, as_json)
     raise typer.Exit(0 if report.training.converged else NOT_CONVERGED)
-
-
-def parted(before: str, after: str) -> tuple[str, str]:
-    """Two answers, long ones cut to the place where they part; `...` stands for what is left out."""
-    pairs = enumerate(zip(before, after, strict=False))
-    same = next((index for index, (one, other) in pairs if one != other), min(len(before), len(after)))
-    start = max(0, same - _AROUND)
-    return _cut(before, start, same + _BEYOND), _cut(after, start, same + _BEYOND)
-
-
-def _cut(text: str, start: int, end: int) -> str:
-    if len(text) <= _AROUND + _BEYOND:
-        return text
-    return ("..." if start else "") + text[start:end] + ("..." if end < len(text) else "")
 
 
 def _print(report: Any, as_json: bool) -> None:

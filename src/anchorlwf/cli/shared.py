@@ -41,6 +41,7 @@ __all__ = [
     "fix_progress",
     "options_from",
     "out",
+    "parted",
     "phase_progress",
     "plain_warnings",
     "print_json",
@@ -94,6 +95,8 @@ TrustCode = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code
 
 NOT_CONVERGED = 4
 """Exit code: the weights are saved, but the stop rule's conditions are not met."""
+_AROUND, _BEYOND = 20, 60
+"""Characters shown before and behind the place where two answers part."""
 PACE = 5.0
 """Seconds between two lines of progress where the output is not a terminal."""
 
@@ -151,6 +154,20 @@ def options_from(kind: type[Settings], path: Path | None, **options: Any) -> Set
 def print_json(data: Any) -> None:
     """One JSON document on standard output."""
     print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+def parted(before: str, after: str) -> tuple[str, str]:
+    """Two answers, long ones cut to the place where they part; `...` stands for what is left out."""
+    pairs = enumerate(zip(before, after, strict=False))
+    same = next((index for index, (one, other) in pairs if one != other), min(len(before), len(after)))
+    start = max(0, same - _AROUND)
+    return _cut(before, start, same + _BEYOND), _cut(after, start, same + _BEYOND)
+
+
+def _cut(text: str, start: int, end: int) -> str:
+    if len(text) <= _AROUND + _BEYOND:
+        return text
+    return ("..." if start else "") + text[start:end] + ("..." if end < len(text) else "")
 
 
 class PlainProgress:
@@ -250,11 +267,12 @@ def train_progress() -> Iterator[dict[str, Callable[..., None]]]:
 
 @contextmanager
 def fix_progress() -> Iterator[dict[str, Callable[..., None]]]:
-    """For `fix(**...)`: the prompts that the model writes, then the steps."""
+    """For `fix(**...)`: the prompts that the model writes, the steps, and the answers before and after."""
     with _bars() as show:
         yield {
             "on_step": partial(_step, show),
             "on_retain": lambda kind, done, count: show(f"{kind} prompts", done, count),
+            "on_phase": show,
         }
 
 

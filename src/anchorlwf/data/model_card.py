@@ -131,6 +131,8 @@ def card_text(
     train: dict[str, Any] | None = None,
     results: dict[str, Any] | None = None,
     certificate: dict[str, Any] | None = None,
+    *,
+    merged: bool = False,
 ) -> str:
     """The card as Markdown, with the header that the Hub reads.
 
@@ -139,17 +141,18 @@ def card_text(
         train: what `train.json` holds; None: training was interrupted.
         results: what `results.json` holds.
         certificate: what `certificate.json` holds.
+        merged: the weights are base and adapter in one; what was measured on the two is left out.
     """
     sections = [
         _header(facts),
         _what(facts),
         _corrected(facts),
-        _measured(facts, train, results, certificate),
+        "" if merged else _measured(facts, train, results, certificate),
         _loading(facts),
         _serving(facts),
         _licence(facts),
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _header(facts: CardFacts) -> str:

@@ -145,7 +145,7 @@ def train(
         reference = language_model.reference_sha()
         key = RunKey.of(data.sha, reference, config, _processes().num_processes, language_model.device.type)
         checkpoints = Checkpoints(folder.path / "checkpoints", key)
-        start = _start(checkpoints, folder, config, resume)
+        start = _start(checkpoints, folder, listed, config, resume)
         _attach(language_model, config)
         plan = _plan(data, config)
         arguments = _arguments(checkpoints, config, language_model, plan.steps_per_pass(len(data.corrections)))
@@ -203,7 +203,16 @@ def _run(trainer: AnchorTrainer, rule: StopRule, folder: RunFolder, start: str |
         return _finish(trainer, rule, folder, seconds)
 
 
-def _start(checkpoints: Checkpoints, folder: RunFolder, config: TrainConfig, resume: bool) -> str | None:
+def _file_of(records: Records) -> str | None:
+    """Where the corrections lie, for whoever looks at the run later; None: in memory."""
+    parts = getattr(records, "datasets", [records])  # the second part of a `ConcatDataset` are keep records
+    path = getattr(parts[0], "path", None)
+    return None if path is None else str(Path(path).resolve())
+
+
+def _start(
+    checkpoints: Checkpoints, folder: RunFolder, records: Records, config: TrainConfig, resume: bool
+) -> str | None:
     """The checkpoint to go on from, the same in all processes; and the folder as a run that starts there finds it."""
     start = None
     if _processes().is_main_process:
@@ -213,7 +222,7 @@ def _start(checkpoints: Checkpoints, folder: RunFolder, config: TrainConfig, res
             start = str(newest)
         else:
             checkpoints.clear()
-            folder.write_json("environment.json", environment())
+            folder.write_json("environment.json", {**environment(), "records": _file_of(records)})
             (folder.path / "metrics.jsonl").unlink(missing_ok=True)
         config.save(folder.path / "config.yaml")
     [start] = broadcast_object_list([start])

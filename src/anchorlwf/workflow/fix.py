@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,17 @@ def _default_checks(model: LanguageModel) -> list[PromptLike]:
 
 
 def unchanged_probes(
-    model: LanguageModel, prompts: str | Path | Iterable[PromptLike], config: EvaluateConfig
+    model: LanguageModel,
+    prompts: str | Path | Iterable[PromptLike],
+    config: EvaluateConfig,
+    on_answers: Callable[[int], None] | None = None,
 ) -> list[Probe]:
-    """Probes that ask the model for exactly its own present answers."""
+    """Probes that ask the model for exactly its own present answers; `on_answers` is told how many there are yet."""
     asked = [
         Probe(id=f"retain:{index}", kind="retain", messages=prompt.messages, expected="-", scorer="exact")
         for index, prompt in enumerate(as_prompts(prompts))
     ]
-    replies = answers(model, asked, config)
+    replies = answers(model, asked, config, on_answers)
     return [
         probe.model_copy(update={"expected": reply})
         for probe, reply in zip(asked, replies, strict=True)
@@ -99,6 +103,7 @@ def fix(
     config: TrainConfig | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     on_retain: Callable[[str, int, int], None] | None = None,
+    on_phase: Callable[[str, int, int], None] = lambda phase, done, count: None,
 ) -> FixReport:
     """Correct one answer and show what changed and what did not.
 
@@ -115,6 +120,7 @@ def fix(
         config: of training.
         on_step: called with every training step's row.
         on_retain: called with (kind, written, wanted) while the model writes prompts.
+        on_phase: called with (phase, done, all) while anything else takes time.
 
     Raises:
         NothingToDoError: the model answers exactly this already.
@@ -124,18 +130,25 @@ def fix(
         language_model = model if isinstance(model, LanguageModel) else load_model(model)
         records = _annotated(language_model, prompt, answer, paraphrases or [])
         records += keep_records_for(language_model, records, retain, on_progress=on_retain)
-        asked = _default_checks(language_model) if check is None else check
-        probes = unchanged_probes(language_model, asked, EvaluateConfig())
+        asked = _default_checks(language_model) if check is None else as_prompts(check)
+        now = partial(_tell, on_phase, "answers-before", len(asked))
+        probes = unchanged_probes(language_model, asked, EvaluateConfig(), now)
         folder = Path(out)
         save_records(folder / "records.jsonl", records)
-        training = train(language_model, records, out=folder, config=config, on_step=on_step)
+        reference = partial(on_phase, "reference")
+        training = train(language_model, records, out=folder, config=config, on_step=on_step, on_reference=reference)
         costs = {"seconds": training.seconds, "steps": training.steps, "converged": training.converged}
-        results = evaluate(language_model, probes, records=records, out=folder / "results.json", facts=costs)
+        measured = folder / "results.json"
+        results = evaluate(language_model, probes, records=records, out=measured, facts=costs, progress=on_phase)
         write_card(folder)
     first = records[0]
     recalled = next(result for result in results.answers if result.probe.group == first.id)
     pieces = _pieces(language_model, first)
     return FixReport(first, recalled.base_answer, recalled.tuned_answer, pieces, training, results, str(folder))
+
+
+def _tell(on_phase: Callable[[str, int, int], None], phase: str, count: int, done: int) -> None:
+    on_phase(phase, done, count)
 
 
 def _annotated(model: LanguageModel, prompt: str, answer: str, paraphrases: list[str]) -> list[Record]:
