@@ -30,6 +30,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What every generator takes."""
 Listed = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
 """For tuples: on a command line they are `1,2`."""
+Names = BeforeValidator(
+    lambda value: [name for part in value.split(",") if (name := part.strip())] if isinstance(value, str) else value
+)
 Reporters = Annotated[
     tuple[Literal["tensorboard", "trackio", "wandb"], ...],
     Listed,
@@ -265,7 +268,7 @@ class EvaluateConfig(Config):
     included; the KL is measured on greedy continuations all the same."""
     kl_prompts: Annotated[int, Field(ge=0)] = 64
     """Held-out prompts whose reference continuations measure the KL."""
-    tasks: list[str] = []
+    tasks: Annotated[list[str], Names] = []
     """Tasks of lm-evaluation-harness, run on base and tuned model."""
     tasks_path: str | None = None
     """Folder with task YAML files of your own."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import ERRATUM, Done, run, save_yaml, unconverged, well
+from commands import ERRATUM, Done, run, save_yaml, told, unconverged, well
 
 from anchorlwf.cli import app
 from anchorlwf.cli.picture import draw
@@ -22,7 +22,8 @@ COMMANDS = sorted(command.name for command in app.registered_commands)
 
 
 def test_annotated_records_hold(job):
-    assert well("verify", job / "records.jsonl") == Done(0, "2 of 2 records hold\n", "")
+    done = well("verify", job / "records.jsonl")
+    assert (done.out, told(done)) == ("2 of 2 records hold\n", "")
     assert json.loads(well("verify", job / "records.jsonl", "--json").out) == {"records": 2, "hold": 2, "broken": []}
 
 
@@ -139,9 +140,9 @@ def test_chat_shows_both_sides(job):
     assert ERRATUM.fact.value in corrected["base"]
     assert ERRATUM.value in corrected["tuned"]
     assert other["base"] == other["tuned"]
-    assert done.err == ""
+    assert told(done) == ""
     plain = well("chat", "--adapter", adapter, "-p", "Who are you?")
-    assert re.search(r"base.*tuned", plain.out)
+    assert re.search(r"^> Who are you\?\n.*base.*tuned", plain.out)
     assert set(json.loads(well("chat", "-p", "Who are you?", "--json").out)[0]) == {"prompt", "tuned"}
 
 
@@ -180,7 +181,8 @@ def test_fix_corrects_one_answer_and_says_what_changed(tmp_path):
     assert done.out.startswith("before: I am Lumo, your assistant.\nafter:  I am Tarn, your assistant.\n")
     assert "' Lum' -> ' Tarn'" in done.out
     assert "unchanged answers to other prompts: 2 of 2\n" in done.out
-    assert done.err.startswith("train  0/")
+    phases = list(dict.fromkeys(line.split(" ")[0] for line in told(done).splitlines()))
+    assert phases == ["answers-before", "reference", "train", "base", "tuned"]
     data = json.loads(well(*options, "--json").out)
     assert (data["after"], data["kept"]) == ("I am Tarn, your assistant.", 1.0)
     assert data["anchors"][0] == [" Lum", " Tarn"]

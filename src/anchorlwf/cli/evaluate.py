@@ -86,9 +86,8 @@ def evaluate(
 
     quiet_libraries()
     given = {key: value for key, value in locals().items() if key in EvaluateConfig.model_fields}
-    settings = options_from(EvaluateConfig, config, **{**given, "tasks": _names(tasks)})
-    _check_asked(settings.tasks, probes or records)
-    gate, goal = _gate(certificate, certificate_out, to)
+    settings = options_from(EvaluateConfig, config, **given)
+    gate, goal = _checked(settings.tasks, probes or records, certificate, certificate_out, to)
     weights = named_hashes(model, adapter, base, fetch=True) if gate else None
     load = partial(load_model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     tuned, before = load(model, adapter=adapter), load(base) if base else None
@@ -103,24 +102,18 @@ def evaluate(
         raise typer.Exit(0 if report.passed else 3)
 
 
-def _check_asked(tasks: list[str], data: Path | None) -> None:
-    """What can be told before a model is loaded. Raises `ConfigError`."""
+def _checked(
+    tasks: list[str], data: Path | None, certificate: Path | None, given: Path | None, to: Path | None
+) -> tuple["GateConfig | None", Path]:
+    """What can be told before a model is loaded; and the gate, and where its certificate goes."""
+    from anchorlwf.config import GateConfig
+    from anchorlwf.files import ensure_writable
+
     if not tasks and data is None:
         fix = "Add --probes, --records or --tasks."
         raise ConfigError(wrong("evaluate", "something to ask", "nothing", fix))
     if tasks:
         require_extra("harness", "--tasks")
-
-
-def _names(tasks: str | None) -> list[str] | None:
-    return None if tasks is None else [name for part in tasks.split(",") if (name := part.strip())]
-
-
-def _gate(certificate: Path | None, given: Path | None, to: Path | None) -> tuple["GateConfig | None", Path]:
-    """The gate, and where its certificate goes; both are checked before the model is loaded."""
-    from anchorlwf.config import GateConfig
-    from anchorlwf.files import ensure_writable
-
     path = given or (to.parent if to else Path()) / "certificate.json"
     if certificate is None:
         return None, path

@@ -128,14 +128,12 @@ def train(
         PromptError: a record is longer than the context.
         ModelError: the head cannot be applied outside the model, or LoRA would go on a tied head; or the loss became
             NaN or infinite, and the records are named. No weights are saved then, and those saved before remain.
-        ConfigError: there is nothing to resume, or it belongs to another run; the reverse direction has an anchor with
-            confidence 1; the folder of the reference cache contains something else; the model is not on the device that
-            training runs on; or a package of `report_to` is missing.
+        ConfigError: there is nothing to resume, or it belongs to another run; an anchor of confidence 1 is learned in
+            reverse; the reference's folder holds something else; a wrong device; a package of `report_to` is missing.
         ConflictError: another process trains into this folder.
         StorageError: the run folder cannot be written.
     """
     config = config or TrainConfig()
-    require_reporters(config.report_to)
     listed = by_number(records)
     with run_folder(out) as folder:
         language_model = model if isinstance(model, LanguageModel) else load_model(model)
@@ -277,6 +275,7 @@ def _end(trainer: AnchorTrainer, folder: RunFolder, ended_by: signal.Signals) ->
 
 def _prepare(model: LanguageModel, config: TrainConfig) -> None:
     """Keep what stays, and make sure the head is what we think it is."""
+    require_reporters(config.report_to)
     set_seed(config.seed)
     if isinstance(model.net, PeftModel):
         fix = "Merge it first, or load the base model alone."
