@@ -5,11 +5,11 @@ import pytest
 from commands import run, well
 
 from anchorlwf import installation
-from anchorlwf.installation import examine, tested_versions
+from anchorlwf.installation import examine
 
 
 def test_the_installation_is_compared_with_what_was_tested():
-    tested = tested_versions()
+    tested = installation.tested_versions()
     found = examine()
     assert found["python"] == platform.python_version()
     listed = {package["name"]: package for package in found["packages"]}

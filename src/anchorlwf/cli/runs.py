@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from anchorlwf.cli.shared import AsJson, out, print_json
 
@@ -54,8 +55,9 @@ _COLUMNS: dict[str, Callable[[Any], str]] = {
     "flips": lambda run: _number(run.flips),
     "certificate": lambda run: {None: "-", True: "passed", False: "NOT passed"}[run.certificate],
 }
-_LISTED = ("run", "converged", "held", "reproduced", "drift", "recall", "kept", "certificate")
+_LISTED = ("run", "converged", "reproduced", "drift", "recall", "kept", "certificate")
 """What fits beside one another."""
+_WIDE = 160
 
 
 def _verdict(value: bool | None) -> str:
@@ -79,7 +81,9 @@ def _print(found: list[Any]) -> None:
         for name, show in list(_COLUMNS.items())[1:]:
             table.add_row(name, *(show(run) for run in found))
     else:
-        table = Table(*(Column(name, overflow="fold") for name in _LISTED))
+        table = Table(*(Column(name, overflow="fold", no_wrap=name != "run") for name in _LISTED))
         for run in found:
             table.add_row(*(_COLUMNS[name](run) for name in _LISTED))
-    out.print(table)
+    # A file or a pipe has no width; there a row stays a line.
+    console = out if out.is_terminal else Console(width=_WIDE, highlight=False, markup=False, emoji=False)
+    console.print(table)

@@ -17,7 +17,7 @@ from anchorlwf.data.record import Record
 from anchorlwf.decoding.greedy import GreedyDecoder, decode_batch
 from anchorlwf.decoding.teacher_forcing import choices_of
 from anchorlwf.errors import ConfigError, ModelError, wrong
-from anchorlwf.files import ensure_writable, staged_folder
+from anchorlwf.files import staged_folder
 from anchorlwf.model.adapter import adapter_settings
 from anchorlwf.model.batch import KeepTurn
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel, canonical_name, checkpoint_of, load_model
@@ -132,10 +132,9 @@ def _adapter_of(run: Path) -> Path:
 
 
 def _check_out(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()) and not (out / REPORT).is_file():
-        fix = "Name another, which it may make."
-        raise ConfigError(wrong(f"--out {out}", "a folder that is empty, or that merge wrote", "other files", fix))
-    ensure_writable(out / REPORT)
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / REPORT).is_file()):
+        got, fix = "a file" if out.is_file() else "other files", "Name another, which need not be there."
+        raise ConfigError(wrong(f"--out {out}", "a folder that is empty, or that merge wrote", got, fix))
 
 
 def _corrections(run: Path, given: str | Path | None) -> list[Record]:
