@@ -1,9 +1,10 @@
-"""Where steps are reported besides metrics.jsonl: through the Trainer's own integrations."""
+"""What the Trainer is told: where steps are reported besides metrics.jsonl, and on which device it runs."""
 
 import json
 from typing import ClassVar
 
 import pytest
+import torch
 from training_runs import corrections
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
@@ -11,7 +12,11 @@ from transformers.integrations import integration_utils
 from anchorlwf.annotation import as_prompts
 from anchorlwf.config import TrainConfig
 from anchorlwf.decoding.keep_records import HELD_OUT_TAG, keep_records
+from anchorlwf.errors import ConfigError
+from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.training import train
+from anchorlwf.training.checkpoint import Checkpoints, RunKey
+from anchorlwf.training.stage import _arguments
 
 
 class Recorder(TrainerCallback):
@@ -58,8 +63,6 @@ def test_every_step_is_reported_with_its_figures(fresh_model, tmp_path, recorder
 
 
 def test_nothing_is_reported_unless_asked_for_and_the_run_is_the_same(tiny_path, tmp_path, recorder):
-    from anchorlwf.model.language_model import load_model
-
     plain, told = load_model(str(tiny_path)), load_model(str(tiny_path))
     train(plain, corrections(plain, 2), out=tmp_path / "plain", config=TrainConfig(max_steps=3))
     assert recorder.rows == []
@@ -86,3 +89,14 @@ def test_tensorboard_writes_into_the_run_folder(fresh_model, tmp_path):
 )
 def test_names_are_given_as_a_list_or_by_commas(given, names):
     assert TrainConfig.of(report_to=given).report_to == names
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU would take the model that this machine cannot hold")
+def test_a_model_on_another_device_than_training_is_refused(fresh_model, tmp_path, monkeypatch):
+    # Trainer would move it to the device it has chosen, and say nothing.
+    monkeypatch.setattr(LanguageModel, "device", property(lambda _model: torch.device("cuda", 1)))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", RunKey("", "", {}, 1, "cuda"))
+    with pytest.raises(
+        ConfigError, match=r"device: expected cpu, where training runs, got cuda:1\. To train on another"
+    ):
+        _arguments(checkpoints, TrainConfig(), fresh_model, 1)

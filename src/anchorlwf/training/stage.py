@@ -334,7 +334,9 @@ def _arguments(
     if arguments.n_gpu > 1:
         fix = "Start with torchrun --nproc-per-node, or show one GPU (CUDA_VISIBLE_DEVICES=0)."
         raise ConfigError(wrong("devices", "one GPU per process", f"{arguments.n_gpu} in one", fix))
-    if (arguments.device.type, arguments.device.index or 0) != (model.device.type, model.device.index or 0):
+    # Of several processes, each is given a device of its own, to which the trainer moves the model.
+    ours, theirs = ((device.type, device.index or 0) for device in (model.device, arguments.device))
+    if arguments.world_size == 1 and ours != theirs:
         fix = "To train on another GPU, let only that one be seen (CUDA_VISIBLE_DEVICES=1)."
         raise ConfigError(wrong("device", f"{arguments.device}, where training runs", f"{model.device}", fix))
     return arguments
