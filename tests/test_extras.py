@@ -47,7 +47,6 @@ def without(monkeypatch):
             ["annotate", "p.jsonl", "-o", "r", "--annotator", "terminal", "--store", "postgresql:///x"],
         ),
         ("matplotlib", "arena", ["arena", "--quick", "--out", "study"]),
-        ("jinja2", "arena", ["arena", "--quick", "--out", "study"]),
         ("trl", "rl", ["arena", "--plan", "study", "--out", "study"]),
         ("trl", "rl", ["bench", "step"]),
         ("trl", "rl", ["bench", "loss"]),

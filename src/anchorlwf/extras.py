@@ -9,7 +9,7 @@ __all__ = ["EXTRAS", "missing_packages", "require_extra", "require_reporters"]
 
 EXTRAS = {
     "web": ("fastapi", "uvicorn"),
-    "arena": ("matplotlib", "jinja2"),
+    "arena": ("matplotlib",),
     "harness": ("lm_eval",),
     "rl": ("trl",),
     "postgres": ("psycopg",),

@@ -97,6 +97,6 @@ def test_a_model_on_another_device_than_training_is_refused(fresh_model, tmp_pat
     monkeypatch.setattr(LanguageModel, "device", property(lambda _model: torch.device("cuda", 1)))
     checkpoints = Checkpoints(tmp_path / "checkpoints", RunKey("", "", {}, 1, "cuda"))
     with pytest.raises(
-        ConfigError, match=r"device: expected cpu, where training runs, got cuda:1\. To train on another"
+        ConfigError, match=r"device: expected cpu, where training runs, got cuda:1"
     ):
         _arguments(checkpoints, TrainConfig(), fresh_model, 1)
