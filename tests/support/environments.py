@@ -129,7 +129,8 @@ def _serves_a_page(environment: Environment) -> None:
     )
     try:
         assert process.stdout is not None
-        with urllib.request.urlopen(process.stdout.readline().strip(), timeout=60) as page:
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        with browser.open(process.stdout.readline().strip(), timeout=60) as page:
             assert page.status == 200
     finally:
         process.send_signal(signal.SIGINT)

@@ -96,7 +96,5 @@ def test_a_model_on_another_device_than_training_is_refused(fresh_model, tmp_pat
     # Trainer would move it to the device it has chosen, and say nothing.
     monkeypatch.setattr(LanguageModel, "device", property(lambda _model: torch.device("cuda", 1)))
     checkpoints = Checkpoints(tmp_path / "checkpoints", RunKey("", "", {}, 1, "cuda"))
-    with pytest.raises(
-        ConfigError, match=r"device: expected cpu, where training runs, got cuda:1"
-    ):
+    with pytest.raises(ConfigError, match=r"device: expected cpu, where training runs, got cuda:1"):
         _arguments(checkpoints, TrainConfig(), fresh_model, 1)
