@@ -46,6 +46,7 @@ from anchorlwf.data.record import Record
 from anchorlwf.decoding.keep_records import HELD_OUT_TAG
 from anchorlwf.files import cache_folder, write_atomic
 from anchorlwf.model import language_model
+from anchorlwf.model.attention import attention_kind, network_inputs
 from anchorlwf.model.batch import collate
 from anchorlwf.model.language_model import LanguageModel, load_model
 
@@ -134,8 +135,9 @@ class VariantModel(LanguageModel):
         with _watched(layers, read, written, add):
             for start in range(0, len(self._kept), 8):
                 batch = collate(self._kept[start : start + 8], self.codec.pad_id).to(self.device)
-                seen[:] = [batch.attention_mask.bool()]
-                logits = self.net(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+                inputs = network_inputs(batch, attention_kind(self.backbone))
+                seen[:] = [inputs["attention_mask"].bool()]
+                logits = self.net(**inputs, use_cache=False).logits
                 drawn = torch.multinomial(logits.softmax(-1).flatten(0, 1), 1, generator=generator)
                 log_p = logits.log_softmax(-1).flatten(0, 1).gather(1, drawn)[seen[0].flatten()]
                 log_p.sum().backward()
