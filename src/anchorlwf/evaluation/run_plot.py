@@ -85,4 +85,6 @@ def _draw_drift(axes: "Axes", rows: list[dict[str, Any]]) -> None:
         low, high = ([drift[end] for _, drift in having] for end in ("low", "high"))
         axes.fill_between(steps, low, high, color=LIGHT[colour], alpha=0.15, linewidth=0)
     axes.set_yscale("log")
+    # Below that is rounding: the first step finds the model as it was.
+    axes.set_ylim(bottom=max(1e-6, axes.get_ylim()[0]))
     axes.legend()
