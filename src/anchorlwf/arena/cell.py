@@ -16,12 +16,11 @@ from anchorlwf.arena.plan import Method, Plan, Regime
 from anchorlwf.arena.questions import Correction, Task
 from anchorlwf.config import AnnotateConfig, RetainConfig, TrainConfig
 from anchorlwf.data.record import Anchor, Record
-from anchorlwf.decoding.keep_records import HELD_OUT_TAG
 from anchorlwf.decoding.teacher_forcing import forced_choices
 from anchorlwf.errors import NothingToDoError, wrong
 from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.retention import retain
 from anchorlwf.training import train
-from anchorlwf.workflow.retained import AUTO, keep_records_for
 
 __all__ = ["records_of", "run_cell", "train_cell"]
 
@@ -81,10 +80,9 @@ def _kept(model: LanguageModel, method: Method, corrected: Sequence[Record], tas
         return []
     if not task.everyday:
         return retention_records(model, list(task.keep))
-    options = RetainConfig.of(**method.retention)
-    kept = keep_records_for(model, corrected, AUTO, config=options)
+    retained = retain(model, corrected, config=RetainConfig.of(**method.retention))
     # Only our stop rule knows what to do with those that are held out; replay would train on them.
-    return kept if method.marks == "anchors" else [record for record in kept if HELD_OUT_TAG not in record.tags]
+    return [*retained.records, *(retained.held_out if method.marks == "anchors" else ())]
 
 
 def _settings(plan_options: dict[str, Any], method: Method, regime: Regime, seed: int) -> TrainConfig:

@@ -62,7 +62,9 @@ class Lab:
                 self._base_turns[repr(new[index]), limit] = KeepTurn(prompts[index], answer.ids)
         return [self._base_turns[repr(chat), limit] for chat in chats]
 
-    def score(self, tuned: LanguageModel, probes: Sequence[Probe], answer_tokens: int) -> dict[str, float | None]:
+    def score(
+        self, tuned: LanguageModel, probes: Sequence[Probe], answer_tokens: int = _LONG
+    ) -> dict[str, float | None]:
         """The fractions alone, for choosing options."""
         return fractions(self._judge(tuned, probes, probes, answer_tokens))
 

@@ -35,6 +35,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         name="anchorlwf_general",
+        seeds=3,
         title="AnchorLwF, no near prompts",
         family="anchorlwf",
         extra="auto",
@@ -82,6 +83,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         name="anchorlwf_retained_fixed",
+        seeds=3,
         title="AnchorLwF, no stop rule, keep records",
         family="anchorlwf",
         extra="auto",
@@ -189,6 +191,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         name="stm",
+        seeds=3,
         title="STM",
         family="sft",
         marks="likely",
@@ -199,6 +202,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         name="locft",
+        seeds=3,
         title="LocFT-BF",
         family="sft",
         marks="all",

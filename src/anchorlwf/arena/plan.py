@@ -100,6 +100,8 @@ class Method(MethodInfo, extra="forbid"):
     """Multiplies the regime's budget of steps, because a step of this method costs more or less than one of ours."""
     like: str | None = None
     """The method whose sweep chooses the options; None: its own."""
+    seeds: int | None = None
+    """Number of seeds, where the plan's would take too long; None: all of them."""
     warm: bool = False
     """Whether it starts after supervised steps that gave the right value a chance (GRPO needs to see a reward)."""
 
@@ -144,6 +146,7 @@ class Plan(Config):
         """By its name."""
         return next(regime for regime in self.regimes if regime.name == name)
 
-    def seeds_of(self, regime: Regime) -> range:
-        """The seeds a regime is run with."""
-        return range(self.first_seed, self.first_seed + min(self.seeds, regime.seeds or self.seeds))
+    def seeds_of(self, regime: Regime, method: str) -> range:
+        """The seeds that a method is run with in a regime."""
+        count = min(self.seeds, regime.seeds or self.seeds, self.method(method).seeds or self.seeds)
+        return range(self.first_seed, self.first_seed + count)

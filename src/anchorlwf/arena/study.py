@@ -87,7 +87,7 @@ def jobs_of(plan: Plan) -> tuple[list[Job], list[Job]]:
             Job(regime.name, name, seed)
             for regime in plan.regimes
             for name in regime.methods
-            for seed in plan.seeds_of(regime)
+            for seed in plan.seeds_of(regime, name)
         ),
         key=lambda job: job.seed or 0,
     )
@@ -98,7 +98,7 @@ def _key(plan: Plan, sources: Sources, job: Job, options: dict[str, Any] | None)
     """Changes when anything changes that the result depends on."""
     about = plan.model_dump(mode="json", exclude={"regimes", "methods", "seeds", "first_seed", "name"})
     regime = plan.regime(job.regime).model_dump(mode="json", exclude={"methods", "seeds", "title", "about"})
-    method = plan.method(job.method).model_dump(mode="json", exclude={"title", "about"})
+    method = plan.method(job.method).model_dump(mode="json", exclude={"title", "about", "seeds"})
     parts = [about, regime, method, job.seed, options, sources.key]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
