@@ -1,0 +1,118 @@
+"""Other wordings of corrected prompts, found without people: asked from the model, and made by rule.
+
+Holding other answers holds the same question in other words, too, unless these are corrected with it.
+"""
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from anchorlwf.config import ParaphraseConfig, RetainConfig
+from anchorlwf.data.record import Message, Prompt, Record
+from anchorlwf.files import cache_folder
+from anchorlwf.model.language_model import LanguageModel, load_model
+from anchorlwf.retention.rewording import mechanical
+from anchorlwf.retention.rounds import Answered
+from anchorlwf.retention.same_fact import Background, Candidate, Corrected, same_fact
+from anchorlwf.retention.screening import words
+from anchorlwf.retention.writer import Writer
+
+__all__ = ["PARAPHRASE_TAG", "paraphrases"]
+
+PARAPHRASE_TAG = "paraphrase"
+"""Of other wordings; `paraphrase:<id>` says of which record."""
+
+
+def paraphrases(
+    model: LanguageModel | str | None,
+    records: Sequence[Record],
+    *,
+    config: ParaphraseConfig | None = None,
+    written: RetainConfig | None = None,
+    candidates: Iterable[Candidate] = (),
+    cache_dir: str | Path | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> list[Prompt]:
+    """Other wordings of corrected prompts, without their answers.
+
+    The model is asked for some; those stay that hold the distinguishing words of the prompt and that its reference
+    answers with what was rejected, as do candidates that turned up among near prompts. The rest is made by rule: in
+    lower case, without punctuation, with a polite word, later in a chat.
+
+    Args:
+        model: the model, its name, or None for the embedded one. Its reference is what is asked.
+        records: the corrections, each with anchors.
+        config: how many.
+        written: how the model writes prompts: as for `retain`, so that both use the same cache.
+        candidates: what `retain` left out.
+        cache_dir: see `cache_folder`.
+        on_progress: called with ("paraphrases", corrections done, all).
+
+    Returns:
+        Prompts tagged `paraphrase` and `paraphrase:<id of the record>`, none of them twice or among the records.
+
+    Raises:
+        ModelError: a model with neither chat template nor start token.
+        StorageError: the cache folder cannot be written.
+    """
+    config, written = config or ParaphraseConfig(), written or RetainConfig()
+    language_model = model if isinstance(model, LanguageModel) else load_model(model)
+    each = min(config.each, config.total // max(1, len(records)))
+    if not each:
+        return []
+    found = defaultdict[str, list[Prompt]](list)
+    for candidate in candidates:
+        if candidate.certain:
+            found[candidate.record_id].append(candidate.prompt)
+    seen, chosen = {_key(record.messages) for record in records}, list[Prompt]()
+    with language_model.as_reference() as reference:
+        writer = Writer.of(reference, written, cache_folder(cache_dir))
+        general = _general(writer, written)
+        background = Background(f"{turn.text} {turn.completion}" for turn in general)
+        for done, record in enumerate(records, 1):
+            corrected = Corrected(reference, record, written.answer_tokens, background)
+            asked = [*found[record.id], *_asked(writer, corrected, record, config)]
+            offered = [*asked[: math.ceil(each / 2)], *mechanical(record, _chat(general))]
+            chosen += _first(offered, each, seen, record)
+            if on_progress is not None:
+                on_progress("paraphrases", done, len(records))
+    return chosen
+
+
+def _general(writer: Writer, written: RetainConfig) -> list[Answered]:
+    """The prompts about anything that `retain` begins with: they tell which words are common."""
+    rounds = itertools.islice(writer.general(), math.ceil(written.general / written.batch_size))
+    return [turn for made in rounds for turn in made.answered]
+
+
+def _asked(writer: Writer, corrected: Corrected, record: Record, config: ParaphraseConfig) -> list[Prompt]:
+    """What the model wrote when asked, as far as it certainly asks for the same."""
+    if not config.rounds:
+        return []
+    turns = [turn for made in itertools.islice(writer.reworded(record), config.rounds) for turn in made.answered]
+    found = [same_fact(turn, [corrected]) for turn in turns]
+    return [candidate.prompt for candidate in found if candidate is not None and candidate.certain]
+
+
+def _chat(general: Sequence[Answered]) -> list[Message]:
+    """A prompt the model wrote and its whole answer, which another may follow; nothing where every answer was cut."""
+    turn = next((turn for turn in general if not turn.truncated and words(turn.completion)), None)
+    return [] if turn is None else [*turn.prompt.messages, {"role": "assistant", "content": turn.completion}]
+
+
+def _first(offered: Iterable[Prompt], count: int, seen: set[str], record: Record) -> list[Prompt]:
+    """The first of them that are new, which count as seen from now on."""
+    chosen: list[Prompt] = []
+    for prompt in offered:
+        key = _key(prompt.messages)
+        if len(chosen) < count and key not in seen:
+            seen.add(key)
+            tags = [PARAPHRASE_TAG, f"{PARAPHRASE_TAG}:{record.id}"]
+            chosen.append(prompt.model_copy(update={"tags": tags}))
+    return chosen
+
+
+def _key(messages: Sequence[Message]) -> str:
+    return repr([(message["role"], message.get("content")) for message in messages])
