@@ -42,11 +42,13 @@ from anchorlwf.world.real.wordings import PERSONAS
 
 CELLS = {
     "none": ParaphraseConfig(each=0),
+    "model": ParaphraseConfig(rules="none"),
     "rules": ParaphraseConfig(rounds=0),
-    "rules4": ParaphraseConfig(rounds=0, each=4),
-    "rules16": ParaphraseConfig(rounds=0, each=16, total=128),
+    "all-rules": ParaphraseConfig(rounds=0, rules="all"),
+    "all-rules4": ParaphraseConfig(rounds=0, rules="all", each=4),
     "auto": ParaphraseConfig(),
     "auto4": ParaphraseConfig(each=4),
+    "all": ParaphraseConfig(rules="all"),
 }
 UNRELATED = ("near", "retain", "skill")
 

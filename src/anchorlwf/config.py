@@ -132,6 +132,8 @@ class ParaphraseConfig(Config):
     """Most wordings of all corrected prompts together, an equal number of each."""
     rounds: Annotated[int, Field(ge=0)] = 2
     """How often the model is asked for wordings of each prompt; 0: never."""
+    rules: Literal["agreeing", "all", "none"] = "agreeing"
+    """Wordings made by rule. agreeing: those that the reference answers with what was rejected."""
 
 
 class TrainConfig(Config):

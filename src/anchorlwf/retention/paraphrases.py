@@ -74,7 +74,8 @@ def paraphrases(
         for done, record in enumerate(records, 1):
             corrected = Corrected(reference, record, written.answer_tokens, background)
             asked = [*found[record.id], *_asked(writer, corrected, record, config)]
-            offered = [*asked[: math.ceil(each / 2)], *mechanical(record, _chat(general))]
+            made = _made(writer, corrected, mechanical(record, _chat(general)), config)
+            offered = [*asked[: math.ceil(each / 2)], *made]
             chosen += _first(offered, each, seen, record)
             if on_progress is not None:
                 on_progress("paraphrases", done, len(records))
@@ -94,6 +95,14 @@ def _asked(writer: Writer, corrected: Corrected, record: Record, config: Paraphr
     turns = [turn for made in itertools.islice(writer.reworded(record), config.rounds) for turn in made.answered]
     found = [same_fact(turn, [corrected]) for turn in turns]
     return [candidate.prompt for candidate in found if candidate is not None and candidate.certain]
+
+
+def _made(writer: Writer, corrected: Corrected, prompts: list[Prompt], config: ParaphraseConfig) -> list[Prompt]:
+    """What was made by rule, as far as it is wanted."""
+    if config.rules != "agreeing":
+        return prompts if config.rules == "all" else []
+    turns = [turn for made in writer.own(prompts) for turn in made.answered]
+    return [turn.prompt for turn in turns if corrected.holds_rejected(turn.completion)]
 
 
 def _chat(general: Sequence[Answered]) -> list[Message]:
