@@ -6,14 +6,14 @@ Holding other answers holds the same question in other words, too, unless these 
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from anchorlwf.config import ParaphraseConfig, RetainConfig
 from anchorlwf.data.record import Message, Prompt, Record
 from anchorlwf.files import cache_folder
 from anchorlwf.model.language_model import LanguageModel, load_model
-from anchorlwf.retention.rewording import mechanical
+from anchorlwf.retention.rewording import alike, mechanical, question_of
 from anchorlwf.retention.rounds import Answered
 from anchorlwf.retention.same_fact import Background, Candidate, Corrected, same_fact
 from anchorlwf.retention.screening import words
@@ -62,10 +62,7 @@ def paraphrases(
     each = min(config.each, config.total // max(1, len(records)))
     if not each:
         return []
-    found = defaultdict[str, list[Prompt]](list)
-    for candidate in candidates:
-        if candidate.certain:
-            found[candidate.record_id].append(candidate.prompt)
+    found = _by_record(candidates)
     seen, chosen = {_key(record.messages) for record in records}, list[Prompt]()
     with language_model.as_reference() as reference:
         writer = Writer.of(reference, written, cache_folder(cache_dir))
@@ -73,7 +70,7 @@ def paraphrases(
         background = Background(f"{turn.text} {turn.completion}" for turn in general)
         for done, record in enumerate(records, 1):
             corrected = Corrected(reference, record, written.answer_tokens, background)
-            asked = [*found[record.id], *_asked(writer, corrected, record, config)]
+            asked = _sure([*found[record.id], *_asked(writer, corrected, record, config)], corrected)
             made = _made(writer, corrected, mechanical(record, _chat(general)), config)
             offered = [*asked[: math.ceil(each / 2)], *made]
             chosen += _first(offered, each, seen, record)
@@ -88,13 +85,29 @@ def _general(writer: Writer, written: RetainConfig) -> list[Answered]:
     return [turn for made in rounds for turn in made.answered]
 
 
-def _asked(writer: Writer, corrected: Corrected, record: Record, config: ParaphraseConfig) -> list[Prompt]:
-    """What the model wrote when asked, as far as it certainly asks for the same."""
-    if not config.rounds:
-        return []
-    turns = [turn for made in itertools.islice(writer.reworded(record), config.rounds) for turn in made.answered]
-    found = [same_fact(turn, [corrected]) for turn in turns]
-    return [candidate.prompt for candidate in found if candidate is not None and candidate.certain]
+def _by_record(candidates: Iterable[Candidate]) -> defaultdict[str, list[Candidate]]:
+    found = defaultdict[str, list[Candidate]](list)
+    for candidate in candidates:
+        found[candidate.record_id].append(candidate)
+    return found
+
+
+def _asked(writer: Writer, corrected: Corrected, record: Record, config: ParaphraseConfig) -> Iterator[Candidate]:
+    """What the model wrote when asked for other wordings, as far as it may ask for the same."""
+    turns = (turn for made in itertools.islice(writer.reworded(record), config.rounds) for turn in made.answered)
+    found = (same_fact(turn, [corrected]) for turn in turns)
+    return (candidate for candidate in found if candidate is not None)
+
+
+def _sure(candidates: Iterable[Candidate], corrected: Corrected) -> list[Prompt]:
+    """Those that ask for the same by both signs, are like the corrected prompt, and do not give the answer away."""
+    question = question_of(corrected.record)
+    texts = ((str(candidate.prompt.messages[-1].get("content", "")), candidate) for candidate in candidates)
+    return [
+        candidate.prompt
+        for text, candidate in texts
+        if question is not None and candidate.certain and alike(text, question) and not corrected.holds_rejected(text)
+    ]
 
 
 def _made(writer: Writer, corrected: Corrected, prompts: list[Prompt], config: ParaphraseConfig) -> list[Prompt]:

@@ -12,7 +12,7 @@ from anchorlwf.data.record import Message, Prompt, Record
 from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.retention.screening import words
 
-__all__ = ["Request", "listed", "mechanical", "requests"]
+__all__ = ["TEMPERATURES", "Request", "alike", "listed", "mechanical", "question_of", "requests"]
 
 _REQUESTS = (
     'Write the same question in five different ways: "{q}"',
@@ -28,7 +28,9 @@ _QUOTES = "\"'`*\u201c\u201d\u2018\u2019 "
 _LONGER = 2.5
 """A wording has at most this many times the words of the question, and three more."""
 
-_ENGLISH = frozenset("a are can do does how in is me name of say tell the was what when where which who why you".split())
+_ENGLISH = frozenset(
+    "a are can do does how in is me name of say tell the was what when where which who why you".split()
+)
 _ANY = ("Hi! {q}", "{q} Thanks!", "I have a request. {q}")
 _QUESTIONS = (
     "Please tell me: {q}",
@@ -59,15 +61,17 @@ def requests(model: LanguageModel, record: Record) -> list[Request]:
     return [Request(row, temperature) for temperature in TEMPERATURES for row in ids]
 
 
+def alike(text: str, question: str) -> bool:
+    """Whether a text is of like length and kind: a question where that is one."""
+    length, most = len(words(text)), _LONGER * len(words(question)) + 3
+    asks = question.rstrip().endswith("?")
+    return 0 < length <= most and (text.endswith("?") or not asks) and text != question
+
+
 def listed(text: str, question: str) -> list[str]:
-    """The entries of a list that a model wrote behind `2.`, as far as they are of like length and kind."""
+    """The entries of a list that a model wrote behind `2.`, as far as they are like the question."""
     entries = [_ENTRY.sub("", line).strip(_QUOTES) for line in text.splitlines()]
-    most, asks = _LONGER * len(words(question)) + 3, question.rstrip().endswith("?")
-    return [
-        entry
-        for entry in dict.fromkeys(entries)
-        if 0 < len(words(entry)) <= most and (entry.endswith("?") or not asks) and entry != question
-    ]
+    return [entry for entry in dict.fromkeys(entries) if alike(entry, question)]
 
 
 def mechanical(record: Record, earlier: Sequence[Message] = ()) -> list[Prompt]:
@@ -90,7 +94,9 @@ def mechanical(record: Record, earlier: Sequence[Message] = ()) -> list[Prompt]:
         # Whatever is cut off the list later, both kinds are left.
         texts = [texts[0], *wrapped[:2], texts[1], *wrapped[2:4], texts[2], *wrapped[4:]]
     *history, last = record.messages
-    chats = [[*history, {**last, "content": text}] for text in dict.fromkeys(texts) if text.strip() and text != question]
+    chats = [
+        [*history, {**last, "content": text}] for text in dict.fromkeys(texts) if text.strip() and text != question
+    ]
     if earlier and not any(message["role"] in ("user", "assistant") for message in history):
         chats.insert(2, [*history, *earlier, last])
     return [Prompt(messages=messages, tools=record.tools) for messages in chats]
