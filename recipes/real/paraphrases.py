@@ -34,7 +34,7 @@ from anchorlwf.files import write_atomic
 from anchorlwf.model.batch import KeepTurn
 from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.training import train
-from anchorlwf.workflow.paraphrased import paraphrase_records, without
+from anchorlwf.workflow.paraphrased import paraphrase_records
 from anchorlwf.workflow.retained import keep_records_for
 from anchorlwf.world import build_world, draw_errata, probes_for
 from anchorlwf.world.real.real_world import RealWorld
@@ -142,10 +142,9 @@ def cell(
     records: list[Record] = annotate(model, task.prompts, config=AnnotateConfig(max_new_tokens=128))
     corrections = [record for record in records if record.anchors]
     kept = keep_records_for(model, corrections, retain)
-    found = paraphrase_records(
-        model, corrections, "auto", candidates=kept.candidates, config=CELLS[name], annotate=AnnotateConfig()
-    )
-    chosen = [*records, *found, *without(kept.records, [*records, *found])]
+    found = paraphrase_records(model, corrections, "auto", candidates=kept.candidates, config=CELLS[name])
+    asked = {tuple(record.prompt_ids) for record in [*records, *found]}
+    chosen = [*records, *found, *(record for record in kept.records if tuple(record.prompt_ids) not in asked)]
     prepared = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="anchorlwf-paraphrases-") as folder:
         result = train(model, chosen, out=folder, config=TrainConfig(max_steps=steps, seed=seed))

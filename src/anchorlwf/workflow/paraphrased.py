@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from anchorlwf.annotation import PromptLike, as_prompts, fits, same_correction
 from anchorlwf.config import AnnotateConfig, ParaphraseConfig
@@ -11,15 +12,59 @@ from anchorlwf.errors import RecordError, wrong
 from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.retention import PARAPHRASE_TAG, Candidate, paraphrases
 from anchorlwf.retention.sources import own_prompts
-from anchorlwf.workflow.retained import AUTO, NONE
+from anchorlwf.workflow.retained import AUTO, NONE, Retain, keep_records_for, resolved
 
-__all__ = ["PARAPHRASES", "Paraphrase", "paraphrase_records", "save_paraphrases", "without"]
+__all__ = ["PARAPHRASES", "Beside", "Paraphrase", "paraphrase_records", "records_beside", "save_paraphrases"]
 
 PARAPHRASES = "paraphrases.jsonl"
 """In the run folder: the wordings with their answers, for people to look through and to give back."""
 Paraphrase = str | Path | Iterable[PromptLike | Path] | None
-"""`auto`, `none`, a `.jsonl` or `.txt` file, a wording, or several of these. None: see `paraphrase_records`."""
+"""`auto`, `none`, a `.jsonl` or `.txt` file, a wording, or several of these. None: see `records_beside`."""
 _FILES = (".jsonl", ".txt")
+_LONGER = 2
+"""An own answer that is not complete after this many times the tokens of the longest corrected one is not taken."""
+_Progress = Callable[[str, int, int], None]
+
+
+class Beside(NamedTuple):
+    """What is trained beside corrections."""
+
+    paraphrases: list[Record]
+    """The same corrections in other wordings."""
+    keep: list[Record]
+    """What must stay; those tagged `held-out` measure the drift."""
+
+
+def records_beside(
+    model: LanguageModel,
+    corrections: Sequence[Record],
+    *,
+    retain: Retain = None,
+    paraphrase: Paraphrase = None,
+    skip_bad: bool = False,
+    on_progress: _Progress | None = None,
+) -> Beside:
+    """The keep records of corrections and their other wordings, with no prompt in both.
+
+    Args:
+        model: that is corrected, not trained yet.
+        corrections: complete records with anchors.
+        retain: see `keep_records_for`.
+        paraphrase: see `paraphrase_records`. None: as `retain`, `auto` or `none`: other wordings carry a correction
+            further, and with nothing to hold the rest they carry it to other questions as well.
+        skip_bad: go on without the bad lines of a file to retain, and warn of each.
+        on_progress: called with a kind, how many there are, and how many are wanted.
+
+    Raises:
+        RecordError, PromptError, ConfigError, ModelError, StorageError: as `keep_records_for` and
+            `paraphrase_records`.
+    """
+    kept = keep_records_for(model, corrections, retain, skip_bad=skip_bad, on_progress=on_progress)
+    if paraphrase is None:
+        paraphrase = AUTO if resolved(model, retain) == AUTO else NONE
+    found = paraphrase_records(model, corrections, paraphrase, candidates=kept.candidates, on_progress=on_progress)
+    asked = {tuple(record.prompt_ids) for record in [*corrections, *found]}
+    return Beside(found, [record for record in kept.records if tuple(record.prompt_ids) not in asked])
 
 
 def paraphrase_records(
@@ -29,29 +74,28 @@ def paraphrase_records(
     *,
     candidates: Sequence[Candidate] = (),
     config: ParaphraseConfig | None = None,
-    annotate: AnnotateConfig | None = None,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: _Progress | None = None,
 ) -> list[Record]:
     """Records of other wordings, tagged `paraphrase`, with the answers of the corrections they belong to.
 
     Args:
         model: that is corrected, not trained yet.
         corrections: complete records with anchors.
-        wanted: see `Paraphrase`. None: `none`. A wording that is given belongs to the record that its tag
-            `paraphrase:<id>` names, else to the first where all have one answer; one with an `answer` needs none.
+        wanted: see `Paraphrase`. A wording that is given belongs to the record that its tag `paraphrase:<id>` names,
+            else to the first where all have one answer; one with an `answer` needs neither.
         candidates: prompts left out by `retain`.
         config: how many are found, with `auto`.
-        annotate: token limit and confidence.
         on_progress: called with ("paraphrases", corrections done, all).
 
     Raises:
         RecordError: a wording that belongs to no correction.
-        ConfigError, PromptError, RecordError, ModelError, StorageError: as `annotate`, `own_prompts` and
+        ConfigError, PromptError, RecordError, ModelError, StorageError: as `same_correction`, `own_prompts` and
             `paraphrases`.
     """
     taken = {tuple(record.prompt_ids) for record in corrections}
+    corrections = [record for record in corrections if PARAPHRASE_TAG not in record.tags]
     found: list[Prompt] = []
-    for item in _items(wanted):
+    for item in _items(wanted) if corrections else ():
         if item == AUTO:
             found += paraphrases(model, corrections, config=config, candidates=candidates, on_progress=on_progress)
         elif item != NONE:
@@ -62,7 +106,10 @@ def paraphrase_records(
         if ids not in taken:
             taken.add(ids)
             pairs.append(_pair(prompt, corrections))
-    return same_correction(model, pairs, annotate) if pairs else []
+    if not pairs:
+        return []
+    limit = _LONGER * max(len(record.completion_ids) for record in corrections)
+    return same_correction(model, pairs, AnnotateConfig(max_new_tokens=limit))
 
 
 def _items(wanted: Paraphrase) -> list[PromptLike | Path]:
@@ -91,16 +138,16 @@ def _pair(prompt: Prompt, corrections: Sequence[Record]) -> tuple[Record, Prompt
     return named, prompt.model_copy(update={"tags": tags})
 
 
-def save_paraphrases(folder: str | Path, records: Iterable[Record]) -> None:
+def save_paraphrases(folder: str | Path, records: Sequence[Record]) -> None:
     """Write the wordings and their answers as prompts: without the lines struck out, they may be given again."""
-    prompts = [
-        Prompt(messages=record.messages, tools=record.tools, answer=record.completion, tags=record.tags)
-        for record in records
-    ]
-    save_lines(Path(folder) / PARAPHRASES, prompts)
-
-
-def without(kept: Iterable[Record], corrected: Iterable[Record]) -> list[Record]:
-    """The keep records whose prompts are not corrected."""
-    asked = {tuple(record.prompt_ids) for record in corrected}
-    return [record for record in kept if tuple(record.prompt_ids) not in asked]
+    path = Path(folder) / PARAPHRASES
+    if not records:
+        path.unlink(missing_ok=True)  # an earlier run's
+        return
+    save_lines(
+        path,
+        (
+            Prompt(messages=record.messages, tools=record.tools, answer=record.completion, tags=record.tags)
+            for record in records
+        ),
+    )

@@ -10,7 +10,7 @@ from anchorlwf.data.record import Record
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel
 from anchorlwf.retention import Candidate, retain
 
-__all__ = ["AUTO", "NONE", "Kept", "Retain", "keep_records_for"]
+__all__ = ["AUTO", "NONE", "Kept", "Retain", "keep_records_for", "resolved"]
 
 AUTO, NONE = "auto", "none"
 Retain = str | Path | Iterable[PromptLike] | None
@@ -24,6 +24,13 @@ class Kept(NamedTuple):
     """Keep records; those tagged `held-out` measure the drift."""
     candidates: list[Candidate]
     """Prompts the model wrote that seem to ask for a corrected fact in other words."""
+
+
+def resolved(model: LanguageModel, wanted: Retain) -> str | Path | Iterable[PromptLike]:
+    """What is meant where nothing was said."""
+    if wanted is None:
+        return NONE if model.name == EMBEDDED else AUTO
+    return wanted
 
 
 def keep_records_for(
@@ -48,11 +55,10 @@ def keep_records_for(
     Raises:
         RecordError, PromptError, ModelError, StorageError: as `retain` and `retention_records`.
     """
-    if wanted is None:
-        wanted = NONE if model.name == EMBEDDED else AUTO
-    if wanted == NONE:
+    chosen = resolved(model, wanted)
+    if chosen == NONE:
         return Kept([], [])
-    if wanted == AUTO:
+    if chosen == AUTO:
         retained = retain(model, corrections, config=config, on_progress=on_progress)
         return Kept([*retained.records, *retained.held_out], retained.candidates)
-    return Kept(retention_records(model, wanted, skip_bad=skip_bad), [])
+    return Kept(retention_records(model, chosen, skip_bad=skip_bad), [])
