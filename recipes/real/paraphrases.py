@@ -12,6 +12,7 @@ import argparse
 import copy
 import itertools
 import json
+import os
 import platform
 import tempfile
 import time
@@ -30,7 +31,7 @@ from anchorlwf.data.words import contains_words
 from anchorlwf.decoding.greedy import decode_batch
 from anchorlwf.divergence import token_kl
 from anchorlwf.evaluation.measure import answers
-from anchorlwf.files import write_atomic
+from anchorlwf.files import CACHE_VARIABLE, write_atomic
 from anchorlwf.model.batch import KeepTurn
 from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.training import train
@@ -38,7 +39,7 @@ from anchorlwf.workflow.paraphrased import paraphrase_records
 from anchorlwf.workflow.retained import keep_records_for
 from anchorlwf.world import build_world, draw_errata, probes_for
 from anchorlwf.world.real.real_world import RealWorld
-from anchorlwf.world.real.wordings import PERSONAS
+from anchorlwf.world.real.wordings import PERSONAS, TRAINED
 
 CELLS = {
     "none": ParaphraseConfig(each=0),
@@ -67,10 +68,10 @@ def real_task(world: RealWorld, name: str, arguments: argparse.Namespace, seed: 
     """`identity`, `capitals` or `symbols`, with everyday prompts beside it."""
     if name == "identity":
         task, new = world.identity(), list(PERSONAS[world.split])
-        prompts = task.prompts[:1]
+        prompts = task.prompts[: arguments.wordings]
     else:
         task = world.corrections(name.removesuffix("s"), arguments.facts, seed)
-        prompts = list({prompt.tags[0]: prompt for prompt in reversed(task.prompts)}.values())[::-1]
+        prompts = [prompt for number, prompt in enumerate(task.prompts) if number % TRAINED < arguments.wordings]
         facts = {probe.group: str(probe.expected) for probe in task.probes if probe.kind == "recall"}
         new = [] if name == "symbols" else list(facts.values())
     asked = {str(prompt.messages[-1]["content"]) for prompt in prompts}
@@ -153,7 +154,6 @@ def cell(
         **measured(model, base, task, before),
         "corrections": len(corrections),
         "wordings": len(found),
-        "own": sum(str(r.messages[-1]["content"]) != r.messages[-1]["content"].lower() for r in found),
         "anchors": sum(len(record.anchors) for record in chosen),
         "texts": [[r.messages[-1]["content"], r.completion] for r in found][:24],
         "keep_records": len(kept.records),
@@ -176,9 +176,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--split", default="validation", choices=["validation", "report"])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--facts", type=int, default=6, help="capitals or symbols corrected")
+    parser.add_argument("--wordings", type=int, default=1, choices=[1, 2, 3], help="of each correction")
     parser.add_argument("--steps", type=int, help="maximum number of steps")
     parser.add_argument("--every", type=int, default=1, help="ask every so manieth unrelated probe")
-    parser.add_argument("--cache-dir", type=Path, help="of what the real world has asked already")
+    parser.add_argument("--cache-dir", type=Path, help="of what the models have written and answered already")
     parser.add_argument("--dtype", default="float32")
     return parser.parse_args()
 
@@ -186,6 +187,8 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     """Run the cells that are not there yet, one after another, and write the file after each."""
     arguments = parsed()
+    if arguments.cache_dir is not None:
+        os.environ[CACHE_VARIABLE] = str(arguments.cache_dir)
     done: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {"cells": {}}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
     done |= {"machine": device, "torch": torch.__version__, "model": arguments.model and Path(arguments.model).name}
@@ -196,11 +199,11 @@ def main() -> None:
         if where is None:
             task = embedded_task(seed)
         else:
-            world = RealWorld(base, split=arguments.split, cache_dir=arguments.cache_dir)
+            world = RealWorld(base, split=arguments.split)
             task = real_task(world, task_name, arguments, seed)
         before = answers(base, task.probes, EvaluateConfig(max_new_tokens=64))
         for retain, name in itertools.product(arguments.retain.split(","), arguments.cells.split(",")):
-            key = f"{task_name}/{retain}/{name}/{seed}"
+            key = f"{task_name}{arguments.wordings}/{retain}/{name}/{seed}"
             if key in done["cells"]:
                 continue
             done["cells"][key] = cell(base, task, before, name, retain, seed, arguments.steps)

@@ -8,7 +8,7 @@ from anchorlwf.annotation import PromptLike, as_prompts, fits, same_correction
 from anchorlwf.config import AnnotateConfig, ParaphraseConfig
 from anchorlwf.data.jsonl import save_lines
 from anchorlwf.data.record import Prompt, Record
-from anchorlwf.errors import RecordError, wrong
+from anchorlwf.errors import ConfigError, RecordError, wrong
 from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.retention import PARAPHRASE_TAG, Candidate, paraphrases
 from anchorlwf.retention.sources import own_prompts
@@ -120,6 +120,8 @@ def _items(wanted: Paraphrase) -> list[PromptLike | Path]:
 
 def _given(model: LanguageModel, item: PromptLike | Path) -> list[Prompt]:
     if isinstance(item, Path) or (isinstance(item, str) and item.endswith(_FILES)):
+        if not Path(item).is_file():
+            raise ConfigError(wrong(f"paraphrases {item}", "a .jsonl or .txt file", "none there", "Check the path."))
         return own_prompts([item], limit=0, check=model.check_prompt)
     return as_prompts([item], check=fits(model))
 
