@@ -155,3 +155,15 @@ def test_progress_is_told(base, record, tmp_path):
     told = []
     found(base, [record], tmp_path, RULES, on_progress=lambda *row: told.append(row))
     assert told == [("paraphrases", 1, 1)]
+
+
+def test_a_prompt_that_nearly_fills_the_context_gets_no_wording_without_room(base, tmp_path):
+    limit = base.context_length
+    text = "Who are you? " * ((limit - 24) // len(base.codec.encode("Who are you? ")))
+    [long] = annotate(base, [{"prompt": text, "answer": "I am Tarn."}])
+    assert found(base, [long], tmp_path, ParaphraseConfig(rules="all", rounds=1, each=20))
+    for prompt in found(base, [long], tmp_path, ParaphraseConfig(rules="all", rounds=1, each=20)):
+        assert len(base.codec.encode_prompt(prompt.messages)) + 2 * len(long.completion_ids) <= limit
+    [short] = annotate(base, [{"prompt": "Who are you?", "answer": "I am Tarn."}])
+    filled = short.model_copy(update={"completion_ids": long.completion_ids * (limit // 2), "anchors": [], "ties": []})
+    assert found(base, [filled], tmp_path, ParaphraseConfig(rules="all", rounds=1)) == []

@@ -71,8 +71,9 @@ def paraphrases(
         for done, record in enumerate(records, 1):
             corrected = Corrected(reference, record, written.answer_tokens, background)
             asked = _sure([*found[record.id], *_asked(writer, corrected, record, config)], corrected)
-            made = _made(writer, corrected, mechanical(record, _chat(general)), config)
-            offered = [*asked[: math.ceil(each / 2)], *made]
+            roomy = _roomy(reference, record, mechanical(record, _chat(general)))
+            made = _made(writer, corrected, roomy, config)
+            offered = [*_roomy(reference, record, asked)[: math.ceil(each / 2)], *made]
             chosen += _first(offered, each, seen, record)
             if on_progress is not None:
                 on_progress("paraphrases", done, len(records))
@@ -107,6 +108,15 @@ def _sure(candidates: Iterable[Candidate], corrected: Corrected) -> list[Prompt]
         candidate.prompt
         for text, candidate in texts
         if question is not None and candidate.certain and alike(text, question) and not corrected.holds_rejected(text)
+    ]
+
+
+def _roomy(model: LanguageModel, record: Record, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Those behind which the corrected answer has room twice, for the own answer to a wording may be longer."""
+    context, wanted = model.context_length, 2 * len(record.completion_ids)
+    encoded = (model.codec.encode_prompt(prompt.messages, prompt.tools) for prompt in prompts)
+    return [
+        prompt for prompt, ids in zip(prompts, encoded, strict=True) if context is None or len(ids) + wanted <= context
     ]
 
 

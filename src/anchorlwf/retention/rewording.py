@@ -49,15 +49,20 @@ class Request(NamedTuple):
     temperature: float
 
 
-def requests(model: LanguageModel, record: Record) -> list[Request]:
-    """All of them for the prompt of one record; none where its last turn is no user's text."""
+def requests(model: LanguageModel, record: Record, limit: int) -> list[Request]:
+    """All of them for the prompt of one record.
+
+    None where its last turn is no user's text or longer than `limit` tokens, or there is no room for a list of as many.
+    """
     question = question_of(record)
-    if question is None:
+    if question is None or len(model.codec.encode(question)) > limit:
         return []
     *history, last = record.messages
     asked = [[*history, {**last, "content": form.format(q=question)}] for form in _REQUESTS]
     begun = model.codec.encode(f"1. {question}\n2.")
     ids = [[*model.codec.encode_prompt(messages, record.tools), *begun] for messages in asked]
+    if model.context_length is not None and max(map(len, ids)) + limit > model.context_length:
+        return []
     return [Request(row, temperature) for temperature in TEMPERATURES for row in ids]
 
 

@@ -107,12 +107,12 @@ class Writer:
 
     def _lists(self, record: Record, question: str, number: int) -> list[str]:
         """The entries of every list that the model wrote in this round, in order."""
-        asked = requests(self.model, record)
+        limit = self.config.prompt_tokens
+        asked = requests(self.model, record, limit)
         texts: list[str] = []
         for turn, temperature in enumerate(TEMPERATURES):
             ids = [request.prompt_ids for request in asked if request.temperature == temperature] * _LISTS
             seed = _seed(self.config.seed, "reworded", number, turn)
-            limit = self.config.prompt_tokens
             written = sample_batch(self.model, ids, limit, seed=seed, temperature=temperature) if ids else []
             texts += [text for one in written for text in listed(self.model.codec.decode(one.ids), question)]
         return list(dict.fromkeys(texts))
