@@ -154,7 +154,7 @@ def test_candidates_of_near_prompts_are_taken_where_both_signs_agree(base, recor
 def test_progress_is_told(base, record, tmp_path):
     told = []
     found(base, [record], tmp_path, RULES, on_progress=lambda *row: told.append(row))
-    assert told == [("paraphrases", 1, 1)]
+    assert told == [("paraphrase", 1, 1)]
 
 
 def test_a_prompt_that_nearly_fills_the_context_gets_no_wording_without_room(base, tmp_path):

@@ -50,6 +50,7 @@ def test_wordings_come_from_files_too_and_belong_to_the_record_they_name(base, w
     save_lines(tmp_path / "own.jsonl", [tagged, answered])
     found = paraphrase_records(base, [maker, who], str(tmp_path / "own.jsonl"))
     assert [one.completion for one in found] == ["My name is Tarn.", "I was made by Northwind."]
+    assert [one.tags for one in found] == [["paraphrase", f"paraphrase:{who.id}"], ["paraphrase"]]
     with pytest.raises(RecordError, match=r"'Tell me your name.': expected the correction it belongs to"):
         paraphrase_records(base, [maker, who], "Tell me your name.")
     with pytest.raises(ConfigError, match=r"none.jsonl: expected a .jsonl or .txt file"):

@@ -48,7 +48,7 @@ def paraphrases(
         written: how the model writes prompts: as for `retain`, so that both use the same cache.
         candidates: what `retain` left out.
         cache_dir: see `cache_folder`.
-        on_progress: called with ("paraphrases", corrections done, all).
+        on_progress: called with ("paraphrase", corrections done, all).
 
     Returns:
         Prompts tagged `paraphrase` and `paraphrase:<id of the record>`, none of them twice or among the records.
@@ -76,7 +76,7 @@ def paraphrases(
             offered = [*_roomy(reference, record, asked)[: math.ceil(each / 2)], *made]
             chosen += _first(offered, each, seen, record)
             if on_progress is not None:
-                on_progress("paraphrases", done, len(records))
+                on_progress("paraphrase", done, len(records))
     return chosen
 
 

@@ -110,7 +110,7 @@ def fix(
         answer: what the answer should be. The closer to the model's own words, the fewer tokens need annotation.
         out: run folder: records.jsonl, adapter/, results.json and the rest of `train`.
         paraphrases: other wordings of the question, annotated with what was corrected: `auto` (found without people),
-            `none`, a file, or wordings of your own. None: `auto` where anything is retained, else `none`.
+            `none`, a file, or wordings of your own. None: `auto` where `retain` is, else `none`.
         check: prompts whose answers must stay the same; None: `CANARIES`, or questions of the embedded world.
         retain: what is trained to stay beside the correction: `auto` (prompts that the model writes itself, and their
             neighbours of the corrected one), `none`, or prompts of your own. None: `auto`; for the embedded model

@@ -85,7 +85,7 @@ def paraphrase_records(
             else to the first where all have one answer; one with an `answer` needs neither.
         candidates: prompts left out by `retain`.
         config: how many are found, with `auto`.
-        on_progress: called with ("paraphrases", corrections done, all).
+        on_progress: called with ("paraphrase", corrections done, all).
 
     Raises:
         RecordError: a wording that belongs to no correction.
@@ -127,10 +127,13 @@ def _given(model: LanguageModel, item: PromptLike | Path) -> list[Prompt]:
 
 
 def _pair(prompt: Prompt, corrections: Sequence[Record]) -> tuple[Record, Prompt]:
-    """The prompt with its tags, and the correction it belongs to."""
+    """The correction that a prompt belongs to, and the prompt with its tags."""
     by_tag = {f"{PARAPHRASE_TAG}:{record.id}": record for record in corrections}
     named = next((by_tag[tag] for tag in prompt.tags if tag in by_tag), None)
-    if named is None and (prompt.answer is not None or len({record.completion for record in corrections}) == 1):
+    if named is None and prompt.answer is not None:
+        tags = list(dict.fromkeys([PARAPHRASE_TAG, *prompt.tags]))
+        return corrections[0], prompt.model_copy(update={"tags": tags})  # its answer says all
+    if named is None and len({record.completion for record in corrections}) == 1:
         named = corrections[0]
     if named is None:
         fix = f"Give the prompt the tag {PARAPHRASE_TAG}:<id of its record>, or its `answer`."
