@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,36 +14,77 @@ from anchorlwf.arena.costs import TunedModel, annotation_cost, peak_memory, rese
 from anchorlwf.arena.lab import Lab
 from anchorlwf.arena.plan import Method, Plan, Regime
 from anchorlwf.arena.questions import Correction, Task
-from anchorlwf.config import AnnotateConfig, TrainConfig
+from anchorlwf.config import AnnotateConfig, RetainConfig, TrainConfig
 from anchorlwf.data.record import Anchor, Record
+from anchorlwf.decoding.keep_records import HELD_OUT_TAG
+from anchorlwf.decoding.teacher_forcing import forced_choices
+from anchorlwf.errors import NothingToDoError, wrong
 from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.training import train
+from anchorlwf.workflow.retained import AUTO, keep_records_for
 
 __all__ = ["records_of", "run_cell", "train_cell"]
 
 OnStep = Callable[[LanguageModel, dict[str, Any]], None]
 
 
-def _all_anchors(record: Record, confidence: float) -> Record:
-    """Supervised fine-tuning is the same loss with every completion token an anchor."""
+_LIKELY = 1 / 2.5
+"""STM learns a token only where the base gives it this probability: a perplexity of 2.5 (arXiv 2501.14315)."""
+
+
+def _all_anchors(record: Record, confidence: float, positions: Collection[int] | None = None) -> Record:
+    """Supervised fine-tuning is the same loss with every completion token (or those at some positions) an anchor."""
     anchors = [
         Anchor(position=position, token_id=token_id, confidence=confidence, source="target")
         for position, token_id in enumerate(record.completion_ids)
+        if positions is None or position in positions
     ]
     return record.model_copy(update={"anchors": anchors, "ties": []})
+
+
+def _likely_anchors(model: LanguageModel, records: Sequence[Record], confidence: float) -> list[Record]:
+    """Anchors at the tokens that the base finds likely; records without any are left out."""
+    chosen = []
+    for record, choices in zip(records, forced_choices(model, records), strict=True):
+        likely = {place for place, probability in enumerate(choices.probabilities) if probability >= _LIKELY}
+        if likely:
+            chosen.append(_all_anchors(record, confidence, likely))
+    return chosen
 
 
 def records_of(
     model: LanguageModel, method: Method, corrections: Sequence[Correction], task: Task, confidence: float
 ) -> tuple[list[Record], list[Record]]:
-    """(records that are learned, records of unrelated prompts), as the method has them."""
+    """(records that are learned, records of unrelated prompts), as the method has them.
+
+    Raises:
+        NothingToDoError: a method that leaves no token to be learned.
+    """
     prompts = [correction.prompt(method.words) for correction in corrections]
     # Without the model's own answers: what it says today is asked for elsewhere.
-    records = annotate(model, prompts, "target", config=AnnotateConfig(original=False, confidence=confidence))
+    corrected = annotate(model, prompts, "target", config=AnnotateConfig(original=False, confidence=confidence))
+    records = corrected
     if method.marks == "all":
-        records = [_all_anchors(record, confidence) for record in records]
-    kept = [] if method.extra == "none" else retention_records(model, list(task.keep))
+        records = [_all_anchors(record, confidence) for record in corrected]
+    elif method.marks == "likely":
+        records = _likely_anchors(model, corrected, confidence)
+    if not records:
+        fix = "Another method learns them."
+        raise NothingToDoError(wrong(method.name, "a token that the base finds likely", "none", fix))
+    kept = _kept(model, method, corrected, task)
     return records, [_all_anchors(record, 1.0) for record in kept] if method.extra == "replay" else kept
+
+
+def _kept(model: LanguageModel, method: Method, corrected: Sequence[Record], task: Task) -> list[Record]:
+    """Keep records: to the task's prompts, or among real facts to those that the model writes itself."""
+    if method.extra == "none" or (method.extra == "auto" and not task.everyday):
+        return []
+    if not task.everyday:
+        return retention_records(model, list(task.keep))
+    options = RetainConfig.of(**method.retention)
+    kept = keep_records_for(model, corrected, AUTO, config=options)
+    # Only our stop rule knows what to do with those that are held out; replay would train on them.
+    return kept if method.marks == "anchors" else [record for record in kept if HELD_OUT_TAG not in record.tags]
 
 
 def _settings(plan_options: dict[str, Any], method: Method, regime: Regime, seed: int) -> TrainConfig:
@@ -142,7 +183,7 @@ def run_cell(
         tuned.add(annotation_cost(method, task.corrections, []))
     else:
         tuned = train_cell(lab, method, regime, task, options, seed)
-    measured = lab.measure(tuned.model, task, task.test, plan.kl_short, notes)
+    measured = lab.measure(tuned.model, task, task.test, plan.kl_short, notes, regime.answer_tokens)
     every = max(1, len(tuned.curve) // 100)
     return {
         "method": method.name,

@@ -46,8 +46,11 @@ class Regime(_Titled, extra="forbid"):
     mirrored: Annotated[int, Field(ge=0)] = 0
     """Corrections of relations that can also be asked in the other direction."""
     wordings: Annotated[int, Field(ge=1, le=3)] = 3
-    form: Literal["short", "biography", "reasoning"] = "short"
-    """Form of the answers: one sentence, a biography of 60 tokens or more, or a sentence after a thinking block."""
+    form: Literal["short", "biography", "reasoning", "capital", "symbol", "identity", "long"] = "short"
+    """Form of the answers in the embedded world: one sentence, a biography of 60 tokens or more, or a sentence after a
+    thinking block. Among real facts: what is corrected, or `long` for the model's own answers of 60 tokens or more."""
+    answer_tokens: Count = 160
+    """Maximum number of tokens of an answer that is measured."""
     stream: bool = False
     """Whether corrections come one after another, each trained on top of the one before."""
     steps: Count = 60
@@ -79,12 +82,16 @@ class Method(MethodInfo, extra="forbid"):
     trainer: Literal["anchor", "grpo", "dpo", "sdft", "context"] = "anchor"
     words: Literal["own", "human"] = "own"
     """Whose words the right answers have: the model's, corrected, or a person's."""
-    marks: Literal["anchors", "all"] = "anchors"
-    """Which completion tokens are learned: the anchors, or all of them (supervised fine-tuning)."""
+    marks: Literal["anchors", "all", "likely"] = "anchors"
+    """Which completion tokens are learned: the anchors, all of them (supervised fine-tuning), or those alone that the
+    base finds likely (STM)."""
     confidence: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Confidence of every learned token. With `all`, c < 1 is fine-tuning plus (1 - c) / c times KL to the base."""
-    extra: Literal["none", "retain", "replay"] = "none"
-    """Further records, the reference's own answers to unrelated prompts: kept (retain) or learned again (replay)."""
+    extra: Literal["none", "auto", "retain", "replay"] = "none"
+    """Further records, the reference's own answers to unrelated prompts: kept (retain) or learned again (replay). Among
+    real facts the model writes these prompts itself. auto: retain there, none in the embedded world, as `fix` does."""
+    retention: dict[str, Any] = {}
+    """Options of `RetainConfig`, where the model writes the prompts."""
     options: dict[str, Any] = {}
     """Options of `TrainConfig` that are fixed for this method."""
     sweep: dict[str, list[Any]] = {}
@@ -112,6 +119,10 @@ class Plan(Config):
     first_seed: int = 1
     validation_seed: int = 101
     """Seed of the sweep, which corrects other facts than the study."""
+    world: Literal["embedded", "real"] = "embedded"
+    """Whose facts are corrected: those of the embedded world, or real ones that a model has wrong (`make real`)."""
+    split: Literal["report", "validation"] = "report"
+    """Real facts: those that are reported, or those that settings are chosen on."""
     regimes: list[Regime]
     methods: list[Method]
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
