@@ -82,7 +82,7 @@ def _kept(model: LanguageModel, method: Method, corrected: Sequence[Record], tas
     if not task.everyday:
         return retention_records(model, list(task.keep))
     options = RetainConfig.of(**method.retention)
-    kept = keep_records_for(model, corrected, AUTO, config=options)
+    kept = keep_records_for(model, corrected, AUTO, config=options).records
     # Only our stop rule knows what to do with those that are held out; replay would train on them.
     return kept if method.marks == "anchors" else [record for record in kept if HELD_OUT_TAG not in record.tags]
 
