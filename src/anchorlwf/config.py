@@ -133,7 +133,8 @@ class ParaphraseConfig(Config):
     rounds: Annotated[int, Field(ge=0)] = 2
     """How often the model is asked for wordings of each prompt; 0: never."""
     rules: Literal["agreeing", "all", "none"] = "agreeing"
-    """Wordings made by rule. agreeing: those that the reference answers with what was rejected."""
+    """Wordings made by rule. agreeing: those that the reference answers with what was rejected; where none is, half
+    as many of all."""
 
 
 class TrainConfig(Config):

@@ -87,6 +87,15 @@ def test_rules_that_the_reference_answers_otherwise_are_left_out(base, record, t
     assert found(base, [record], tmp_path, RULES.updated(rules="none")) == []
 
 
+def test_where_no_rule_finds_agreement_half_as_many_are_taken_regardless(base, record, tmp_path):
+    # A model that said something else each time: what it was corrected from, it never says again.
+    once = record.model_copy(update={"original_ids": base.codec.encode("I wander through marble gardens")})
+    some = found(base, [once], tmp_path, RULES.updated(each=8))
+    assert asked(some) == asked(found(base, [once], tmp_path, RULES.updated(rules="all", each=4)))
+    assert len(some) == 4
+    assert found(base, [once], tmp_path, RULES.updated(rules="none")) == []
+
+
 def test_there_are_as_many_as_wanted_and_none_twice(base, record, tmp_path):
     other = record.model_copy(update={"id": "0" * 8 + "-0000-0000-0000-" + "0" * 12})
     few = found(base, [record], tmp_path, RULES.updated(each=2))

@@ -39,7 +39,9 @@ def paraphrases(
 
     The model is asked for some; those stay that hold the distinguishing words of the prompt and that its reference
     answers with what was rejected, as do candidates that turned up among near prompts. The rest is made by rule: in
-    lower case, without punctuation, with a polite word, later in a chat.
+    lower case, without punctuation, with a polite word, later in a chat. Of these, too, those are taken that the
+    reference answers with what was rejected; half as many of all where none is, for a model that says something else
+    each time is corrected in one wording only.
 
     Args:
         model: the model, its name, or None for the embedded one. Its reference is what is asked.
@@ -72,8 +74,9 @@ def paraphrases(
             corrected = Corrected(reference, record, written.answer_tokens, background)
             asked = _sure([*found[record.id], *_asked(writer, corrected, record, config)], corrected)
             roomy = _roomy(reference, record, mechanical(record, _chat(general)))
-            made = _made(writer, corrected, roomy, config)
-            offered = [*_roomy(reference, record, asked)[: math.ceil(each / 2)], *made]
+            half = math.ceil(each / 2)
+            made = _made(writer, corrected, roomy, config.rules) or (roomy[:half] if config.rules == "agreeing" else [])
+            offered = [*_roomy(reference, record, asked)[:half], *made]
             chosen += _first(offered, each, seen, record)
             if on_progress is not None:
                 on_progress("paraphrase", done, len(records))
@@ -120,10 +123,10 @@ def _roomy(model: LanguageModel, record: Record, prompts: Sequence[Prompt]) -> l
     ]
 
 
-def _made(writer: Writer, corrected: Corrected, prompts: list[Prompt], config: ParaphraseConfig) -> list[Prompt]:
+def _made(writer: Writer, corrected: Corrected, prompts: list[Prompt], rules: str) -> list[Prompt]:
     """What was made by rule, as far as it is wanted."""
-    if config.rules != "agreeing":
-        return prompts if config.rules == "all" else []
+    if rules != "agreeing":
+        return prompts if rules == "all" else []
     turns = [turn for made in writer.own(prompts) for turn in made.answered]
     return [turn.prompt for turn in turns if corrected.holds_rejected(turn.completion)]
 
