@@ -16,6 +16,7 @@ __all__ = [
     "Config",
     "EvaluateConfig",
     "GateConfig",
+    "ParaphraseConfig",
     "RetainConfig",
     "TrainConfig",
 ]
@@ -118,6 +119,22 @@ class RetainConfig(Config):
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of the general and near records that is never to be trained on, for measuring drift."""
     seed: Seed = 0
+
+
+class ParaphraseConfig(Config):
+    """How many other wordings of corrected prompts are found without people."""
+
+    section: ClassVar[str] = "paraphrase"
+
+    each: Annotated[int, Field(ge=0)] = 8
+    """Most wordings of one corrected prompt; at most half of them are the model's own."""
+    total: Annotated[int, Field(ge=0)] = 64
+    """Most wordings of all corrected prompts together, an equal number of each."""
+    rounds: Annotated[int, Field(ge=0)] = 2
+    """How often the model is asked for wordings of each prompt; 0: never."""
+    rules: Literal["agreeing", "all", "none"] = "agreeing"
+    """Wordings made by rule. agreeing: those that the reference answers with what was rejected; where none is, half
+    as many of all."""
 
 
 class TrainConfig(Config):
