@@ -5,7 +5,7 @@ python -m pytest tests/gpu
 
 import pytest
 import torch
-from triton_cases import case
+from gpu_loss_cases import case
 
 from anchorlwf.annotation import annotate
 from anchorlwf.config import AnnotateConfig, TrainConfig

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anchorlwf.loss import chunked, scored_loss
+from anchorlwf.loss import chunked, products, scored_loss
 from anchorlwf.loss.inputs import Head, LossInputs
 from anchorlwf.loss.reference_summary import summarize, summary_loss
 from anchorlwf.loss.scores import token_scores
@@ -63,7 +63,7 @@ def test_a_summary_tells_it_too(monkeypatch):
 @pytest.mark.parametrize("count", [0, 1, 7])
 def test_scores_of_tokens_are_those_of_full_logits(small_chunks, monkeypatch, dtype, shape, count):
     small_chunks(3, 50)
-    monkeypatch.setattr(chunked, "TILE_BYTES", 12 * 20 * 4)  # a narrow head is widened in several parts
+    monkeypatch.setattr(products, "TILE_BYTES", 12 * 20 * 4)  # a narrow head is widened in several parts
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(50, 12, generator=generator).to(dtype), torch.randn(50, generator=generator).to(dtype)
     hidden, ids = torch.randn(count, 12, generator=generator).to(dtype), torch.arange(count)

@@ -231,12 +231,12 @@ def test_a_tight_budget_really_lowers_the_drift(tmp_path):
 
 
 def test_holding_asks_for_the_greedy_choice_and_a_share_of_the_target():
-    token, other = torch.tensor([7, 7, 7, 7]), torch.tensor([7, 8, 7, 7])
+    greedy = torch.tensor([True, False, True, True])
     log_p = torch.tensor([0.95, 0.95, 0.5, 0.5]).log()
     confidence, ref_p = torch.tensor([1.0, 1.0, 1.0, 0.5]), torch.tensor([0.0, 0.0, 0.0, 0.1])
     # The last one's target is 0.5 + 0.5 * 0.1 = 0.55, of which 0.9 is 0.495.
-    assert holding(other, log_p, token, confidence, ref_p, 0.9).tolist() == [True, False, False, True]
-    assert not holding(token, log_p, token, torch.zeros(4), ref_p, 0.9).any(), "keep tokens are no anchors"
+    assert holding(greedy, log_p, confidence, ref_p.log(), 0.9).tolist() == [True, False, False, True]
+    assert not holding(greedy, log_p, torch.zeros(4), ref_p.log(), 0.9).any(), "keep tokens are no anchors"
 
 
 def test_without_hinge_anchors_pull_on(tmp_path):

@@ -6,8 +6,9 @@ Shape suffixes: N completion tokens, C tokens of one chunk, D hidden width, V vo
 import torch
 from torch import Tensor
 
-from anchorlwf.loss.chunked import chunk_size, project
+from anchorlwf.loss.chunked import chunk_size
 from anchorlwf.loss.inputs import Head
+from anchorlwf.loss.products import project
 from anchorlwf.loss.rows import finish_logits
 
 __all__ = ["token_scores"]
