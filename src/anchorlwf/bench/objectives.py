@@ -16,7 +16,7 @@ from anchorlwf.loss import Implementation, anchor_loss
 from anchorlwf.loss.inputs import Head
 from anchorlwf.loss.reference_summary import Summary, summarize, summary_loss
 
-__all__ = ["OBJECTIVES", "Problem", "make_problem", "top4_loss"]
+__all__ = ["OBJECTIVES", "Problem", "make_problem", "ours", "top4_loss"]
 
 TOP = 4
 
@@ -62,7 +62,9 @@ def _backward(problem: Problem, loss: Callable[[Tensor], Tensor]) -> None:
     loss(hidden_ND).sum().backward()
 
 
-def _ours(impl: Implementation) -> Callable[[Problem], None]:
+def ours(impl: Implementation) -> Callable[[Problem], None]:
+    """Our loss by one implementation."""
+
     def run(problem: Problem) -> None:
         _backward(
             problem,
@@ -135,9 +137,9 @@ def _matmuls(problem: Problem) -> None:
 
 
 OBJECTIVES: dict[str, Callable[[Problem], None]] = {
-    "ours": _ours("auto"),
+    "ours": ours("auto"),
     "summary": _summary,
-    "dense": _ours("dense"),
+    "dense": ours("dense"),
     "trl": _trl,
     "top4": _top4,
     "matmuls": _matmuls,

@@ -88,8 +88,8 @@ def summary_loss(hidden_ND: Tensor, summary: Summary, head: Head, token_ids_N: T
     """
     # Half precision inside an autocast region would undo the float32 of the projections.
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        divergence_N, *own = _SummaryLoss.apply(hidden_ND, summary, head, token_ids_N, confidence_N)
-        return Scored(divergence_N, *own, summary.log_p_N)
+        divergence_N, behind_N, log_p_N = _SummaryLoss.apply(hidden_ND, summary, head, token_ids_N, confidence_N)
+        return Scored(divergence_N, behind_N, log_p_N, summary.log_p_N)
 
 
 class _SummaryLoss(torch.autograd.Function):
