@@ -53,7 +53,8 @@ def divergence(
         hidden_ND: of the model.
         reference: its hidden states [N, D], or their summary, which knows the forward direction alone.
         heads: (model's, reference's).
-        token_ids_N, confidence_N, direction, impl, memory: as for `anchor_loss`, and right: they are not checked.
+        token_ids_N, confidence_N, direction, impl: as for `anchor_loss`, and right: they are not checked.
+        memory: bytes that the loss may take on a GPU.
     """
     head, ref_head = heads
     if isinstance(reference, Summary):

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from anchorlwf.errors import ConfigError, ModelError, RecordError, StampError, S
 from anchorlwf.model.fingerprint import base_sha
 from anchorlwf.model.head import probe_head
 from anchorlwf.model.language_model import LanguageModel, load_model
-from anchorlwf.training import holding, train
+from anchorlwf.training import holding, train, trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -167,6 +168,37 @@ def test_gradient_checkpointing_changes_nothing(tiny_path, tmp_path):
         config = steps(4, gradient_checkpointing=on)
         train(load_model(str(tiny_path)), records, out=tmp_path / name, config=config)
     assert largest_gap(adapter(tmp_path / "without"), adapter(tmp_path / "with")) < 1e-6
+
+
+def test_reading_ahead_changes_nothing_and_ends_with_training(tiny_path, tmp_path, monkeypatch):
+    records, found = corrections(load_model(str(tiny_path)), 6), {}
+    drawn, draw = [], trainer._drawn
+    monkeypatch.setattr(trainer, "_drawn", lambda *given: drawn.append(threading.current_thread().name) or draw(*given))
+    for ahead in (False, True):
+        monkeypatch.setattr(trainer.AnchorTrainer, "reads_ahead", ahead)
+        drawn.clear()
+        out = tmp_path / str(ahead)
+        train(load_model(str(tiny_path)), records, out=out, config=steps(5, batch_size=2, accumulation=2))
+        found[ahead] = adapter(out), [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        # The first is wanted at once; behind the last there is nothing, which is found out beforehand.
+        assert len(drawn) == 5 + ahead
+        assert ("MainThread" in drawn[1:]) is not ahead
+    assert largest_gap(found[False][0], found[True][0]) == 0.0
+    assert found[False][1] == found[True][1]
+    assert not [one for one in threading.enumerate() if one.name.startswith("ThreadPoolExecutor")]
+
+
+def test_what_goes_wrong_while_reading_ahead_is_told(tiny_path, tmp_path, monkeypatch):
+    records = corrections(load_model(str(tiny_path)), 4)
+    monkeypatch.setattr(trainer.AnchorTrainer, "reads_ahead", True)
+
+    def remove(row):
+        if row["step"] == 2:
+            for file in (tmp_path / "run" / "reference").rglob("*.safetensors"):
+                file.unlink()
+
+    with pytest.raises(ConfigError, match="Start again"):
+        train(load_model(str(tiny_path)), records, out=tmp_path / "run", config=steps(9, batch_size=2), on_step=remove)
 
 
 def test_resume_is_bit_exact(tiny_path, tmp_path):

@@ -38,7 +38,7 @@ _IMPLEMENTATIONS: tuple[Implementation, ...] = ("dense", "triton", "chunked")
 LIMITS = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
 """Relative errors that are none, whatever the dense loss has."""
 _REPEATS, _WARM = 7, 2
-_STEPS, _WARM_STEPS = 6, 4
+_STEPS, _WARM_STEPS = 8, 4
 _ROWS_IN_PROFILE = 40
 
 
@@ -60,7 +60,7 @@ def measure_errors() -> list[Row]:
     for name, (direction, everything, scale, softcap) in shapes.items():
         for dtype, limit in LIMITS.items():
             case = _case(dtype, everything, scale, softcap, direction)
-            errors = {impl: _error(case, impl) for impl in _IMPLEMENTATIONS}
+            errors: dict[str, float] = {impl: _error(case, impl) for impl in _IMPLEMENTATIONS}
             allowed = max(limit, 2 * errors["dense"])
             row: Row = {"case": name, "dtype": dtype, "right": max(errors.values()) <= allowed}
             rows.append({**row, **errors})
@@ -147,23 +147,25 @@ def timed(run: Callable[[], None]) -> tuple[float, int]:
 
 
 def measure_steps(setup: StepSetup, name: str) -> list[Row]:
-    """Milliseconds of an optimizer step of one competitor, as the wall clock has them, and the memory's peak."""
-    laps, peak = list[float](), list[int]()
+    """Milliseconds of an optimizer step of one competitor, by the wall clock over several, and the memory's peak."""
+    done, found = [0], dict[str, Any]()
 
     def lap() -> None:
-        torch.cuda.synchronize()
-        if len(laps) == _WARM_STEPS:
+        done[0] += 1
+        if done[0] == _WARM_STEPS:
+            torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-        laps.append(time.perf_counter())
-        if len(laps) > _WARM_STEPS + _STEPS:
-            peak.append(torch.cuda.max_memory_allocated())
+            found["began"] = time.perf_counter()
+        elif done[0] == _WARM_STEPS + _STEPS:
+            torch.cuda.synchronize()
+            found["ms"] = 1000 * (time.perf_counter() - found.pop("began")) / _STEPS
+            found["peak_bytes"] = torch.cuda.max_memory_allocated()
             raise _EnoughError
 
     failed = _run_steps(setup, name, lap)
     if failed is not None:
         return [{"name": name, "failed": failed}]
-    times = [end - begin for begin, end in zip(laps[_WARM_STEPS:-1], laps[_WARM_STEPS + 1 :], strict=True)]
-    return [{"name": name, "ms": 1000 * statistics.median(times), "peak_bytes": peak[0]}]
+    return [{"name": name, **found}]
 
 
 def _run_steps(setup: StepSetup, name: str, lap: Callable[[], None]) -> str | None:

@@ -19,7 +19,7 @@ from anchorlwf.errors import LossError, wrong
 from anchorlwf.loss.chunked import chunked_loss
 from anchorlwf.loss.dense import dense_loss
 from anchorlwf.loss.gpu_pass import GpuPass, plain_rows
-from anchorlwf.loss.inputs import MEMORY, Direction, Head, LossInputs, Scored
+from anchorlwf.loss.inputs import Direction, Head, LossInputs, Scored
 
 __all__ = ["Direction", "Implementation", "anchor_loss", "scored_loss"]
 
@@ -42,7 +42,6 @@ def anchor_loss(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     impl: Implementation = "auto",
-    memory: int = MEMORY,
 ) -> Tensor:
     """Per-token divergence between the model and its target, in nats; differentiable in hidden, weight and bias.
 
@@ -62,8 +61,7 @@ def anchor_loss(
         impl: "dense" (full logits, the oracle), "chunked" (bounded memory, any device), "triton" (the same on CUDA with
             a kernel for the rows of logits; chunked if the inputs are float64). "auto": triton where possible,
             otherwise chunked.
-        memory: most bytes that the loss takes on a GPU beyond its inputs; less where the card is small. On a CPU it
-            takes about 112 MiB, which is what is fast there.
+            On a GPU both take 1 GiB beyond the inputs at the most, on a small card less; on a CPU about 112 MiB.
 
     Returns:
         [N] in float32 (float64 for float64 inputs), whatever the dtype of the inputs. For N = 0 it is empty but still
@@ -77,7 +75,7 @@ def anchor_loss(
     head = Head(weight, bias, logit_scale, softcap)
     ref_weight, ref_bias = weight if ref_weight is None else ref_weight, bias if ref_bias is None else ref_bias
     ref_head = Head(ref_weight.detach(), None if ref_bias is None else ref_bias.detach(), logit_scale, softcap)
-    inputs = LossInputs(hidden, ref_hidden, head, ref_head, token_ids, confidence, direction, memory)
+    inputs = LossInputs(hidden, ref_hidden, head, ref_head, token_ids, confidence, direction)
     inputs.check()
     inputs.check_values()
     return scored_loss(inputs, impl).divergence_N

@@ -59,12 +59,17 @@ class AnchorTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self._begin_step()
 
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether the next step's micro-batches are made during this one: where another device computes it."""
+        return self.args.device.type == "cuda"
+
     def train(self, *inputs: Any, **options: Any) -> TrainOutput:
         """As Trainer does. On a GPU the next step's records are read and pinned while this one is computed."""
         # Autocast makes the adapter's inputs what it wants; PEFT would widen them before, for nothing.
         casts = disable_input_dtype_casting(self.context.model.net, active=bool(self.args.bf16))
         with casts, ThreadPoolExecutor(1) as reader:
-            self._reader = reader if self.args.device.type == "cuda" else None
+            self._reader = reader if self.reads_ahead else None
             return super().train(*inputs, **options)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
