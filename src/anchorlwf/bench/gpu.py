@@ -86,17 +86,25 @@ def bench_gpu(
     return found
 
 
-def _parts() -> Iterator[tuple[str, str, Callable[[], list[Row]]]]:
-    """(name, section, what measures it), the most telling first."""
+_Part = tuple[str, str, Callable[[], list[Row]]]
+"""(name, section, what measures it)."""
+
+
+def _parts() -> Iterator[_Part]:
+    """The most telling first."""
     trl = importlib.util.find_spec("trl") is not None
     losses = [name for name in _LOSSES if name != "trl" or trl]
-    for tokens, width in SHAPES:
-        yield f"loss {tokens} x {width}", "losses", partial(measure_losses, tokens, width, losses)
-    for name in _STEPS:
-        if name != "trl_sft" or trl:
-            yield f"step {name}", "steps", partial(measure_steps, GPU_STEP, name)
+    steps = [name for name in _STEPS if name != "trl_sft" or trl]
+
+    def loss(tokens: int, width: int) -> _Part:
+        return f"loss {tokens} x {width}", "losses", partial(measure_losses, tokens, width, losses)
+
+    yield from (loss(*shape) for shape in SHAPES[:2])
+    yield from ((f"step {name}", "steps", partial(measure_steps, GPU_STEP, name)) for name in steps[:2])
     yield "profile ours", "profiles", partial(profile_step, GPU_STEP, "ours")
     yield "errors", "errors", measure_errors
+    yield from (loss(*shape) for shape in SHAPES[2:])
+    yield from ((f"step {name}", "steps", partial(measure_steps, GPU_STEP, name)) for name in steps[2:])
 
 
 def _card() -> dict[str, Any]:

@@ -46,15 +46,16 @@ def make_problem(
     tokens: int, width: int, vocabulary: int, anchors: float, seed: int, *, dtype: str = "float32", device: str = "cpu"
 ) -> Problem:
     """Logits with a standard deviation of 3; `anchors` is the share of tokens at confidence 1."""
-    generator = torch.Generator().manual_seed(seed)
-    ref_hidden_ND = torch.randn(tokens, width, generator=generator)
-    hidden_ND = ref_hidden_ND + 0.1 * torch.randn(tokens, width, generator=generator)
-    weight_VD = torch.randn(vocabulary, width, generator=generator).mul_(3 / width**0.5)
-    token_ids_N = torch.randint(0, vocabulary, (tokens,), generator=generator)
-    certain_N = torch.randperm(tokens, generator=generator) < round(anchors * tokens)
+    generator = torch.Generator(device).manual_seed(seed)
+    with torch.device(device):
+        ref_hidden_ND = torch.randn(tokens, width, generator=generator)
+        hidden_ND = ref_hidden_ND + 0.1 * torch.randn(tokens, width, generator=generator)
+        weight_VD = torch.randn(vocabulary, width, generator=generator).mul_(3 / width**0.5)
+        token_ids_N = torch.randint(0, vocabulary, (tokens,), generator=generator)
+        certain_N = torch.randperm(tokens, generator=generator) < round(anchors * tokens)
     kind = getattr(torch, dtype)
-    hidden_ND, ref_hidden_ND, weight_VD = (tensor.to(device, kind) for tensor in (hidden_ND, ref_hidden_ND, weight_VD))
-    return Problem(hidden_ND, ref_hidden_ND, weight_VD, token_ids_N.to(device), certain_N.float().to(device))
+    hidden_ND, ref_hidden_ND, weight_VD = (tensor.to(kind) for tensor in (hidden_ND, ref_hidden_ND, weight_VD))
+    return Problem(hidden_ND, ref_hidden_ND, weight_VD, token_ids_N, certain_N.float())
 
 
 def _backward(problem: Problem, loss: Callable[[Tensor], Tensor]) -> None:
