@@ -8,7 +8,8 @@ timeout 130 python -u -m anchorlwf bench --gpu --seconds 90 --out "$out/gpu.json
 echo "bench rc $? after $((SECONDS - begin)) s"
 timeout 60 python -u benchmarks/gpu_trial.py "$out/trial.json" >"$out/trial.log" 2>&1
 echo "trial rc $? after $((SECONDS - begin)) s"
-timeout "${TEST_SECONDS:-80}" python -u -m pytest -q -x -p no:cacheprovider tests/gpu >"$out/pytest.log" 2>&1
+bare=$(python -c "import hypothesis" 2>/dev/null || echo --noconftest)
+timeout "${TEST_SECONDS:-80}" python -u -m pytest -q --maxfail=20 --tb=short -p no:cacheprovider $bare tests/gpu >"$out/pytest.log" 2>&1
 echo "tests rc $? after $((SECONDS - begin)) s"
 cat "$out/table.md"
 tail -5 "$out/bench.log"
