@@ -176,7 +176,9 @@ class TrainConfig(Config):
     """Stop once every anchor holds, every answer is reproduced and the drift is within its budget."""
     impl: Literal["auto", "dense", "chunked", "triton"] = "auto"
     """auto: the quickest there is; from a summary of the reference where one is kept (docs/method.md), else chunked, on
-    a GPU in Triton. The others compare both models' logits, every time."""
+    a GPU with a kernel in Triton. The others compare both models' logits, every time."""
+    loss_memory: Positive = 1.0
+    """Most GiB that the loss takes on a GPU beside the model; never more than a thirty-second of the card."""
     save_steps: Annotated[int, Field(ge=0)] = 0
     """Checkpoint every so many steps, for resuming; 0: none."""
     gradient_checkpointing: bool = False

@@ -286,6 +286,8 @@ def _arguments(
         report_to="none",
         disable_tqdm=True,
         logging_strategy="no",
+        # It would wait for every micro-batch; `take_sums` looks at the loss.
+        logging_nan_inf_filter=False,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 500,
         use_cpu=not on_gpu,
