@@ -64,6 +64,7 @@ class Variant:
     kind: str = "lora"
     """lora, null, null_frozen, kfac, dora."""
     energy: float = 0.0
+    paraphrase: dict[str, Any] | None = None
 
 
 def _layers(first: int, last: int) -> str:
@@ -71,7 +72,6 @@ def _layers(first: int, last: int) -> str:
     return rf".*\.({numbers})\.mlp\.(gate|up)_proj"
 
 
-BUDGET = 0.001
 VARIANTS = [
     # What matters most comes first: the study may be cut short.
     Variant("defaults"),
@@ -86,7 +86,9 @@ VARIANTS = [
     Variant("rate 1e-3", {"learning_rate": 1e-3}),
     Variant("dora", kind="dora"),
     Variant("budget 0.002", {"drift_budget": 0.002}),
+    Variant("budget 0.001", {"drift_budget": 0.001}),
     Variant("budget 0.0005", {"drift_budget": 0.0005}),
+    Variant("paraphrase", paraphrase={}),
     Variant("hold 0.5", {"hold": 0.5}),
     Variant("layers 0-10", {"targets": _layers(0, 10)}),
     Variant("rank 1", {"rank": 1, "lora_alpha": 8.0}),
@@ -214,13 +216,21 @@ _LAB: list[VariantLab] = []
 
 def _prepare(model: str | None, threads: int) -> None:
     torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        # Products in TF32, eight times as fast; base and tuned models alike.
+        torch.set_float32_matmul_precision("high")
     _LAB.append(VariantLab(load_model(model, dtype="float32")))
 
 
-def _row(plan: Plan, sources: Sources, regime_name: str, variant: Variant, seed: int) -> dict[str, Any]:
+def _row(plan: Plan, sources: Sources, budget: float, regime_name: str, variant: Variant, seed: int) -> dict[str, Any]:
     lab, regime = _LAB[0], plan.regime(regime_name)
     method = Method(
-        name=variant.name, title=variant.name, family="anchorlwf", extra="retain", retention=variant.retention
+        name=variant.name,
+        title=variant.name,
+        family="anchorlwf",
+        extra="retain",
+        retention=variant.retention,
+        paraphrase=variant.paraphrase,
     )
     row: dict[str, Any] = {"variant": variant.name, "regime": regime_name, "seed": seed}
     try:
@@ -229,7 +239,7 @@ def _row(plan: Plan, sources: Sources, regime_name: str, variant: Variant, seed:
         began = time.time()
         _, kept = records_of(lab.base, method, task.corrections, task, 1.0)
         lab.variant, lab.kept = variant, [record for record in kept if HELD_OUT_TAG not in record.tags]
-        cell = run_cell(lab, plan, method, regime, task, {"drift_budget": BUDGET, **variant.options}, seed)
+        cell = run_cell(lab, plan, method, regime, task, {"drift_budget": budget, **variant.options}, seed)
         return {**row, "measures": cell["measures"], "costs": cell["costs"], "seconds": time.time() - began}
     except Exception:  # noqa: BLE001 - one broken variant must not end the study; it is told in its row
         return {**row, "error": traceback.format_exc(limit=6)}
@@ -248,6 +258,7 @@ def main() -> None:
     parser.add_argument("--world", choices=["real", "embedded"], default="real")
     parser.add_argument("--regimes", help="default: identity,capitals16; in the embedded world short16,biography4")
     parser.add_argument("--variants", help="names, separated by semicolons; default: all")
+    parser.add_argument("--budget", type=float, default=0.001, help="drift budget, nats per token")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("adapters.json"))
@@ -258,14 +269,14 @@ def main() -> None:
     jobs = [
         (regime, variant, seed)
         for seed in range(101, 101 + given.seeds)
-        for variant in VARIANTS
         for regime in regimes
+        for variant in VARIANTS
         if variant.name in wanted
     ]
     threads, rows = max(1, (os.cpu_count() or 1) // given.jobs), []
     context = get_context("spawn")
     with ProcessPoolExecutor(given.jobs, context, initializer=_prepare, initargs=(sources.model, threads)) as pool:
-        for future in as_completed([pool.submit(_row, plan, sources, *job) for job in jobs]):
+        for future in as_completed([pool.submit(_row, plan, sources, given.budget, *job) for job in jobs]):
             rows.append(future.result())
             write_atomic(given.out, json.dumps(rows, indent=1) + "\n")
             print(len(rows), len(jobs), rows[-1].get("error") or rows[-1], flush=True)

@@ -79,20 +79,19 @@ def test_a_cell_tells_how_many_everyday_answers_are_the_same_and_where_the_new_t
     regime = Regime(name="i", title="i", form="identity", steps=4, answer_tokens=8, methods=[])
     task = Sources().task(base, real, regime, 0)
     lab = Lab(base)
-    asked = [probe.model_copy(update={"expected": r"\A", "scorer": "regex"}) for probe in task.everyday]
-    never = [probe.model_copy(update={"expected": "never said"}) for probe in task.everyday[:1]]
-    small = replace(task, test=task.test[:4], everyday=(*asked[1:], *never))
+    small = replace(task, test=task.test[:4])
     method = few(real.method("anchors_only"))
-    measured = run_cell(lab, real, method, regime, small, {"max_steps": 2}, 1)
-    assert measured["measures"]["same"] == pytest.approx(2 / 3)
+    measured = run_cell(lab, real, method, regime, small, {"max_steps": 1, "learning_rate": 1e-9}, 1)
+    assert measured["measures"]["same"] == 1.0, "next to nothing was trained"
     assert measured["measures"]["leaks"] == 0
-    assert measured["measures"]["kl_short"] > 0
+    assert measured["measures"]["kl_short"] == pytest.approx(0, abs=1e-6)
     # What every answer holds now and none held before has leaked into all of them.
     everywhere = small.test[0].model_copy(update={"kind": "recall", "expected": r"\S", "scorer": "regex"})
     lab = Lab(base)
     lab._base_answers.update({(repr(probe.messages), 64): "" for probe in small.everyday})
     leaking = run_cell(lab, real, method, regime, replace(small, test=(everywhere,)), {"max_steps": 1}, 1)
     assert leaking["measures"]["leaks"] == 3
+    assert leaking["measures"]["same"] == 0.0
 
 
 def test_only_the_stop_rule_sees_what_is_held_out(real, base):

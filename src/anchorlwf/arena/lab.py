@@ -140,7 +140,9 @@ class Lab:
             any(score(judge, result.tuned_answer) and not score(judge, result.base_answer) for judge in judges)
             for result in results
         ]
-        return {"same": sum(r.tuned_right for r in results) / len(results), "leaks": sum(leaks)}
+        # With the base's answer on this machine, not with one remembered from another: near ties may fall otherwise.
+        same = [result.tuned_answer == result.base_answer for result in results]
+        return {"same": sum(same) / len(results), "leaks": sum(leaks)}
 
     def _drift(
         self, tuned: LanguageModel, chats: Sequence[list[Message]], limit: int

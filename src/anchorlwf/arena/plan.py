@@ -92,6 +92,9 @@ class Method(MethodInfo, extra="forbid"):
     real facts the model writes these prompts itself. auto: retain there, none in the embedded world, as `fix` does."""
     retention: dict[str, Any] = {}
     """Options of `RetainConfig`, where the model writes the prompts."""
+    paraphrase: dict[str, Any] | None = None
+    """Options of `ParaphraseConfig`, where other wordings are corrected as well (among real facts, beside keep
+    records); None: they are not."""
     options: dict[str, Any] = {}
     """Options of `TrainConfig` that are fixed for this method."""
     sweep: dict[str, list[Any]] = {}

@@ -171,6 +171,9 @@ def _prepare(sources: Sources, threads: int, setup: Callable[[], None] | None) -
     if setup is not None:
         setup()
     torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        # Products in TF32, eight times as fast; base and tuned models alike.
+        torch.set_float32_matmul_precision("high")
     _LAB.append(Lab(load_model(sources.model, dtype=sources.dtype, device=sources.device)))
 
 

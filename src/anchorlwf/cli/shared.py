@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -20,6 +20,7 @@ from anchorlwf.errors import AnchorLwfWarning
 
 if TYPE_CHECKING:
     from anchorlwf import config
+    from anchorlwf.data.record import Record
 
 __all__ = [
     "NOT_CONVERGED",
@@ -31,6 +32,7 @@ __all__ = [
     "Device",
     "Dtype",
     "Model",
+    "Paraphrase",
     "PlainProgress",
     "Retain",
     "SkipBad",
@@ -45,6 +47,7 @@ __all__ = [
     "phase_progress",
     "plain_warnings",
     "print_json",
+    "print_wordings",
     "quiet_libraries",
     "step_progress",
     "train_progress",
@@ -90,6 +93,14 @@ Retain = Annotated[
         "--retain", help="What is trained to stay: auto (prompts the model writes itself), none, or a JSONL file."
     ),
 ]
+Paraphrase = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--paraphrase",
+        help="Other wordings that are corrected too: auto (found without people), none, a .jsonl or .txt file, or a "
+        "wording itself; repeatable. Default: auto with --retain auto, else none.",
+    ),
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip bad lines and name each one, instead of stopping.")]
 TrustCode = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code shipped with the model to run.")]
 
@@ -97,6 +108,8 @@ NOT_CONVERGED = 4
 """Exit code: the weights are saved, but the stop rule's conditions are not met."""
 _AROUND, _BEYOND = 20, 60
 """Characters shown before and behind the place where two answers part."""
+_WORDINGS = 3
+"""Other wordings that are printed."""
 PACE = 5.0
 """Seconds between two lines of progress where the output is not a terminal."""
 
@@ -168,6 +181,16 @@ def _cut(text: str, start: int, end: int) -> str:
     if len(text) <= _AROUND + _BEYOND:
         return text
     return ("..." if start else "") + text[start:end] + ("..." if end < len(text) else "")
+
+
+def print_wordings(records: Sequence["Record"], folder: str | Path) -> None:
+    """How many other wordings were corrected, a few of them, and where the others can be looked through."""
+    if not records:
+        return
+    asked = [str(record.messages[-1].get("content")) for record in records[:_WORDINGS]]
+    more = len(records) - len(asked)
+    shown = ", ".join(map(repr, asked)) + (f" and {more} more" if more else "")
+    out.print(f"{len(records)} other wordings corrected as well: {shown} (all in {folder}/paraphrases.jsonl)")
 
 
 class PlainProgress:

@@ -16,13 +16,14 @@ Examples:
   anchorlwf train records.jsonl --out runs/first --model ./my-model --drift-budget 0.005
   anchorlwf train records.jsonl --out runs/first --model ./my-model --retain auto
   anchorlwf train records.jsonl --out runs/first --retain prompts.jsonl --config train.yaml
+  anchorlwf train records.jsonl --out runs/first --retain auto --paraphrase wordings.jsonl
   anchorlwf train records.jsonl --out runs/first --save-steps 100 --resume
   anchorlwf train records.jsonl --out runs/first --report-to tensorboard --dtype bfloat16
 """
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -33,15 +34,20 @@ from anchorlwf.cli.shared import (
     Device,
     Dtype,
     Model,
+    Paraphrase,
     Retain,
     SkipBad,
     TrustCode,
     options_from,
     out,
     print_json,
+    print_wordings,
     quiet_libraries,
     train_progress,
 )
+
+if TYPE_CHECKING:
+    from anchorlwf.data.record import Record
 
 Loss = Annotated[
     Literal["forward", "reverse"] | None,
@@ -65,6 +71,7 @@ def train(
     device: Device = None,
     dtype: Dtype = None,
     retain: Retain = None,
+    paraphrase: Paraphrase = None,
     method: Annotated[Literal["lora", "full"] | None, typer.Option(help="lora (default) or full.")] = None,
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", "--lr", help="Constant learning rate.")
@@ -102,41 +109,60 @@ def train(
     require_reporters(settings.report_to)
     with run_folder(to), train_progress() as progress:
         loading = {"name": model, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-        loaded, chosen = _inputs(loading, records, retain, skip_bad)
+        loaded, chosen, wordings = _inputs(loading, records, retain, paraphrase, skip_bad, to)
         result = train(loaded, chosen, out=to, config=settings, resume=resume, **progress)
     if PartialState().is_main_process:
-        _print(result, as_json)
+        _print(result, wordings, to, as_json)
     PartialState().destroy_process_group()
     raise typer.Exit(0 if result.converged else NOT_CONVERGED)
 
 
-def _inputs(loading: dict[str, Any], records: Path, retain: str | None, skip_bad: bool) -> tuple[Any, Any]:
+def _inputs(
+    loading: dict[str, Any], records: Path, retain: str | None, paraphrase: list[str] | None, skip_bad: bool, to: Path
+) -> tuple[Any, Any, list["Record"]]:
     from accelerate import PartialState
     from torch.utils.data import ConcatDataset
 
     from anchorlwf.data.record_file import RecordFile
     from anchorlwf.model.language_model import load_model
-    from anchorlwf.workflow.retained import AUTO, NONE, keep_records_for
+    from anchorlwf.workflow.paraphrased import records_beside
+    from anchorlwf.workflow.retained import AUTO, NONE
 
     # Whatever has a length and numbers is a dataset to torch, which its types do not say.
     chosen: Any = RecordFile(records, skip_bad=skip_bad)
     loaded = load_model(**loading)
-    if retain not in (None, NONE):
-        loaded.codec.pin(chosen[0].model if len(chosen) else None)  # one date in all prompts
-        # Only what the model writes itself depends on the corrections; otherwise they stay on disk.
-        wanted = chosen if retain == AUTO else ()
-        corrections = [record for record in wanted if record.anchors and record.status == "complete"]
-        # What one process has written is in the cache for the others.
-        with PartialState().main_process_first():
-            kept: Any = keep_records_for(loaded, corrections, retain, skip_bad=skip_bad)
-        chosen = ConcatDataset([chosen, kept])
-    return loaded, chosen
+    retained, reworded = retain not in (None, NONE), paraphrase not in (None, [NONE])
+    if not retained and not reworded:
+        _save_wordings(to, [])
+        return loaded, chosen, []
+    loaded.codec.pin(chosen[0].model if len(chosen) else None)  # one date in all prompts
+    # Only what the model writes itself and other wordings depend on the corrections; otherwise they stay on disk.
+    wanted = chosen if retain == AUTO or reworded else ()
+    corrections = [record for record in wanted if record.anchors and record.status == "complete"]
+    # What one process has written is in the cache for the others.
+    with PartialState().main_process_first():
+        beside = records_beside(
+            loaded, corrections, retain=retain if retained else NONE, paraphrase=paraphrase, skip_bad=skip_bad
+        )
+    _save_wordings(to, beside.paraphrases)
+    added: Any = [*beside.paraphrases, *beside.keep]
+    return loaded, ConcatDataset([chosen, added]) if added else chosen, beside.paraphrases
 
 
-def _print(result: Any, as_json: bool) -> None:
+def _save_wordings(to: Path, wordings: list["Record"]) -> None:
+    from accelerate import PartialState
+
+    from anchorlwf.workflow.paraphrased import save_paraphrases
+
+    if PartialState().is_main_process:
+        save_paraphrases(to, wordings)
+
+
+def _print(result: Any, wordings: list["Record"], to: Path, as_json: bool) -> None:
     if as_json:
         print_json(asdict(result))
         return
+    print_wordings(wordings, to)
     report = result.report
     state = "Converged" if result.converged else "NOT converged"
     out.print(f"{state} after {result.steps} steps, {result.seconds:.1f} s")

@@ -324,6 +324,8 @@ def _arguments(
         project="anchorlwf",
         disable_tqdm=True,
         logging_strategy="no",
+        # It would wait for every micro-batch; `take_sums` looks at the loss.
+        logging_nan_inf_filter=False,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 500,
         use_cpu=model.device.type == "cpu",
