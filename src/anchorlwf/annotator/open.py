@@ -138,6 +138,7 @@ def open_exchange(
         ahead = Ahead(store, project, decoder, config, desk.prepared) if decode_ahead else None
         if ahead is not None:
             stack.callback(ahead.close)
+            desk.on_begun = ahead.more
         exchange = Exchange(prompts.stem, desk, per_item=per_item, ahead=ahead)
         exchange.add(load_prompts(prompts, skip_bad=skip_bad, check=exchange.fits), ledger.known())
         exchange.publish()

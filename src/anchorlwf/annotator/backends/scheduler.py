@@ -1,20 +1,20 @@
 """One thread, many waiting people: work done a piece at a time, in fair turns.
 
-Streams advance one piece per turn, round and round; short questions go in between, turn and turn about. Work ahead of
-need waits until nobody else wants anything.
+Streams advance one piece per turn, round and round; short questions go in between, turn and turn about. What somebody
+may soon ask about is read while nobody waits, and work ahead of need waits until nobody else wants anything.
 """
 
 import queue
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from anchorlwf.errors import ConflictError, wrong
 
 __all__ = ["Lane", "Scheduler", "Several", "Waiting"]
 
-Lane = Literal["ask", "stream", "ahead"]
+Lane = Literal["ask", "stream", "read", "ahead"]
 
 
 class Several(list[Any]):
@@ -75,7 +75,7 @@ class Scheduler:
     """The working thread and its three lanes. Safe to use from many threads."""
 
     def __init__(self, name: str) -> None:
-        self._lanes: dict[Lane, deque[Waiting]] = {"ask": deque(), "stream": deque(), "ahead": deque()}
+        self._lanes: dict[Lane, deque[Waiting]] = {lane: deque() for lane in get_args(Lane)}
         self._wake, self._closed, self._asked = threading.Condition(), False, False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -120,8 +120,8 @@ class Scheduler:
             self._wake.wait_for(lambda: self._closed or any(self._lanes.values()))
             if self._closed:
                 return None
-            order: tuple[Lane, ...] = ("stream", "ask", "ahead") if self._asked else ("ask", "stream", "ahead")
-            lane = next(name for name in order if self._lanes[name])
+            first: tuple[Lane, ...] = ("stream", "ask") if self._asked else ("ask", "stream")
+            lane = next(name for name in (*first, *self._lanes) if self._lanes[name])
             self._asked = lane == "ask"
             return lane, self._lanes[lane].popleft()
 
