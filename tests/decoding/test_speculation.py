@@ -16,7 +16,7 @@ from anchorlwf.annotator.backends.local import LocalDecoder
 from anchorlwf.bench.correction_time import correction_of, measure_correction, steady_model
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.record import Prompt
-from anchorlwf.decoding.greedy import Decoded, GreedyDecoder, greedy_passes
+from anchorlwf.decoding.greedy import Decoded, GreedyDecoder, Pace, greedy_passes
 from anchorlwf.decoding.speculation import MOST, Speculator
 from anchorlwf.decoding.teacher_forcing import greedy_choices
 from anchorlwf.model.language_model import LanguageModel
@@ -284,7 +284,7 @@ def test_the_local_decoder_may_lose_its_cache_and_be_left(tiny_model, prompt_ids
 
 def test_a_long_prompt_is_fed_in_pieces_with_the_same_answer(tiny_model, prompt_ids):
     own = GreedyDecoder(tiny_model).complete(prompt_ids, [], 5).ids
-    decoder = GreedyDecoder(tiny_model, chunk=3)
+    decoder = GreedyDecoder(tiny_model, pace=Pace(1.0, 3, 3, 3))
     with counting_tokens(tiny_model) as fed:
         passes = list(greedy_passes(lambda: decoder, prompt_ids, [], 5))
     pieces = (len(prompt_ids) - 1) // 3
@@ -297,7 +297,7 @@ def test_a_long_prompt_is_fed_in_pieces_with_the_same_answer(tiny_model, prompt_
 def test_whoever_loses_the_cache_at_every_pause_goes_on_all_the_same(tiny_model, prompt_ids):
     # Two long prompts whose caches do not fit together drop each other's.
     own = GreedyDecoder(tiny_model).complete(prompt_ids, [], 5).ids
-    passes = greedy_passes(lambda: GreedyDecoder(tiny_model, chunk=3), prompt_ids, [], 5)
+    passes = greedy_passes(lambda: GreedyDecoder(tiny_model, pace=Pace(1.0, 3, 3, 3)), prompt_ids, [], 5)
     pauses, decoded = 0, list[int]()
     for steps in passes:
         pauses += not steps

@@ -19,6 +19,7 @@ Examples:
   anchorlwf train records.jsonl --out runs/first --save-steps 100 --resume
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -88,7 +89,8 @@ def train(
     given = {key: value for key, value in locals().items() if key in TrainConfig.model_fields}
     settings = options_from(TrainConfig, config, **given)
     with run_folder(to), train_progress() as progress:
-        loaded, chosen = _inputs(model, records, retain, skip_bad, trust_remote_code)
+        on_retain = progress.pop("on_retain")
+        loaded, chosen = _inputs(model, records, retain, skip_bad, trust_remote_code, on_retain)
         result = train(loaded, chosen, out=to, config=settings, resume=resume, **progress)
     if PartialState().is_main_process:
         _print(result, as_json)
@@ -96,7 +98,9 @@ def train(
     raise typer.Exit(0 if result.converged else NOT_CONVERGED)
 
 
-def _inputs(model: str | None, records: Path, retain: str | None, skip_bad: bool, trust: bool) -> tuple[Any, Any]:
+def _inputs(
+    model: str | None, records: Path, retain: str | None, skip_bad: bool, trust: bool, on_retain: Callable[..., None]
+) -> tuple[Any, Any]:
     from accelerate import PartialState
     from torch.utils.data import ConcatDataset
 
@@ -114,7 +118,7 @@ def _inputs(model: str | None, records: Path, retain: str | None, skip_bad: bool
         corrections = [record for record in wanted if record.anchors and record.status == "complete"]
         # What one process has written is in the cache for the others.
         with PartialState().main_process_first():
-            kept: Any = keep_records_for(loaded, corrections, retain, skip_bad=skip_bad)
+            kept: Any = keep_records_for(loaded, corrections, retain, skip_bad=skip_bad, on_progress=on_retain)
         chosen = ConcatDataset([chosen, kept])
     return loaded, chosen
 

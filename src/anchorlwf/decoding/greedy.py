@@ -6,6 +6,7 @@ Shape suffixes: B prompts, T tokens, K alternatives, V vocabulary.
 import contextlib
 import copy
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +25,7 @@ __all__ = [
     "Choices",
     "Decoded",
     "GreedyDecoder",
+    "Pace",
     "Step",
     "decode_batch",
     "greedy_choices",
@@ -89,6 +91,23 @@ def _without_last(layer: Any, removed: int) -> bool:
     return True
 
 
+@dataclass
+class Pace:
+    """How many prompt tokens are fed at once: as many as take so long, for others wait meanwhile."""
+
+    seconds: float
+    smallest: int
+    largest: int
+    tokens: int = 64
+    """The present number, between the two."""
+
+    def took(self, tokens: int, seconds: float) -> None:
+        """A pass over so many tokens took so long. A single slow one may have had other reasons: it halves at most."""
+        wanted = int(tokens * self.seconds / max(seconds, 1e-9))
+        near = min(max(wanted, self.tokens // 2), self.tokens * 2)
+        self.tokens = min(max(near, self.smallest), self.largest)
+
+
 class GreedyDecoder:
     """A key-value cache over one sequence, moved to any prefix at the least cost.
 
@@ -100,13 +119,13 @@ class GreedyDecoder:
         model: decoded as it is (adapter on unless inside `model.reference()`).
         top_k: alternatives given with each token.
         entropy: give each step its entropy.
-        chunk: maximum number of tokens that `prefill` feeds at once; None: it has nothing to do.
+        pace: of `prefill`, shared by all decoders of a model; None: it has nothing to do.
     """
 
     def __init__(
-        self, model: LanguageModel, top_k: int = 1, *, entropy: bool = False, chunk: int | None = None
+        self, model: LanguageModel, top_k: int = 1, *, entropy: bool = False, pace: Pace | None = None
     ) -> None:
-        self._model, self._top_k, self._entropy, self._chunk = model, top_k, entropy, chunk
+        self._model, self._top_k, self._entropy, self._pace = model, top_k, entropy, pace
         self._cache = _empty_cache(model)
         self._ids: list[int] = []
         self.stop_ids = model.stop_ids
@@ -164,7 +183,7 @@ class GreedyDecoder:
         It costs nothing: the two share their memory until one of them goes on.
         """
         length = self.shared(ids)
-        other = GreedyDecoder(self._model, self._top_k, entropy=self._entropy, chunk=self._chunk)
+        other = GreedyDecoder(self._model, self._top_k, entropy=self._entropy, pace=self._pace)
         other._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
         removed = len(self._ids) - length
         if not self.rewinds or not all(_without_last(layer, removed) for layer in other._cache.layers):
@@ -177,17 +196,20 @@ class GreedyDecoder:
         self._rewind(min(self.shared(ids), len(ids) - 1))
 
     def chunks(self, ids: list[int]) -> int:
-        """How many whole chunks `ids` have."""
-        return 0 if self._chunk is None else len(ids) // self._chunk
+        """How many chunks `ids` have at the most."""
+        return 0 if self._pace is None else len(ids) // self._pace.smallest
 
     @torch.inference_mode()
     def approach(self, ids: list[int]) -> bool:
         """Bring the cache a chunk nearer to the end of `ids`; False once it is within a chunk of it."""
-        assert self._chunk is not None
-        if len(ids) - self.shared(ids) <= self._chunk:
+        assert self._pace is not None
+        chunk = self._pace.tokens
+        if len(ids) - self.shared(ids) <= chunk:
             return False
         self._keep_shared(ids)
-        self._feed(ids[len(self._ids) : len(self._ids) + self._chunk])
+        began = time.perf_counter()
+        self._feed(ids[len(self._ids) : len(self._ids) + chunk])
+        self._pace.took(chunk, time.perf_counter() - began)
         return True
 
     @torch.inference_mode()

@@ -3,7 +3,9 @@
 Shape suffixes: K options, V vocabulary.
 """
 
+import time
 from collections.abc import Generator, Hashable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +14,7 @@ from peft import PeftModel
 from anchorlwf.annotator.backends.caches import Caches
 from anchorlwf.annotator.backends.scheduler import Scheduler, Several
 from anchorlwf.data.record import ModelStamp
-from anchorlwf.decoding.greedy import Choices, GreedyDecoder, Step, greedy_passes, prefill
+from anchorlwf.decoding.greedy import Choices, GreedyDecoder, Pace, Step, greedy_passes, prefill
 from anchorlwf.divergence import token_kl
 from anchorlwf.errors import ModelError, wrong
 from anchorlwf.model.batch import KeepTurn
@@ -21,10 +23,14 @@ from anchorlwf.model.vocabulary import TokenTable
 
 __all__ = ["Decoder", "LocalDecoder", "Stream"]
 
-_CHUNK = 512
-"""Prompt tokens per forward pass: a long prompt holds nobody else up for longer than this."""
-_PART = 64
-"""Tokens of a standing answer per forward pass: there are logits for each, and whoever corrects waits for one pass."""
+_TURN = 0.1
+"""Seconds of a forward pass over prompt tokens, about: a long prompt holds nobody else up for longer than this."""
+_PART = 16, 512
+"""Tokens of such a pass, at least and at most."""
+_READ = 64
+"""Tokens of a standing answer per forward pass, at most: there are logits for each."""
+_ASIDE = 256 << 20
+"""Bytes for the caches of a model that is only compared with."""
 
 
 class Stream(Protocol):
@@ -106,14 +112,27 @@ class LocalDecoder:
         alternatives: how many are kept with each token.
         memory: maximum number of bytes of all sessions' caches together; see `Caches`. What was dropped is filled again
             when needed.
+        scheduler: whose turns it takes; None: its own.
     """
 
     remote = False
 
-    def __init__(self, model: LanguageModel, *, alternatives: int = 10, memory: int = 2 << 30) -> None:
+    def __init__(
+        self, model: LanguageModel, *, alternatives: int = 10, memory: int = 2 << 30, scheduler: Scheduler | None = None
+    ) -> None:
         self.model, self.table, self.stamp, self.stop_ids = model, TokenTable(model.codec), model.stamp, model.stop_ids
-        self._caches = Caches(lambda: GreedyDecoder(model, alternatives, entropy=True, chunk=_CHUNK), memory)
-        self._scheduler = Scheduler("anchorlwf-decoder")
+        self._pace = Pace(_TURN, *_PART)
+        self._caches = Caches(lambda: GreedyDecoder(model, alternatives, entropy=True, pace=self._pace), memory)
+        self._scheduler = scheduler or Scheduler("anchorlwf-decoder")
+
+    def with_adapter(self, folder: str | Path) -> "LocalDecoder":
+        """A decoder of the same weights with an adapter on them, which takes its turns with this one.
+
+        Raises:
+            ModelError: as `LanguageModel.with_adapter`.
+        """
+        tuned = self.model.with_adapter(folder)
+        return LocalDecoder(tuned, alternatives=1, memory=_ASIDE, scheduler=self._scheduler)
 
     @property
     def cached_bytes(self) -> int:
@@ -205,15 +224,19 @@ class LocalDecoder:
     def _reading(
         self, key: Hashable, prompt: list[int], ids: list[int], *, known: bool, ahead: bool
     ) -> Generator[Several | None]:
-        whole, part = [*prompt, *ids], _PART
+        whole = [*prompt, *ids]
         held = self._caches.at(key, whole, ahead=ahead).shared(whole)
-        first = max(0, held - len(prompt)) if known else 0
+        at = max(len(prompt), held) if known else len(prompt)
         if not known or held < len(whole) - 1:
-            yield from self._near(key, whole[: len(prompt) + first], ahead=ahead)
-            for start in range(first, len(ids), part):
-                before, more = whole[: len(prompt) + start], ids[start : start + part]
-                steps = self._caches.at(key, whole, ahead=ahead).read(before, more)
+            yield from self._near(key, whole[:at], ahead=ahead)
+            while at < len(whole):
+                part = whole[at : at + min(self._pace.tokens, _READ)]
+                began = time.perf_counter()
+                steps = self._caches.at(key, whole, ahead=ahead).read(whole[:at], part)
+                if len(part) == self._pace.tokens:
+                    self._pace.took(len(part), time.perf_counter() - began)
                 self._caches.measure(key)
+                at += len(part)
                 yield Several([] if known else steps)
         if ahead:
             self._caches.rest(key)

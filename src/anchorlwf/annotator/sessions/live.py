@@ -17,8 +17,8 @@ from anchorlwf.errors import AnchorLwfError, ModelError, wrong
 
 __all__ = ["Continuation", "Live", "Memory", "Prepared", "bounds_of"]
 
-_REMEMBERED = 8
-"""Answers of a session whose alternatives are kept in memory."""
+_REMEMBERED = 32
+"""Answers of a session whose alternatives are kept in memory: some 30 KB each."""
 _PREPARED = 500_000
 """Tokens decoded ahead whose alternatives are kept until somebody begins with them: 40 MB of ten each."""
 
@@ -202,7 +202,12 @@ class Live:
     def remember(self, node: int, start: int, width: int) -> Memory:
         """A place for the alternatives of a node's continuation."""
         self.memories[node] = Memory(start, width)
-        self.memories.move_to_end(node)
+        # What stands before a correction is known from the answers above it, which must not be the first to go.
+        used: int | None = node
+        while used is not None:
+            if used in self.memories:
+                self.memories.move_to_end(used)
+            used = self.tree.nodes[used].parent
         while len(self.memories) > _REMEMBERED:
             self.memories.popitem(last=False)
         return self.memories[node]
