@@ -14,6 +14,7 @@ from anchorlwf.annotator.project import Exchange
 from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.sessions.ledger import Ledger
 from anchorlwf.annotator.store.store import Store
+from anchorlwf.annotator.training_jobs import TrainingJobs
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.jsonl import load_prompts
 from anchorlwf.errors import ConfigError, wrong
@@ -84,6 +85,10 @@ class Work:
                     self.prompts, self.out, store, decoder, self.config, per_item=self.per_item, skip_bad=self.skip_bad
                 )
             )
+
+    def jobs(self, exchange: Exchange) -> TrainingJobs:
+        """The trainings of the project, which is open."""
+        return TrainingJobs(exchange.desk, self.out, self.model, trust_remote_code=self.trust_remote_code)
 
     def _memory_bytes(self) -> int:
         if self.memory is None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,8 @@ Retention = Literal["none", "auto"]
 RunState = Literal["running", "stopping", "converged", "not_converged", "stopped", "failed", "lost"]
 
 _NOTES, _LOG, _RECORDS, _RESULT = "job.json", "train.log", "records.jsonl", "train.json"
+_PROGRESS = re.compile(r".* \d+/\d+(, up to .* left)?")
+"""A line of progress where the output is not a terminal."""
 _TAIL = 16384
 """Bytes at the end of a log that are looked at."""
 _GRACE = 10.0
@@ -67,7 +70,7 @@ class Run:
     state: RunState
     folder: Path
     said: str
-    """The last line of its log: how far it is before the first step, or why it ended."""
+    """Out of its log: how far it is while it is at work, and then how it ended."""
     row: dict[str, Any] | None
     """The last row of metrics.jsonl."""
     result: dict[str, Any] | None
@@ -151,7 +154,7 @@ class TrainingJobs:
         # Asked before the result is looked for: it is there by the time the process ends.
         at_work = number == max(self._numbers()) and self._at_work(number)
         result = _json(folder / _RESULT)
-        said = next(reversed(_last_lines(folder / _LOG)), "")
+        said = _said(_last_lines(folder / _LOG), at_work=at_work)
         rows = map(row_of, map(str.encode, reversed(_last_lines(folder / "metrics.jsonl"))))
         row = next((row for row in rows if isinstance(row, dict)), None)
         return Run(number, notes, _state(notes, result, at_work=at_work), folder, said, row, result)
@@ -304,6 +307,12 @@ def _state(notes: RunNotes, result: dict[str, Any] | None, *, at_work: bool) -> 
     if notes.stopped_by is not None:
         return "stopped"
     return "lost" if notes.exit_code is None else "failed"
+
+
+def _said(lines: list[str], *, at_work: bool) -> str:
+    if at_work:
+        return lines[-1] if lines else ""
+    return " ".join([line for line in lines if not _PROGRESS.fullmatch(line)][-2:])
 
 
 def _last_lines(path: Path) -> list[str]:
