@@ -174,9 +174,11 @@ def test_undoing_has_the_answer_before_read_again(rig, tiny_model):
     body = {"node": 0, "position": 2, "token_ids": [77], "stream": False}
     ada.ok(ada.post(f"{url}/correct", body))
     ada.ok(ada.post(f"{url}/undo"))
-    # The question waits its turn behind the reading.
-    rig.decoder.options(("session", session["id"]), rig.desk.session(session["id"], "ada").prompt_ids, [], 1)
-    time.sleep(0.3)
+    live = rig.desk.session(session["id"], "ada")
+    whole, until = [*live.prompt_ids, *live.ids], time.monotonic() + 20
+    while rig.decoder._caches._held[live.key].shared(whole) < len(whole) - 1:
+        assert time.monotonic() < until
+        time.sleep(0.01)
     with counting_tokens(tiny_model) as fed:
         ada.ok(ada.post(f"{url}/correct", {**body, "position": 20}))
     assert fed == [1]
