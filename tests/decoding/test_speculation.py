@@ -13,7 +13,13 @@ from transformers import GenerationConfig, Lfm2Config, Lfm2ForCausalLM
 from anchorlwf.annotation import Session
 from anchorlwf.annotation.tree import Node, Tree
 from anchorlwf.annotator.backends.local import LocalDecoder
-from anchorlwf.bench.correction_time import correction_of, measure_correction, steady_model
+from anchorlwf.bench.correction_time import (
+    correction_of,
+    measure_correction,
+    measure_rewind,
+    steady_model,
+    windowed_model,
+)
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.record import Prompt
 from anchorlwf.decoding.greedy import Decoded, GreedyDecoder, Pace, greedy_passes
@@ -350,3 +356,11 @@ def test_a_session_goes_on_with_the_old_answer_as_its_guess(base):
     assert list(state.completion_ids) == expected
     assert max(fed) > 1
     assert len(fed) < len(expected) - 4
+
+
+def test_a_window_makes_a_correction_no_slower_than_its_answer_is_long():
+    model = windowed_model(32, layers=2, width=64)
+    found = measure_rewind(model, prompt_tokens=900, answer=60, back=12, repeats=3)
+    assert found["identical"]
+    # Two tokens against a thousand: far from what a busy machine could turn round.
+    assert found["ratio"] < 0.5
