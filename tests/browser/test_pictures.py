@@ -131,7 +131,7 @@ def test_train(serve, base, errata, new_page, keep):
     page.locator("#train-prompt").fill(records[0].messages[-1]["content"])
     page.locator(".train-ask button").click()
     until(page, "() => document.querySelectorAll('.train-compare mark').length === 2")
-    keep(page, "train")
+    keep(page, "train", colors=256)
 
 
 def test_import(questions, new_page, keep, tmp_path):

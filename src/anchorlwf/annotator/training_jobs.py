@@ -28,6 +28,7 @@ __all__ = ["Overview", "Retention", "Run", "RunNotes", "RunState", "TrainingJobs
 Retention = Literal["none", "auto"]
 RunState = Literal["running", "stopping", "converged", "not_converged", "stopped", "failed", "lost"]
 
+_COMMAND = (sys.executable, "-m", "anchorlwf", "train")
 _NOTES, _LOG, _RECORDS, _RESULT = "job.json", "train.log", "records.jsonl", "train.json"
 _PROGRESS = re.compile(r".* \d+/\d+(, up to .* left)?")
 """A line of progress where the output is not a terminal."""
@@ -116,7 +117,7 @@ class TrainingJobs:
         self._options = [*given, *(["--trust-remote-code"] if trust_remote_code else [])]
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: threading.Thread | None = None
-        self._lock = threading.RLock()
+        self._lock, self._loading = threading.RLock(), threading.Lock()
         self._tuned: tuple[int, LocalDecoder] | None = None
 
     @property
@@ -212,7 +213,7 @@ class TrainingJobs:
         number = max(self._numbers(), default=0) + 1
         folder = self._folder / str(number)
         save_records(folder / _RECORDS, accepted)
-        command = [sys.executable, "-m", "anchorlwf", "train", str(folder / _RECORDS), "--out", str(folder)]
+        command = [*_COMMAND, str(folder / _RECORDS), "--out", str(folder)]
         with (folder / _LOG).open("ab") as log:
             self._process = process = subprocess.Popen(  # noqa: S603 - our own command; the paths are the server's
                 [*command, "--retain", retain, "--json", *self._options],
@@ -288,7 +289,7 @@ class TrainingJobs:
             ConflictError: it has saved no weights, or not yet.
             ModelError: they do not fit the model.
         """
-        with self._lock:
+        with self._loading:
             if self._tuned is not None and self._tuned[0] == number:
                 return self._tuned[1]
             decoder, adapter = self._desk.decoder, self.run(number).adapter

@@ -3,6 +3,7 @@
 Shape suffixes: K options, V vocabulary.
 """
 
+import contextlib
 import time
 from collections.abc import Generator, Hashable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from anchorlwf.annotator.backends.scheduler import Scheduler, Several
 from anchorlwf.data.record import ModelStamp
 from anchorlwf.decoding.greedy import Choices, GreedyDecoder, Pace, Step, greedy_passes, prefill
 from anchorlwf.divergence import token_kl
-from anchorlwf.errors import ModelError, wrong
+from anchorlwf.errors import ConflictError, ModelError, wrong
 from anchorlwf.model.batch import KeepTurn
 from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.model.vocabulary import TokenTable
@@ -172,7 +173,8 @@ class LocalDecoder:
 
     def rest(self, key: Hashable) -> None:
         """See `Decoder`."""
-        self._scheduler.submit("ask", self._resting(key))
+        with contextlib.suppress(ConflictError):  # shutting down, when there is nothing to make room for
+            self._scheduler.submit("ask", self._resting(key))
 
     def judge(
         self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], token_ids: Sequence[int]

@@ -77,7 +77,7 @@ class Waiting:
 
 
 class Scheduler:
-    """The working thread and its three lanes. Safe to use from many threads."""
+    """The working thread and its lanes. Safe to use from many threads."""
 
     def __init__(self, name: str) -> None:
         self._lanes: dict[Lane, deque[Waiting]] = {lane: deque() for lane in get_args(Lane)}

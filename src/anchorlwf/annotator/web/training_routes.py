@@ -53,9 +53,9 @@ def training_routes(jobs: "TrainingJobs", desk: "Desk") -> APIRouter:
         return StreamingResponse(_runs(jobs), media_type="text/event-stream")
 
     @routes.post("/{run}/compare")
-    async def compare(run: Number, body: Asked) -> Response:
+    async def compare(who: Who, run: Number, body: Asked) -> Response:
         """Base and tuned model on one prompt, token by token."""
-        sides = await run_in_threadpool(_sides, jobs, desk, run, body.text)
+        sides = await run_in_threadpool(_sides, jobs, desk, who, run, body.text)
         return StreamingResponse(_both(desk, sides), media_type="text/event-stream")
 
     return routes
@@ -80,7 +80,7 @@ async def _runs(jobs: "TrainingJobs") -> AsyncIterator[bytes]:
     yield event("done", {})
 
 
-def _sides(jobs: "TrainingJobs", desk: "Desk", run: int, text: str) -> "dict[str, Continuation]":
+def _sides(jobs: "TrainingJobs", desk: "Desk", who: str, run: int, text: str) -> "dict[str, Continuation]":
     """Both answers, under way. Raises what may be wrong with the training or the prompt before anything is sent."""
     from anchorlwf.annotator.backends.local import LocalDecoder
     from anchorlwf.annotator.sessions.live import bounds_of
@@ -89,15 +89,16 @@ def _sides(jobs: "TrainingJobs", desk: "Desk", run: int, text: str) -> "dict[str
     assert isinstance(base, LocalDecoder), "otherwise nothing was trained here"
     prompt_ids = base.table.codec.encode_prompt([{"role": "user", "content": text}])
     limit = bounds_of(base, prompt_ids, desk.config.max_new_tokens).tokens
-    return {"base": _begun(base, prompt_ids, limit), "tuned": _begun(tuned, prompt_ids, limit)}
+    return {side: _begun(decoder, who, prompt_ids, limit) for side, decoder in (("base", base), ("tuned", tuned))}
 
 
-def _begun(decoder: "LocalDecoder", prompt_ids: list[int], limit: int) -> "Continuation":
+def _begun(decoder: "LocalDecoder", who: str, prompt_ids: list[int], limit: int) -> "Continuation":
     from anchorlwf.annotator.sessions.live import Continuation, Memory
 
-    answer = Continuation(0, 0, decoder.stream("compare", prompt_ids, [], limit), Memory(0, 1))
+    key = "compare", who
+    answer = Continuation(0, 0, decoder.stream(key, prompt_ids, [], limit), Memory(0, 1))
     run = threading.Thread(
-        target=answer.run, args=(lambda _done: decoder.rest("compare"),), name="anchorlwf-compare", daemon=True
+        target=answer.run, args=(lambda _done: decoder.rest(key),), name="anchorlwf-compare", daemon=True
     )
     run.start()
     return answer
