@@ -315,7 +315,9 @@ class Desk:
             apply(live.tree, moved)  # a mistake must not stop what streams
             self._settle(live)
             self._commit(live, [moved])
-            self._read(live)
+            # Where the alternatives are known, reading would only be in the way of a correction near the one before.
+            if not live.knows(live.tree.current):
+                self._read(live)
 
     def undo(self, live: Live) -> None:
         """Back to the answer before the correction; after a decision, take the decision back."""
