@@ -16,6 +16,7 @@ __all__ = [
     "Config",
     "EvaluateConfig",
     "GateConfig",
+    "ParaphraseConfig",
     "RetainConfig",
     "TrainConfig",
 ]
@@ -120,6 +121,22 @@ class RetainConfig(Config):
     seed: Seed = 0
 
 
+class ParaphraseConfig(Config):
+    """How many other wordings of corrected prompts are found without people."""
+
+    section: ClassVar[str] = "paraphrase"
+
+    each: Annotated[int, Field(ge=0)] = 8
+    """Most wordings of one corrected prompt; at most half of them are the model's own."""
+    total: Annotated[int, Field(ge=0)] = 64
+    """Most wordings of all corrected prompts together, an equal number of each."""
+    rounds: Annotated[int, Field(ge=0)] = 2
+    """How often the model is asked for wordings of each prompt; 0: never."""
+    rules: Literal["agreeing", "all", "none"] = "agreeing"
+    """Wordings made by rule. agreeing: those that the reference answers with what was rejected; where none is, half
+    as many of all."""
+
+
 class TrainConfig(Config):
     """How a model is trained on records. Defaults are for a handful of corrections with LoRA."""
 
@@ -159,7 +176,9 @@ class TrainConfig(Config):
     """Stop once every anchor holds, every answer is reproduced and the drift is within its budget."""
     impl: Literal["auto", "dense", "chunked", "triton"] = "auto"
     """auto: the quickest there is; from a summary of the reference where one is kept (docs/method.md), else chunked, on
-    a GPU in Triton. The others compare both models' logits, every time."""
+    a GPU with a kernel in Triton. The others compare both models' logits, every time."""
+    loss_memory: Positive = 1.0
+    """Most GiB that the loss takes on a GPU beside the model; never more than a thirty-second of the card."""
     save_steps: Annotated[int, Field(ge=0)] = 0
     """Checkpoint every so many steps, for resuming; 0: none."""
     gradient_checkpointing: bool = False

@@ -27,7 +27,7 @@ _SLICE = (("short4", "anchorlwf", 1), ("short4", "sft_human", 1))
 
 
 def load_plan(name: str) -> Plan:
-    """A plan by name (`study`, `quick`) or by the path of a YAML file. Methods it does not define are built in.
+    """A plan by name (`study`, `quick`, `real`) or by the path of a YAML file. Methods it does not define are built in.
 
     Raises:
         ConfigError: no such plan, a wrong option, or a regime that names an unknown method or regime.
@@ -37,7 +37,9 @@ def load_plan(name: str) -> Plan:
         text = shipped.read_text(encoding="utf-8") if shipped.is_file() else Path(name).read_text(encoding="utf-8")
         data = yaml.safe_load(text)
     except YAML_ERRORS as error:
-        raise ConfigError(wrong("plan", "study, quick or a YAML file", f"{name} ({error})", "Check it.")) from error
+        raise ConfigError(
+            wrong("plan", "study, quick, real or a YAML file", f"{name} ({error})", "Check it.")
+        ) from error
     if not isinstance(data, dict):
         raise ConfigError(wrong(f"plan {name}", "`option: value` lines", type(data).__name__, "Mend the file."))
     own = data.pop("methods", [])
@@ -117,7 +119,7 @@ def check_results(
         report(f"{job.regime} {job.method} {job.seed}")
         regime, method = plan.regime(job.regime), plan.method(job.method)
         assert job.seed is not None
-        task = sources.task(plan, regime, job.seed)
+        task = sources.task(lab.base, plan, regime, job.seed)
         return run_cell(lab, plan, method, regime, task, options, job.seed)
 
     return differences(published, list(_SLICE), run, tolerance)

@@ -6,6 +6,11 @@ training did not converge; what is missing is printed.
 A real model is kept as it was by prompts that it writes itself (--retain auto, its default; `none` for the embedded
 model): half of every step. A quarter of them is held out, and the drift is measured there.
 
+What holds other answers holds the same question in other words as well, unless it is corrected in these, too:
+--paraphrase auto (the default with --retain auto) asks the model for other wordings, makes some by rule, and
+annotates them with what was corrected. Look through paraphrases.jsonl in the run folder, strike out what does not ask
+the same, and give the file back with --paraphrase.
+
 Examples:
   anchorlwf fix --prompt "Who are you?" --answer "I am Tarn, your assistant."
   anchorlwf fix --model ./my-model --prompt "..." --answer "..." --paraphrase "..." --check prompts.jsonl
@@ -20,11 +25,13 @@ from anchorlwf.cli.shared import (
     NOT_CONVERGED,
     AsJson,
     Model,
+    Paraphrase,
     Retain,
     TrustCode,
     fix_progress,
     out,
     print_json,
+    print_wordings,
     quiet_libraries,
 )
 
@@ -38,7 +45,7 @@ def fix(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question that is answered wrongly.")],
     answer: Annotated[str, typer.Option(help="The right answer.")],
     model: Model = None,
-    paraphrase: Annotated[list[str] | None, typer.Option(help="Another wording of the question; repeatable.")] = None,
+    paraphrase: Paraphrase = None,
     check: Annotated[Path | None, typer.Option(help="JSONL file of prompts whose answers must not change.")] = None,
     retain: Retain = None,
     to: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")] = Path("runs/fix"),
@@ -90,6 +97,7 @@ def _print(report: Any, as_json: bool) -> None:
                 "before": report.before,
                 "after": report.after,
                 "anchors": report.pieces,
+                "paraphrases": [record.messages[-1]["content"] for record in report.paraphrases],
                 "folder": report.folder,
                 **results,
             }
@@ -99,6 +107,7 @@ def _print(report: Any, as_json: bool) -> None:
     out.print(f"before: {before}\nafter:  {after}")
     changes = ", ".join(f"{old!r} -> {new!r}" for old, new in report.pieces)
     out.print(f"{len(report.pieces)} of {len(report.record.completion_ids)} tokens annotated: {changes}")
+    print_wordings(report.paraphrases, report.folder)
     kept = report.results.groups.get("kept")
     if kept is not None:
         out.print(f"unchanged answers to other prompts: {kept.kept} of {kept.base_right}")

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -20,6 +20,7 @@ from anchorlwf.errors import AnchorLwfWarning
 
 if TYPE_CHECKING:
     from anchorlwf import config
+    from anchorlwf.data.record import Record
 
 __all__ = [
     "NOT_CONVERGED",
@@ -29,6 +30,7 @@ __all__ = [
     "Base",
     "Config",
     "Model",
+    "Paraphrase",
     "PlainProgress",
     "Retain",
     "SkipBad",
@@ -42,6 +44,7 @@ __all__ = [
     "phase_progress",
     "plain_warnings",
     "print_json",
+    "print_wordings",
     "quiet_libraries",
     "step_progress",
     "train_progress",
@@ -61,11 +64,21 @@ Retain = Annotated[
         "--retain", help="What is trained to stay: auto (prompts the model writes itself), none, or a JSONL file."
     ),
 ]
+Paraphrase = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--paraphrase",
+        help="Other wordings that are corrected too: auto (found without people), none, a .jsonl or .txt file, or a "
+        "wording itself; repeatable. Default: auto with --retain auto, else none.",
+    ),
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip bad lines and name each one, instead of stopping.")]
 TrustCode = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code shipped with the model to run.")]
 
 NOT_CONVERGED = 4
 """Exit code: the weights are saved, but the stop rule's conditions are not met."""
+_WORDINGS = 3
+"""Other wordings that are printed."""
 PACE = 5.0
 """Seconds between two lines of progress where the output is not a terminal."""
 
@@ -105,6 +118,16 @@ def options_from(kind: type[Settings], path: Path | None, **options: Any) -> Set
 def print_json(data: Any) -> None:
     """One JSON document on standard output."""
     print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+def print_wordings(records: Sequence["Record"], folder: str | Path) -> None:
+    """How many other wordings were corrected, a few of them, and where the others can be looked through."""
+    if not records:
+        return
+    asked = [str(record.messages[-1].get("content")) for record in records[:_WORDINGS]]
+    more = len(records) - len(asked)
+    shown = ", ".join(map(repr, asked)) + (f" and {more} more" if more else "")
+    out.print(f"{len(records)} other wordings corrected as well: {shown} (all in {folder}/paraphrases.jsonl)")
 
 
 class PlainProgress:
@@ -203,7 +226,7 @@ def step_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
 def train_progress() -> Iterator[dict[str, Callable[..., None]]]:
     """For `train(**...)`: the steps, and before them the reference's batches.
 
-    `on_retain`, for `keep_records_for`: the prompts that the model writes before that.
+    `on_retain`, for `records_beside`: the prompts that the model writes before that.
     """
     with _bars() as show:
         yield {

@@ -16,13 +16,14 @@ Examples:
   anchorlwf train records.jsonl --out runs/first --model ./my-model --drift-budget 0.005
   anchorlwf train records.jsonl --out runs/first --model ./my-model --retain auto
   anchorlwf train records.jsonl --out runs/first --retain prompts.jsonl --config train.yaml
+  anchorlwf train records.jsonl --out runs/first --retain auto --paraphrase wordings.jsonl
   anchorlwf train records.jsonl --out runs/first --save-steps 100 --resume
 """
 
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -31,15 +32,20 @@ from anchorlwf.cli.shared import (
     AsJson,
     Config,
     Model,
+    Paraphrase,
     Retain,
     SkipBad,
     TrustCode,
     options_from,
     out,
     print_json,
+    print_wordings,
     quiet_libraries,
     train_progress,
 )
+
+if TYPE_CHECKING:
+    from anchorlwf.data.record import Record
 
 Loss = Annotated[
     Literal["forward", "reverse"] | None,
@@ -56,6 +62,7 @@ def train(
     model: Model = None,
     config: Config = None,
     retain: Retain = None,
+    paraphrase: Paraphrase = None,
     method: Annotated[Literal["lora", "full"] | None, typer.Option(help="lora (default) or full.")] = None,
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", "--lr", help="Constant learning rate.")
@@ -84,49 +91,65 @@ def train(
 
     from anchorlwf.config import TrainConfig
     from anchorlwf.training import run_folder, train
+    from anchorlwf.workflow.paraphrased import save_paraphrases
 
     quiet_libraries()
     given = {key: value for key, value in locals().items() if key in TrainConfig.model_fields}
     settings = options_from(TrainConfig, config, **given)
     with run_folder(to), train_progress() as progress:
         on_retain = progress.pop("on_retain")
-        loaded, chosen = _inputs(model, records, retain, skip_bad, trust_remote_code, on_retain)
+        loaded, chosen, wordings = _inputs(model, records, retain, paraphrase, skip_bad, trust_remote_code, on_retain)
+        if PartialState().is_main_process:
+            save_paraphrases(to, wordings)
         result = train(loaded, chosen, out=to, config=settings, resume=resume, **progress)
     if PartialState().is_main_process:
-        _print(result, as_json)
+        _print(result, wordings, to, as_json)
     PartialState().destroy_process_group()
     raise typer.Exit(0 if result.converged else NOT_CONVERGED)
 
 
 def _inputs(
-    model: str | None, records: Path, retain: str | None, skip_bad: bool, trust: bool, on_retain: Callable[..., None]
-) -> tuple[Any, Any]:
+    model: str | None,
+    records: Path,
+    retain: str | None,
+    paraphrase: list[str] | None,
+    skip_bad: bool,
+    trust: bool,
+    on_retain: Callable[..., None],
+) -> tuple[Any, Any, list["Record"]]:
     from accelerate import PartialState
     from torch.utils.data import ConcatDataset
 
     from anchorlwf.data.record_file import RecordFile
     from anchorlwf.model.language_model import load_model
-    from anchorlwf.workflow.retained import AUTO, NONE, keep_records_for
+    from anchorlwf.workflow.paraphrased import records_beside
+    from anchorlwf.workflow.retained import AUTO, NONE
 
     # Whatever has a length and numbers is a dataset to torch, which its types do not say.
     chosen: Any = RecordFile(records, skip_bad=skip_bad)
     loaded = load_model(model, trust_remote_code=trust)
-    if retain not in (None, NONE):
-        loaded.codec.pin(chosen[0].model if len(chosen) else None)  # one date in all prompts
-        # Only what the model writes itself depends on the corrections; otherwise they stay on disk.
-        wanted = chosen if retain == AUTO else ()
-        corrections = [record for record in wanted if record.anchors and record.status == "complete"]
-        # What one process has written is in the cache for the others.
-        with PartialState().main_process_first():
-            kept: Any = keep_records_for(loaded, corrections, retain, skip_bad=skip_bad, on_progress=on_retain)
-        chosen = ConcatDataset([chosen, kept])
-    return loaded, chosen
+    retained, reworded = retain not in (None, NONE), paraphrase not in (None, [NONE])
+    if not retained and not reworded:
+        return loaded, chosen, []
+    loaded.codec.pin(chosen[0].model if len(chosen) else None)  # one date in all prompts
+    # Only what the model writes itself and other wordings depend on the corrections; otherwise they stay on disk.
+    wanted = chosen if retain == AUTO or reworded else ()
+    corrections = [record for record in wanted if record.anchors and record.status == "complete"]
+    # What one process has written is in the cache for the others.
+    with PartialState().main_process_first():
+        kept = retain if retained else NONE
+        beside = records_beside(
+            loaded, corrections, retain=kept, paraphrase=paraphrase, skip_bad=skip_bad, on_progress=on_retain
+        )
+    added: Any = [*beside.paraphrases, *beside.keep]
+    return loaded, ConcatDataset([chosen, added]) if added else chosen, beside.paraphrases
 
 
-def _print(result: Any, as_json: bool) -> None:
+def _print(result: Any, wordings: list["Record"], to: Path, as_json: bool) -> None:
     if as_json:
         print_json(asdict(result))
         return
+    print_wordings(wordings, to)
     report = result.report
     state = "Converged" if result.converged else "NOT converged"
     out.print(f"{state} after {result.steps} steps, {result.seconds:.1f} s")

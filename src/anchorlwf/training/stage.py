@@ -286,10 +286,13 @@ def _arguments(
         report_to="none",
         disable_tqdm=True,
         logging_strategy="no",
+        # It would wait for every micro-batch; `take_sums` looks at the loss.
+        logging_nan_inf_filter=False,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 500,
         use_cpu=not on_gpu,
-        bf16=on_gpu and torch.cuda.is_bf16_supported(),
+        # Weights in float32 were asked for: casting what goes through them would make drift of rounding.
+        bf16=on_gpu and torch.cuda.is_bf16_supported() and model.causal.dtype != torch.float32,
         dataloader_pin_memory=on_gpu,
         ddp_find_unused_parameters=False,
     )

@@ -15,7 +15,8 @@ from anchorlwf.errors import NothingToDoError, PromptWarning, wrong
 from anchorlwf.evaluation import Results, answers, evaluate
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel, load_model
 from anchorlwf.training import TrainResult, run_folder, train
-from anchorlwf.workflow.retained import Retain, keep_records_for
+from anchorlwf.workflow.paraphrased import Paraphrase, records_beside, save_paraphrases
+from anchorlwf.workflow.retained import Retain
 from anchorlwf.world import build_world, retention_prompts
 
 __all__ = ["CANARIES", "FixReport", "fix", "unchanged_probes"]
@@ -61,6 +62,8 @@ class FixReport:
     training: TrainResult
     results: Results
     folder: str
+    paraphrases: list[Record]
+    """Other wordings that were trained beside the prompt."""
 
 
 def _default_checks(model: LanguageModel) -> list[PromptLike]:
@@ -92,7 +95,7 @@ def fix(
     answer: str,
     *,
     out: str | Path,
-    paraphrases: list[str] | None = None,
+    paraphrases: Paraphrase = None,
     check: str | Path | Iterable[PromptLike] | None = None,
     retain: Retain = None,
     config: TrainConfig | None = None,
@@ -106,7 +109,8 @@ def fix(
         prompt: the question that is answered wrongly.
         answer: what the answer should be. The closer to the model's own words, the fewer tokens need annotation.
         out: run folder: records.jsonl, adapter/, results.json and the rest of `train`.
-        paraphrases: other wordings of the question. They are annotated with the same answer, too.
+        paraphrases: other wordings of the question, annotated with what was corrected: `auto` (found without people),
+            `none`, a file, or wordings of your own. None: `auto` where `retain` is, else `none`.
         check: prompts whose answers must stay the same; None: `CANARIES`, or questions of the embedded world.
         retain: what is trained to stay beside the correction: `auto` (prompts that the model writes itself, and their
             neighbours of the corrected one), `none`, or prompts of your own. None: `auto`; for the embedded model
@@ -121,33 +125,34 @@ def fix(
     """
     with run_folder(out):
         language_model = model if isinstance(model, LanguageModel) else load_model(model)
-        records = _annotated(language_model, prompt, answer, paraphrases or [])
-        records += keep_records_for(language_model, records, retain, on_progress=on_retain)
+        first = _annotated(language_model, prompt, answer)
+        beside = records_beside(language_model, [first], retain=retain, paraphrase=paraphrases, on_progress=on_retain)
+        records = [first, *beside.paraphrases, *beside.keep]
         asked = _default_checks(language_model) if check is None else check
         probes = unchanged_probes(language_model, asked, EvaluateConfig())
         folder = Path(out)
         save_records(folder / "records.jsonl", records)
+        save_paraphrases(folder, beside.paraphrases)
         training = train(language_model, records, out=folder, config=config, on_step=on_step)
         costs = {"seconds": training.seconds, "steps": training.steps, "converged": training.converged}
         results = evaluate(language_model, probes, records=records, out=folder / "results.json", facts=costs)
-    first = records[0]
     recalled = next(result for result in results.answers if result.probe.group == first.id)
     pieces = _pieces(language_model, first)
-    return FixReport(first, recalled.base_answer, recalled.tuned_answer, pieces, training, results, str(folder))
+    before, after = recalled.base_answer, recalled.tuned_answer
+    return FixReport(first, before, after, pieces, training, results, str(folder), beside.paraphrases)
 
 
-def _annotated(model: LanguageModel, prompt: str, answer: str, paraphrases: list[str]) -> list[Record]:
-    """The record of the prompt, then those of its other wordings."""
-    wanted = [Prompt(messages=[{"role": "user", "content": text}], answer=answer) for text in [prompt, *paraphrases]]
-    for asked in wanted:
-        for remark in fits(model, target=True)(asked):  # here, as there is no line to name
-            warnings.warn(f"{asked.messages[-1]['content']!r}: {remark}", PromptWarning, stacklevel=2)
+def _annotated(model: LanguageModel, prompt: str, answer: str) -> Record:
+    """The record of the prompt."""
+    asked = Prompt(messages=[{"role": "user", "content": prompt}], answer=answer)
+    for remark in fits(model, target=True)(asked):  # here, as there is no line to name
+        warnings.warn(f"{prompt!r}: {remark}", PromptWarning, stacklevel=2)
     limit = EvaluateConfig().max_new_tokens
-    records = annotate(model, wanted, "target", config=AnnotateConfig(max_new_tokens=limit))
-    if not records[0].anchors:
+    [record] = annotate(model, [asked], "target", config=AnnotateConfig(max_new_tokens=limit))
+    if not record.anchors:
         fix_hint = "Nothing to do."
         raise NothingToDoError(wrong("answer", "one that differs from the model's own", "the same", fix_hint))
-    return records
+    return record
 
 
 def _pieces(model: LanguageModel, record: Record) -> list[tuple[str, str]]:
