@@ -174,6 +174,18 @@ class LanguageModel:
         with self.reference() as net:
             yield LanguageModel(net, self.codec, self.name, self.revision)
 
+    def with_adapter(self, folder: str | Path) -> "LanguageModel":
+        """A second model over the same weights, with a saved adapter on it; this one stays as it is.
+
+        Raises:
+            ModelError: this one has an adapter; or as `put_adapter`.
+        """
+        if isinstance(self.net, PeftModel):
+            raise ModelError(wrong("model", "a base model", "one with an adapter", "Load the base model alone."))
+        shared = {id(tensor): tensor for tensor in (*self.causal.parameters(), *self.causal.buffers())}
+        net = put_adapter(copy.deepcopy(self.causal, shared), str(folder), self.stamp)
+        return LanguageModel(net.to(self.device).eval(), self.codec, self.name, self.revision, str(folder))
+
     def attach_lora(self, rank: int, alpha: float, dropout: float, targets: str | list[str], seed: int) -> None:
         """Put a fresh LoRA adapter on the model; everything else is frozen.
 
