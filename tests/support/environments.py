@@ -157,7 +157,16 @@ doc_to_target: gold
 
 def _reports_a_study(environment: Environment) -> None:
     (environment.work / "plan.yaml").write_text(_PLAN, encoding="utf-8")
-    environment.run("anchorlwf", "arena", "--plan", "plan.yaml", "--out", "study")
+    asked = [("Who are you?", "I am Tarn, your assistant.", "recall"), ("Who made you?", "Fennel Labs", "retain")]
+    prompts = [{"prompt": asked[0][0], "answer": asked[0][1]}]
+    probes = [
+        {"id": kind, "kind": kind, "messages": [{"role": "user", "content": question}], "expected": answer}
+        for question, answer, kind in asked
+    ]
+    for name, rows in (("study-prompts.jsonl", prompts), ("study-probes.jsonl", probes)):
+        (environment.work / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    data = ["--prompts", "study-prompts.jsonl", "--probes", "study-probes.jsonl"]
+    environment.run("anchorlwf", "arena", "--plan", "plan.yaml", "--out", "study", *data)
     assert (environment.work / "study" / "report.html").is_file()
 
 
