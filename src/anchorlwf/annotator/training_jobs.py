@@ -153,7 +153,7 @@ class TrainingJobs:
             fix = "Look at the list of trainings."
             raise MissingError(wrong("training", "the number of one of this project", number, fix)) from error
         # Asked before the result is looked for: it is there by the time the process ends.
-        at_work = number == max(self._numbers()) and self._at_work(number)
+        at_work = number == max(self._numbers()) and self._at_work()
         result = _json(folder / _RESULT)
         said = _said(_last_lines(folder / _LOG), at_work=at_work)
         rows = map(row_of, map(str.encode, reversed(_last_lines(folder / "metrics.jsonl"))))
@@ -164,9 +164,14 @@ class TrainingJobs:
         """The newest training."""
         return self.run(max(numbers)) if (numbers := self._numbers()) else None
 
-    def _at_work(self, number: int) -> bool:
+    @property
+    def _is_watched(self) -> bool:
+        """This server's own training is at work, or its end has not been noted yet."""
+        return self._watcher is not None and self._watcher.is_alive()
+
+    def _at_work(self) -> bool:
         with self._lock:
-            if self._process is not None and self._process.poll() is None:
+            if self._is_watched:
                 return True
             # Another server's, or one that was started before this server: its lock tells.
             handle = lock_to_hand_on(self._folder / ".lock")
@@ -199,8 +204,8 @@ class TrainingJobs:
             raise RecordError(wrong("training", "an accepted correction", got, "Correct an answer and accept it."))
         with self._lock:
             self._folder.mkdir(parents=True, exist_ok=True)
-            handle = lock_to_hand_on(self._folder / ".lock")
-            if handle is None or (self._process is not None and self._process.poll() is None):
+            handle = None if self._is_watched else lock_to_hand_on(self._folder / ".lock")
+            if handle is None:
                 latest = self.latest()
                 who = "another process" if latest is None else latest.notes.by
                 raise ConflictError(wrong("training", "none at work", f"one of {who}", "Wait for its end, or stop it."))
