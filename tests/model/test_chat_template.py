@@ -272,7 +272,7 @@ def test_a_project_keeps_its_date_and_shows_it(checkpoint, tmp_path, monkeypatch
         with work.open() as exchange:
             (record,), screen = sit(exchange, "x", "q")
             assert progress(exchange.desk.store, exchange.desk.project).items == 2
-            shown = [shown_prompt(exchange.desk.decoder.table, live) for live in exchange.desk._live.values()]
+            shown = [shown_prompt(exchange.desk.decoder.table, live, 1) for live in exchange.desk._live.values()]
         assert "the chat template prints a date: 2026-11-26, that of this project" in screen
         assert {prompt.date for prompt in shown} == {"2026-11-26"}
         assert all("Today Date: 26 Nov 2026" in prompt.rendered[1].text for prompt in shown)
