@@ -128,7 +128,7 @@ def test_a_desk_that_starts_again_shows_the_same(rig):
     other = Desk(rig.store, rig.decoder, rig.desk.project, rig.desk.config, rig.desk.ledger)
     from anchorlwf.annotator.web import payloads as views
 
-    after = views.session(rig.decoder.table, other.session(session["id"], "ada"))
+    after = views.session(other, other.session(session["id"], "ada"))
     assert json.loads(json.dumps(after)) == before
     other.resume(other.session(session["id"], "ada"))
     # Two servers over one store: the one that is behind is told so, and right again with the next request.
@@ -271,13 +271,15 @@ def test_a_session_shows_the_prompt_as_the_model_sees_it(rig):
     with pytest.warns(PromptWarning, match="line 1: the chat template leaves out the tools"):
         assert ada.ok(ada.post("/api/import", {"format": "prompts", "content": line}))["added"] == 1
     prompt = whole(ada)["prompt"]
-    assert prompt["rendered"] == [
-        {"text": "<|im_start|>", "special": True},
-        {"text": f"user\n{spelled}", "special": False},
-        {"text": "<|im_end|>", "special": True},
-        {"text": "\n", "special": False},
-        {"text": "<|im_start|>", "special": True},
-        {"text": "assistant\n", "special": False},
+    assert [(part["text"], part["special"], part["notice"]) for part in prompt["rendered"]] == [
+        ("<|im_start|>", True, None),
+        ("user\nWhat does ", False, None),
+        ("<|im_start|>", False, "quoted"),
+        (" mean?", False, None),
+        ("<|im_end|>", True, None),
+        ("\n", False, None),
+        ("<|im_start|>", True, None),
+        ("assistant\n", False, None),
     ]
     assert prompt["remarks"] == ["the chat template leaves out the tools"]
     assert prompt["date"] is None

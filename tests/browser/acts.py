@@ -6,16 +6,19 @@ from typing import Any
 
 __all__ = [
     "answer",
+    "choose",
     "click_token",
     "correct",
     "count",
     "flaws",
+    "never_pause",
     "open_item",
     "session",
     "settled",
     "standing",
     "tokens",
     "until",
+    "write_note",
 ]
 
 _FLAWS = (Path(__file__).parent / "flaws.js").read_text(encoding="utf-8")
@@ -60,10 +63,28 @@ def click_token(page: Any, position: int) -> None:
 
 def correct(page: Any, position: int, digit: str) -> None:
     """Take an alternative at a token, and wait for the anchor and the end of the continuation."""
-    click_token(page, position)
-    page.keyboard.press(digit)
+    choose(page, position, digit)
     page.wait_for_selector("#answer .anchor")
     settled(page)
+
+
+def choose(page: Any, position: int, digit: str) -> None:
+    """Click a token and take an alternative; the cursor is in the field, where a digit alone is text."""
+    click_token(page, position)
+    page.keyboard.press(f"Alt+{digit}")
+
+
+def write_note(page: Any, text: str) -> None:
+    """Unfold the notes, write one, and leave the field."""
+    if page.locator("#notes[open]").count() == 0:
+        page.locator("#notes > summary").click()
+    page.locator("#note").fill(text)
+    page.locator("#note").blur()
+
+
+def never_pause(page: Any) -> None:
+    """From now on continuations go on to the end of the answer."""
+    page.evaluate("localStorage.setItem('pause', 'off')")
 
 
 def flaws(page: Any) -> list[str]:

@@ -25,8 +25,8 @@ _SENTINEL = "anchorlwf"
 """Stands for what somebody says, where it matters only what a template makes of it."""
 _GIVEN = {"user", "tool", "function", "ipython"}
 """Roles whose words come from outside; nothing in them is markup."""
-_THOUGHT = {"reasoning", "reasoning_content", "thinking"}
-"""Fields in which messages carry what the model thought."""
+_THOUGHT = re.compile(r"<think(ing)?>.*?</think(ing)?>", re.DOTALL)
+"""What the model thought in an earlier turn is left out on purpose."""
 _SEEN = 8
 """Characters of a text that are enough to say that some of it is in the prompt."""
 Notice = Literal["date", "quoted", "forged"]
@@ -61,7 +61,7 @@ def _first_lost(content: str, text: str) -> str | None:
             continue
         length = bisect.bisect_left(range(len(line) + 1), True, key=lambda end: line[:end] not in text) - 1
         if some_seen or length >= _SEEN:
-            return line[length:]
+            return line[length if length >= _SEEN else 0 :]
     return None
 
 
@@ -285,12 +285,8 @@ class Codec:
             seen = isinstance(content, str) and content.strip() in text
             if content and not seen and same([*before, {**message, "content": _SENTINEL}, *after], tools):
                 yield f"message {index + 1} ({message.get('role')})"
-            elif isinstance(content, str) and not seen and (lost := _first_lost(content, text)) is not None:
+            elif isinstance(content, str) and not seen and (lost := _first_lost(_THOUGHT.sub("", content), text)):
                 yield f"a part of message {index + 1} ({message.get('role')}), from {lost[:40]!r} on"
-            for name in _THOUGHT & message.keys():
-                rest = {key: value for key, value in message.items() if key != name}
-                if message[name] and same([*before, rest, *after], tools):
-                    yield f"`{name}` of message {index + 1} ({message.get('role')})"
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, no special tokens added; markers spelled out in the text are read as themselves.
