@@ -1,8 +1,11 @@
 """What the tests do on the page again and again."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 __all__ = [
     "answer",
@@ -11,8 +14,10 @@ __all__ = [
     "correct",
     "count",
     "flaws",
+    "missing",
     "never_pause",
     "open_item",
+    "rest",
     "session",
     "settled",
     "standing",
@@ -22,6 +27,13 @@ __all__ = [
 ]
 
 _FLAWS = (Path(__file__).parent / "flaws.js").read_text(encoding="utf-8")
+
+
+def missing(what: str) -> None:
+    """Skip the test, or in CI fail it: something that it needs is not installed."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what} is missing; .ci/run installs it")
+    pytest.skip(f"needs {what}")
 
 
 def until(page: Any, expression: str, argument: Any = None, *, seconds: float = 15) -> Any:
@@ -80,6 +92,11 @@ def write_note(page: Any, text: str) -> None:
         page.locator("#notes > summary").click()
     page.locator("#note").fill(text)
     page.locator("#note").blur()
+
+
+def rest(page: Any) -> None:
+    """As long as it takes until no key can belong to a text whose field has closed."""
+    page.wait_for_timeout(350)
 
 
 def never_pause(page: Any) -> None:

@@ -1,7 +1,7 @@
 """The whole loop in a real browser against a real server over the embedded model: by mouse, and by keyboard alone."""
 
 import pytest
-from acts import answer, click_token, count, open_item, session, settled, standing, tokens, until, write_note
+from acts import answer, click_token, count, open_item, rest, session, settled, standing, tokens, until, write_note
 
 from anchorlwf.world import build_world, draw_errata
 
@@ -109,7 +109,7 @@ def test_keyboard_alone(server, errata, new_page):
     page.wait_for_selector(f"#picker[data-shown*='/{wrong}/']:not([hidden])")
     third, stands = standing(page)[2]
     assert not stands
-    press("3")
+    press("Alt+3")
     page.wait_for_selector("#answer .anchor")
     settled(page)
     assert tokens(page)[wrong].replace(" ", "·", 1) == third
@@ -129,6 +129,7 @@ def test_keyboard_alone(server, errata, new_page):
     settled(page)
     assert page.locator(".node").count() == 3
     assert page.evaluate("document.activeElement.position") == wrong
+    rest(page)
     press("[")
     press("[")
     until(page, "() => document.querySelector('.anchor-row .quiet').textContent === '80 %'")
@@ -142,6 +143,7 @@ def test_keyboard_alone(server, errata, new_page):
     page.keyboard.type("changes")
     press("Enter")
     page.wait_for_selector("#view-changes ins")
+    rest(page)
     press("d")
     page.wait_for_selector("#view-answer:not([hidden])")
     press("a")
@@ -185,6 +187,7 @@ def test_one_correction_at_a_time_and_its_trouble_stands_beside_it(server, new_p
     page.keyboard.press("Enter")
     page.wait_for_selector("#answer .anchor")
     settled(page)
+    rest(page)
     page.keyboard.press("u")
     page.wait_for_selector("#action-trouble:not([hidden])")
     assert page.locator("#action-trouble").text_content() == "the disk is full. Make room."
@@ -249,6 +252,7 @@ def test_a_reload_and_a_second_tab_show_the_same(server, new_page):
     second = page.context.new_page()
     second.goto(page.url)
     second.wait_for_selector("#answer .anchor")
+    rest(page)
     page.keyboard.press("u")
     until(page, "() => document.querySelectorAll('#answer .anchor').length === 0")
     second.keyboard.press("u")  # too late: there is nothing to undo any more, and the tab sees why

@@ -1,7 +1,9 @@
 """What is typed is typed, with the spaces that belong there, and an answer ends where it is told to."""
 
+import json
+
 import pytest
-from acts import answer, click_token, flaws, never_pause, open_item, session, settled, standing, tokens, until
+from acts import answer, click_token, flaws, never_pause, open_item, rest, session, settled, standing, tokens, until
 from served import given, long_model
 
 RECIPE = "It takes two eggs and bakes 42 minutes.\nThen it is green."
@@ -21,8 +23,16 @@ def endless(tmp_path_factory):
     return long_model(tmp_path_factory.mktemp("models") / "long")
 
 
-def _first(page, piece):
-    return next(at for at, token in enumerate(tokens(page)) if token.startswith(piece))
+def _place(page, piece):
+    """The token with which a part of the answer begins."""
+    shown = [token["text"] for token in session(page)["tokens"]]
+    place = "".join(shown).index(piece)
+    return next(at for at in range(len(shown)) if len("".join(shown[:at])) == place)
+
+
+def _corrected(page, answers):
+    until(page, "wanted => document.querySelectorAll('.node').length === wanted", answers)
+    settled(page)
 
 
 def _text(page):
@@ -33,8 +43,7 @@ def test_digits_and_letters_in_the_field_are_text_however_quick(server, new_page
     page = new_page(server)
     open_item(page, 0)
     begun, stood = page.evaluate("location.hash"), answer(page)
-    at = _first(page, " t")
-    click_token(page, at)
+    click_token(page, _place(page, " two"))
     page.keyboard.type("120 minutes")
     assert page.locator("#picker .field").input_value() == "120 minutes"
     assert page.locator("#answer .anchor, #answer .pending").count() == 0
@@ -49,7 +58,7 @@ def test_digits_and_letters_in_the_field_are_text_however_quick(server, new_page
     assert [node["given"] for node in shown["nodes"]] == ["", " 120 minutes"]
     assert page.locator("dialog[open]").count() == 0
     # And a moment later the same keys do what they say.
-    page.wait_for_timeout(350)
+    rest(page)
     page.keyboard.press("u")
     until(page, "() => document.querySelectorAll('#answer .anchor').length === 0")
 
@@ -62,7 +71,7 @@ def test_the_same_where_a_note_has_just_been_written(server, new_page):
     page.keyboard.type("it is wron")
     page.keyboard.press("Escape")
     page.keyboard.type("gsax", delay=20)
-    page.wait_for_timeout(350)
+    rest(page)
     assert (page.evaluate("location.hash"), session(page)["status"]) == (begun, "open")
     assert page.evaluate("document.activeElement.matches('#answer .t')")
     page.keyboard.press("d")
@@ -72,32 +81,46 @@ def test_the_same_where_a_note_has_just_been_written(server, new_page):
 def test_with_alt_a_digit_chooses_and_beside_numbers_a_digit_alone_is_typed(server, new_page):
     page = new_page(server)
     open_item(page, 1)
-    at = _first(page, "1")
-    click_token(page, at + 1)
+    at = _place(page, "931")
+    click_token(page, at)
     offered = [text for text, _ in standing(page)]
     assert any(text.strip("·").isdigit() for text in offered)
     assert not page.locator("#options kbd").first.is_visible()
     page.keyboard.press("Escape")
-    assert page.evaluate("document.activeElement.position") == at + 1
+    assert page.evaluate("document.activeElement.position") == at
     # Outside of the field: the entries are numbers, so they are not numbered, and a digit is the beginning of a text.
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowRight")
-    page.wait_for_selector(f"#picker[data-shown*='/{at + 1}/']")
+    page.wait_for_selector(f"#picker[data-shown*='/{at}/']")
     assert not page.locator("#options kbd").first.is_visible()
     page.keyboard.type("84")
     assert page.locator("#picker .field").input_value() == "84"
     page.keyboard.press("Control+A")
     page.keyboard.press("Delete")
-    page.wait_for_selector(f"#picker[data-shown$='/{at + 1}/']")
+    page.wait_for_selector(f"#picker[data-shown$='/{at}/']")
     second, stands = standing(page)[1]
     assert not stands
     page.keyboard.press("Alt+2")
-    page.wait_for_selector("#answer .anchor")
-    assert tokens(page)[at + 1] == second.replace("·", " ")
-    # Where they are words, the numbers stand there, and choose.
+    _corrected(page, 2)
+    assert tokens(page)[at] == second.replace("·", " ")
+
+
+def test_where_the_alternatives_are_words_they_are_numbered_and_a_digit_chooses(server, new_page):
+    page = new_page(server, expect_errors=True)
+    open_item(page, 1)
+    # What the model holds possible is asked of it; here it is only words.
+    words = [{"id": at, "text": f" word{at}", "p": 0.1, "stands": at == 5} for at in range(5, 15)]
+    body = json.dumps({"node": 0, "position": 2, "options": words})
+    page.route("**/alternatives?*", lambda route: route.fulfill(body=body, content_type="application/json"))
     page.keyboard.press("Home")
     page.wait_for_selector("#picker[data-shown*='/0/']")
     assert page.locator("#options kbd").first.is_visible()
+    asked = []
+    page.route("**/correct", lambda route: (asked.append(route.request.post_data_json), route.abort()))
+    page.keyboard.press("3")
+    until(page, "() => document.querySelector('#answer .pending')")
+    assert (asked[0]["position"], asked[0]["token_ids"]) == (0, [7])
+    page.unroute("**/correct")
 
 
 def _preview(page, text):
@@ -127,25 +150,23 @@ def test_a_space_stands_where_it_belongs_and_the_preview_shows_it(server, new_pa
     page = new_page(server)
     open_item(page, 2)
     text = _text(page)
-    place = text.index(piece)
-    at = next(at for at in range(len(tokens(page))) if len("".join(tokens(page)[:at]).replace("⏎", "")) >= place)
-    click_token(page, at)
+    click_token(page, _place(page, piece))
     assert _preview(page, typed) == preview
     assert page.locator("#picker .preview .before").count() == 1
+    nodes = len(session(page)["nodes"])
     page.keyboard.press("Enter")
-    page.wait_for_selector("#answer .anchor")
+    until(page, "before => document.querySelectorAll('.node').length > before", nodes)
     settled(page)
-    assert _text(page).startswith(text[:place] + preview.replace("·", " "))
-    page.wait_for_timeout(350)
+    assert _text(page).startswith(text[: text.index(piece)] + preview.replace("·", " "))
+    rest(page)
     page.keyboard.press("u")
-    until(page, "() => document.querySelectorAll('#answer .anchor').length === 0")
+    until(page, "() => document.querySelector('.node').getAttribute('aria-current')")
 
 
 def test_the_space_can_be_left_out(server, new_page):
     page = new_page(server)
     open_item(page, 2)
-    at = _first(page, " t")
-    click_token(page, at)
+    click_token(page, _place(page, " two"))
     page.locator("#picker .field").fill("ly")
     page.get_by_text("keep the space").click()
     until(page, "() => document.querySelector('#picker .preview .chip:not(.before)')?.textContent[0] === 'l'")
@@ -160,9 +181,9 @@ def test_the_answer_ends_behind_the_correction(server, new_page):
     page.keyboard.press("ArrowRight")
     page.wait_for_selector("#picker[data-shown*='/1/']")
     second = standing(page)[1][0].replace("·", " ")
-    page.keyboard.press("2")
-    page.wait_for_selector("#answer .anchor")
-    page.wait_for_timeout(350)
+    page.keyboard.press("Alt+2")
+    _corrected(page, 2)
+    rest(page)
     page.keyboard.press("f")  # one key more
     until(page, "() => document.querySelectorAll('#answer .t').length === 3")
     assert tokens(page) == [before[0], second, "<|im_end|>"]
@@ -242,7 +263,7 @@ def test_a_long_continuation_pauses_and_what_will_not_stay_is_grey(serve, endles
     shown = session(page)
     assert (shown["tokens"][-1]["text"], shown["ended"], shown["truncated"]) == ("<|im_end|>", True, False)
     # Whoever wants all of it at once gets it.
-    page.wait_for_timeout(350)
+    rest(page)
     page.keyboard.press("u")
     never_pause(page)
     page.wait_for_selector("#stream-line:not([hidden])")

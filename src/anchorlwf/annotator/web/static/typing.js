@@ -9,7 +9,8 @@ const TEXT = /^(.|Enter|Backspace|Delete)$/u;
 let last = -Infinity;
 
 document.addEventListener("keydown", (event) => {
-  if (isField(event.target) && TEXT.test(event.key)) last = event.timeStamp;
+  const combined = event.altKey || event.ctrlKey || event.metaKey;
+  if (isField(event.target) && TEXT.test(event.key) && !combined) last = event.timeStamp;
 }, { capture: true });
 
 /** This key was the last one of a text, or as good as that. */
