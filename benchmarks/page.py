@@ -9,6 +9,7 @@ corrects to the first token of the continuation, beside the time that the same c
 model alone, in this process.
 """
 
+import contextlib
 import os
 import shutil
 import statistics
@@ -19,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "browser"))
 
-from acts import click_token, count, session, settled
+from acts import click_token, count, never_pause, session, settled
 from playwright.sync_api import sync_playwright
 from served import Server, long_model
 from timing import clicks, first_streamed, median
@@ -28,17 +29,34 @@ CLICKS, CORRECTIONS, REST = 25, 9, 100
 PROMPT = {"prompt": "Tell me everything about the river."}
 
 
-def own_time(model, ids, corrected):
+@contextlib.contextmanager
+def alone(model):
+    """A decoder in this process over a folder's model (None: the embedded one)."""
+    from anchorlwf.annotator.backends.local import LocalDecoder
+    from anchorlwf.model.language_model import load_model
+
+    decoder = LocalDecoder(load_model(model))
+    try:
+        yield decoder
+    finally:
+        decoder.close()
+
+
+def own_time(decoder, prompt, ids, corrected):
     """Milliseconds, median, that judging a correction and decoding the first token behind it take the model alone.
 
     As in the server, the cache holds the whole answer (and is rewound) when the correction comes.
-    """
-    from anchorlwf.annotator.backends.local import LocalDecoder
-    from anchorlwf.data.record import Prompt
-    from anchorlwf.model.language_model import load_model
 
-    decoder, taken = LocalDecoder(load_model(model)), []
-    messages = Prompt.model_validate(PROMPT).messages
+    Args:
+        decoder: the model, used by nobody else.
+        prompt: as in a file of prompts.
+        ids: the answer before it is corrected.
+        corrected: positions and the tokens put there.
+    """
+    from anchorlwf.data.record import Prompt
+
+    taken = []
+    messages = Prompt.model_validate(prompt).messages
     prompt_ids = decoder.table.codec.encode_prompt(messages)
     for position, token in corrected:
         decoder.options("own", prompt_ids, ids, 1)
@@ -48,7 +66,6 @@ def own_time(model, ids, corrected):
         next(iter(stream))
         taken.append((time.perf_counter() - began) * 1000)
         stream.close()
-    decoder.close()
     return statistics.median(taken)
 
 
@@ -65,6 +82,7 @@ def measure(browser, length, folder):
         total = page.locator("#answer .t").count()
         pace = (time.perf_counter() - began) / (total - first) * 1000
         settled(page)
+        never_pause(page)
         step = total // (CLICKS + 1)
         selected, shown = clicks(page, [step * (turn + 1) for turn in range(CLICKS)])
         _, rested = clicks(page, [step * (turn + 1) + 1 for turn in range(CLICKS)], rest=REST)
@@ -87,7 +105,8 @@ def measure(browser, length, folder):
             count(page, total)
             arrived.append(came)
             painted.append(shown_at)
-        own = own_time(model, ids, corrected)
+        with alone(model) as decoder:
+            own = own_time(decoder, PROMPT, ids, corrected)
         print(f"  key to first streamed token    median {median(arrived):5.1f} ms   painted {median(painted):5.1f} ms")
         print(f"  of which the model alone       median {own:5.1f} ms   beyond it {median(painted) - own:5.1f} ms")
         print(f"  load {os.getloadavg()[0]:.1f}")
