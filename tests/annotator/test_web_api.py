@@ -335,3 +335,75 @@ def test_import_and_export(rig):
     for content in ("", "{", "[]", '{"a": 1}', "5"):
         for form in ("prompts", "records"):
             assert ada.post("/api/import", {"format": form, "content": content}).status_code == 400
+
+
+def test_a_text_is_shown_as_the_tokens_that_its_correction_makes(rig):
+    rig.ask("Where was she born?")
+    ada = rig.person()
+    session = whole(ada)
+    url = f"/api/sessions/{session['id']}"
+    at = next(at for at, token in enumerate(session["tokens"]) if at and token["text"][:1] == " ")
+    for text, space, white in (("Tarn", True, " "), ("Tarn", False, ""), (", x", True, ""), ("\n", True, "")):
+        body = {"node": 0, "position": at, "text": text, "space": space}
+        shown = ada.ok(ada.post(f"{url}/tokenize", body))["tokens"]
+        assert "".join(token["text"] for token in shown) == white + text
+        step = ada.ok(ada.post(f"{url}/correct", {**body, "stream": False}))
+        assert [token["id"] for token in step["tokens"]] == [token["id"] for token in shown]
+        ada.ok(ada.post(f"{url}/undo"))
+    assert ada.post(f"{url}/tokenize", {"node": 0, "position": 999, "text": "x"}).status_code == 400
+
+
+def test_an_answer_ends_behind_a_correction_where_that_is_asked_for(rig):
+    rig.ask("Where was she born?")
+    ada, end = rig.person(), rig.decoder.table.codec.end_id(rig.decoder.stop_ids)
+    session = whole(ada)
+    url = f"/api/sessions/{session['id']}"
+    for body in ({"text": "She", "end": True}, {"token_ids": [5, 6, end], "end": True}, {"text": "", "end": True}):
+        step = ada.ok(ada.post(f"{url}/correct", {"node": 0, "position": 2, **body}))
+        ids = [token["id"] for token in step["tokens"]]
+        assert (ids[-1], ids.count(end)) == (end, 1)
+        assert (step["head"]["ended"], step["head"]["truncated"], step["head"]["streaming"]) == (True, False, False)
+        ada.ok(ada.post(f"{url}/undo"))
+    assert ada.post(f"{url}/correct", {"node": 0, "position": 2, "token_ids": []}).status_code == 400
+
+
+def test_a_continuation_pauses_and_a_cut_answer_goes_on(rig):
+    rig.ask("Where was she born?")
+    ada = rig.person()
+    session = whole(ada)
+    url, start = f"/api/sessions/{session['id']}", session["length"]
+    assert (start, session["truncated"]) == (24, True)
+    assert ada.ok(ada.post(f"{url}/extend"))["head"]["streaming"]
+    _, last = ada.stream(session["id"], 0, start)
+    assert (last["head"]["length"], last["head"]["truncated"]) == (48, True)
+    step = ada.ok(ada.post(f"{url}/correct", {"node": 0, "position": 1, "text": "She", "pause": 5}))
+    behind = len(step["tokens"]) + 1
+    _, last = ada.stream(session["id"], 1, behind)
+    paused = last["head"]
+    assert (paused["ended"], paused["streaming"]) == (False, False)
+    assert behind + 5 <= paused["length"] <= behind + 10
+    assert ada.post(f"{url}/extend").status_code == 409
+    # The next one pauses as well, and whoever asks for more at once gets it.
+    _, last = ada.stream(session["id"], 1, paused["length"])
+    assert paused["length"] + 5 <= last["head"]["length"] <= paused["length"] + 10
+    # A desk that reads the session again knows its limit.
+    other = Desk(rig.store, rig.decoder, rig.desk.project, rig.desk.config, rig.desk.ledger)
+    assert other.session(session["id"], "ada").bounds.tokens == 48
+
+
+@pytest.mark.parametrize(
+    ("pieces", "after", "stops"),
+    [
+        (["One", " two", ".", " Three", "."], 2, 3),
+        (["3", ".", "5", " x", '!"'], 1, 5),
+        (["a", "\n", "b"], 1, 2),
+        (["a", " b", " c", " d", " e"], 2, 4),
+    ],
+)
+def test_a_pause_comes_at_the_end_of_a_sentence_or_before_it_is_too_late(pieces, after, stops):
+    from types import SimpleNamespace
+
+    from anchorlwf.annotator.sessions.live import Pauses
+
+    pauses = Pauses(SimpleNamespace(token=lambda number: SimpleNamespace(text=pieces[number])), after)
+    assert next(at for at in range(len(pieces)) if pauses.behind(at)) + 1 == stops
