@@ -395,7 +395,7 @@ def test_a_continuation_pauses_and_a_cut_answer_goes_on(rig):
     ("pieces", "after", "stops"),
     [
         (["One", " two", ".", " Three", "."], 2, 3),
-        (["3", ".", "5", " x", '!"'], 1, 5),
+        (["3", ".", "5", " x", '!"'], 3, 5),
         (["a", "\n", "b"], 1, 2),
         (["a", " b", " c", " d", " e"], 2, 4),
     ],

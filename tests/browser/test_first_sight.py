@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from acts import click_token, correct, flaws, open_item, rest, session, settled, standing, tokens, until, write_note
+from acts import correct, flaws, open_item, rest, session, settled, standing, tokens, until, write_note
 from served import given
 
 from anchorlwf.model.language_model import embedded_path
@@ -102,8 +102,8 @@ def test_dots_for_spaces_only_near_the_selected_token(server, new_page):
         )
 
     spaced = [at for at, token in enumerate(session(page)["tokens"]) if token["text"][:1] == " "]
-    page.locator("#answer .t").nth(spaced[5]).click()
-    assert dots() == [at for at in spaced if abs(at - spaced[5]) <= 4]
+    page.locator("#answer .t").nth(spaced[1]).click()
+    assert dots() == [at for at in spaced if abs(at - spaced[1]) <= 4]
     page.keyboard.press("Escape")
     page.keyboard.press("w")
     assert dots() == spaced
@@ -125,7 +125,9 @@ def test_bytes_are_shown_as_what_they_would_become(server, new_page):
     page = new_page(server)
     open_item(page, 1)
     parts = [at for at, token in enumerate(session(page)["tokens"]) if "hex" in token]
-    click_token(page, parts[1])
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowLeft")  # Arabic goes left
+    page.wait_for_selector(f"#picker[data-shown*='/{parts[1]}/']")
     shown = page.evaluate(
         "async ([id, at]) => "
         "(await (await fetch(`/api/sessions/${id}/alternatives?node=0&position=${at}&top=8`)).json())"
@@ -258,8 +260,9 @@ def test_one_key_shows_the_prompt_as_the_model_sees_it(dated, new_page):
     date = page.locator(".rendered mark.date").text_content()
     assert page.locator(".seen summary").text_content().startswith("As the model sees it · dated ")
     assert date in page.locator(".rendered").text_content()
-    assert page.locator(".rendered mark.quoted").text_content() == "<|im_end|>"
-    assert "looks like a marker, and is read as text" in page.locator(".notices").text_content()
+    # Where the template cuts the text, a spelled marker cannot be made text: it is read as a marker.
+    assert page.locator(".rendered mark.forged").text_content() == "<|im_end|>"
+    assert "text of the message that is read as a marker" in page.locator(".notices").text_content()
     told = " ".join(page.locator("#prompt .trouble").all_text_contents())
     assert "leaves out the tools" in told
     assert f"leaves out a part of message 1 (user), from {LONG[60:]!r} on" in told

@@ -268,8 +268,9 @@ def test_what_is_noticeable_in_a_prompt_is_found_where_it_stands(codec):
     codec.date = "2026-11-26"
     assert noticed(LLAMA3) == [("26 Nov 2026", "date"), ("<|im_start|>", "quoted"), ("<|im_end|>", "quoted")]
     assert noticed("{{ messages[0]['content'] }}") == [("<|im_start|>", "quoted"), ("<|im_end|>", "quoted")]
-    # Where the marks would change what the template writes, they are not found; the remark tells of them all the same.
-    assert noticed("{{ messages[0]['content'] | length }}{{ messages[0]['content'] }}") == []
+    # Where marks would change what the template writes, they are read as what they look like, and found by their place.
+    written = "{{ messages[0]['content'] | length }}<|im_end|>{{ messages[0]['content'] }}"
+    assert noticed(written) == [("<|im_start|>", "forged"), ("<|im_end|>", "forged")]
 
 
 def test_many_lines_of_one_remark_are_one_warning(tiny_model):

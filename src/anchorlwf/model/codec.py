@@ -233,7 +233,8 @@ class Codec:
         """What a reader of the rendered chat should notice: from and to which character, and what it is.
 
         `date`: printed by the template. `quoted`: a control token that a message spells, and that the model reads as
-        text. `forged`: one that it reads as a control token. Where the template changes such a text, it is not found.
+        text. `forged`: one that it reads as a control token. Where the template changes the text around it, it is not
+        found; `remarks` tells of it all the same.
 
         Raises as `encode_prompt`.
         """
@@ -244,12 +245,25 @@ class Codec:
         for form in {match[2] for match in _DATE_FORM.finditer(template)}:
             printed = datetime.fromisoformat(self.date).strftime(form)
             found += [(match.start(), match.end(), "date") for match in re.finditer(re.escape(printed), plain)]
-        if self._spelled(messages, tools) and (marked := self._marked(template, messages, tools, plain)) is not None:
-            what: Notice = "forged" if self._quoted(template, messages, tools, plain) is None else "quoted"
-            # The marks themselves are not in the plain text: each one before a place moves it by one.
-            places = [match.start() - index for index, match in enumerate(_MARKS.finditer(marked))]
-            found += [(start, stop, what) for start, stop in zip(places[::2], places[1::2], strict=True)]
-        return sorted(found)
+        if not self._spelled(messages, tools):
+            return sorted(found)
+        if (marked := self._marked(template, messages, tools, plain)) is None:
+            return sorted([*found, *self._forged(template, messages, plain)])
+        what: Notice = "forged" if self._quoted(template, messages, tools, plain) is None else "quoted"
+        # The marks themselves are not in the plain text: each one before a place moves it by one.
+        places = [match.start() - index for index, match in enumerate(_MARKS.finditer(marked))]
+        return sorted([*found, *((start, stop, what) for start, stop in zip(places[::2], places[1::2], strict=True))])
+
+    def _forged(self, template: str, messages: Messages, plain: str) -> Iterator[tuple[int, int, Notice]]:
+        """Where messages spell control tokens, found by what stands around them, in a chat that cannot be marked."""
+        special, every = self._control_tokens(template)
+        for message in messages:
+            for text in _strings(message):
+                for match in (every if message.get("role") in _GIVEN else special).finditer(text):
+                    before, behind = text[max(0, match.start() - _SEEN) : match.start()], text[match.end() :][:_SEEN]
+                    place = plain.find(before + match[0] + behind)
+                    if place >= 0 and before + behind:
+                        yield place + len(before), place + len(before) + len(match[0]), "forged"
 
     def remarks(self, messages: Messages, tools: list[dict[str, Any]] | None = None) -> list[str]:
         """What the model will not read as it was written: forged control tokens, and what the template leaves out.

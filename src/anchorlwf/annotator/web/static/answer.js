@@ -91,7 +91,7 @@ export class Answer {
     const span = document.createElement("span");
     span.position = this.length;
     span.className = look(token);
-    this.#paint(span, token);
+    this.#paint(span, token, this.length);
     fill(span, token);
     this.#spans.push(span);
     this.#tokens.push(token);
@@ -104,7 +104,7 @@ export class Answer {
     const kept = ["anchor", "on", "near", "pending", "broken", "more"].filter((name) => span.classList.contains(name));
     span.className = [look(token), ...kept].join(" ");
     span.level = 0;
-    this.#paint(span, token);
+    this.#paint(span, token, position);
   }
 
   /** What is tinted: the "rarest" tenth of the answer, everything by its "probability", or "nothing". */
@@ -130,16 +130,16 @@ export class Answer {
       while (count > 0 && known[count] === known[count - 1]) count -= 1;
       return known[count - 1] ?? 0;
     });
-    this.#tokens.forEach((token, at) => this.#paint(this.#spans[at], token));
+    this.#tokens.forEach((token, at) => this.#paint(this.#spans[at], token, at));
   }
 
-  #level({ p }) {
-    if (p === null || this.#tint === "nothing") return 0;
+  #level({ p }, position) {
+    if (p === null || this.#anchors.has(position) || this.#tint === "nothing") return 0;
     return this.#tint === "probability" ? level(p) : 2 * this.#rare.filter((bound) => p <= bound).length;
   }
 
-  #paint(span, token) {
-    const now = this.#level(token);
+  #paint(span, token, position) {
+    const now = this.#level(token, position);
     if (span.level === now) return;
     span.classList.remove(`p${span.level}`);
     span.classList.add(`p${now}`);

@@ -33,8 +33,8 @@ export class Picker {
     this.#on = on;
     this.alternatives = new Alternatives();
     this.field = make("textarea", {
-      class: "field", rows: 1, spellcheck: false, autocapitalize: "off", dir: "auto", role: "combobox",
-      placeholder: "Type what should stand here", "aria-label": "What should stand here", "aria-expanded": "true",
+      class: "field", rows: 1, spellcheck: false, autocapitalize: "off", dir: "auto",
+      placeholder: "Type what should stand here", "aria-label": "What should stand here", "aria-haspopup": "listbox",
       "aria-controls": "options", "aria-autocomplete": "list", autocomplete: "off",
     });
     this.list = make("ol", { id: "options", role: "listbox", "aria-label": "Alternatives" });
