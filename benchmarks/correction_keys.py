@@ -98,7 +98,7 @@ def correct(page, item, keys):
     page.evaluate(_WATCH)
     keys(page)
     waited = page.evaluate("window.ended")
-    settled(page)
+    settled(page, seconds=120)
     after = session(page)
     # Back to the model's own answer, for the next way to correct it.
     counted = page.evaluate("window.keys")
@@ -114,13 +114,14 @@ def correct(page, item, keys):
 
 def measure(browser, model, folder):
     server = Server(folder, ASKED, model=model, limit=96).start()
-    rows = {"best alternative": _best, "two words": _words, "and the answer ends there": _end, "key f": _later_end}
+    rows = {"best alternative": _best, "two words": _words, "and the answer ends there": _end, "and then f": _later_end}
     print(f"{model or 'the embedded model'}, load {os.getloadavg()[0]:.1f}")
     try:
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.set_default_timeout(120_000)
         page.goto(server.url)
         page.wait_for_selector("#answer .t")
+        settled(page, seconds=120)
         ready = (
             "async () => (await (await fetch('/api/queue')).json()).items"
             ".every((one) => one.status !== 'waiting' || one.mean_entropy !== null)"

@@ -50,10 +50,12 @@ def count(page: Any, wanted: int) -> None:
     until(page, "wanted => document.querySelectorAll('#answer .t').length === wanted", wanted)
 
 
-def settled(page: Any) -> None:
+def settled(page: Any, *, seconds: float = 15) -> None:
     """Wait until the model has come to its end."""
     until(
-        page, "() => document.querySelector('#answer[aria-busy=false]') && !document.querySelector('#answer .pending')"
+        page,
+        "() => document.querySelector('#answer[aria-busy=false]') && !document.querySelector('#answer .pending')",
+        seconds=seconds,
     )
 
 

@@ -111,7 +111,11 @@ def test_axe_sees_what_is_wrong(server, new_page, axe):
 _STOP = """() => {
   const at = document.activeElement;
   if (at.matches("#answer .t")) return "the selected token";
-  return at.getAttribute("aria-label") ?? at.textContent.replace(at.querySelector("kbd")?.textContent ?? "", "").trim();
+  if (at.labels?.length) return at.labels[0].textContent;
+  if (at.hasAttribute("aria-label")) return at.getAttribute("aria-label");
+  const shown = at.cloneNode(true);
+  shown.querySelectorAll("kbd, [aria-hidden]").forEach((part) => part.remove());
+  return shown.textContent.trim();
 }"""
 
 
