@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
-from acts import click_token, flaws, settled, tokens, until
+from acts import click_token, flaws, open_item, settled, tokens, until
 from served import register
 
 from anchorlwf.annotation import annotate
@@ -98,8 +98,9 @@ def test_alternatives(questions, errata, new_page, keep):
 
 def test_one_correction_as_it_happens(questions, errata, new_page, tmp_path):
     image = pytest.importorskip("PIL.Image")
-    page = _open(questions, new_page, width=820, height=560, color_scheme="light")
-    wrong, frames, held = _wrong(page, errata[0]), [], []
+    page = _open(questions, new_page, width=820, height=640, color_scheme="light")
+    open_item(page, 1)
+    wrong, frames, held = _wrong(page, errata[1]), [], []
 
     def frame(milliseconds):
         page.wait_for_timeout(150)  # what fades in has faded in
@@ -112,7 +113,7 @@ def test_one_correction_as_it_happens(questions, errata, new_page, tmp_path):
     frame(1400)
     page.keyboard.press("Enter")
     frame(500)
-    for letter in errata[0].value:
+    for letter in errata[1].value:
         page.keyboard.type(letter)
         frame(130)
     page.wait_for_selector("#picker .preview .chip")
@@ -122,7 +123,7 @@ def test_one_correction_as_it_happens(questions, errata, new_page, tmp_path):
     page.wait_for_selector("#answer .pending")
     frame(500)
     held[0].continue_()
-    until(page, "value => document.querySelector('#answer').textContent.includes(value)", errata[0].value)
+    until(page, "value => document.querySelector('#answer').textContent.includes(value)", errata[1].value)
     settled(page)
     frame(3500)
     # One palette for all of them, so that what stays does not flicker.

@@ -10,7 +10,9 @@ import { plain } from "./tokens.js";
 const ROWS = 10;
 const TYPING_PAUSE = 50;
 /** What it takes when full, with what was typed, and the bars above and below the page (pixels). */
-const HEIGHT = 420;
+const HEIGHT = 480;
+/** What it takes at least, however little room there is; its list scrolls then. */
+const LEAST = 220;
 const BAR = 72;
 
 export class Picker {
@@ -93,10 +95,10 @@ export class Picker {
   #showHint() {
     const typing = document.activeElement === this.field;
     this.#element.classList.toggle("plain-rows", typing || this.#holdsNumbers);
-    const choose = typing ? "↑ ↓ Enter or Alt+digit choose" : "A digit chooses, Enter leads to the field";
+    const choose = typing ? "↑ ↓ or Alt+digit choose" : "A digit chooses, Enter leads to the field";
     const text = !this.#target?.writable ? "Decided: press u to change it."
       : this.#holdsNumbers && !typing ? "A digit is typed, Alt+digit chooses" : choose;
-    this.hint.textContent = typing && this.#target?.writable ? `${text}, Ctrl+Enter ends there` : text;
+    this.hint.textContent = typing && this.#target?.writable ? `${text}, Ctrl+Enter ends it` : text;
   }
 
   /** The entries are numbers themselves, so that a digit is more likely text. */
@@ -200,6 +202,7 @@ export class Picker {
     const room = window.innerHeight - BAR - boxes[boxes.length - 1].bottom;
     // Above the token where there is no room below; from there it grows upwards.
     const above = room < HEIGHT && box.top - BAR > Math.max(room, HEIGHT);
+    this.#element.style.setProperty("--room", `${Math.max(LEAST, above ? box.top - BAR : room)}px`);
     const left = Math.max(0, Math.min(box.left - around.left - 12, around.width - size));
     this.#element.style.left = `${left}px`;
     this.#element.style.top = above ? "auto" : `${boxes[boxes.length - 1].bottom - around.top + 6}px`;
@@ -256,6 +259,7 @@ export class Picker {
     const least = this.field.value === "" ? 0 : -1; // -1: what was typed
     const next = count === 0 ? -1 : Math.max(least, Math.min(count - 1, index));
     this.#rows.forEach(({ element }, row) => element.setAttribute("aria-selected", String(row === next)));
+    if (next >= 0 && next !== this.#highlight) this.#rows[next].element.scrollIntoView({ block: "nearest" });
     this.#highlight = next;
     if (next >= 0) this.field.setAttribute("aria-activedescendant", `option-${next}`);
     else this.field.removeAttribute("aria-activedescendant");
