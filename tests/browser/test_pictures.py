@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
-from acts import click_token, flaws, open_item, settled, tokens, until
+from acts import click_token, flaws, open_item, rest, settled, tokens, until
 from served import register
 
 from anchorlwf.annotation import annotate
@@ -148,6 +148,7 @@ def test_history(questions, errata, new_page, keep):
         page.keyboard.press("Enter")
         until(page, "text => document.querySelector('#answer').textContent.includes(text)", text)
         settled(page)
+    rest(page)
     page.keyboard.press("d")
     page.wait_for_selector("#view-changes ins")
     keep(page, "history")

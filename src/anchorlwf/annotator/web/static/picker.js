@@ -40,7 +40,7 @@ export class Picker {
       "aria-controls": "options", "aria-autocomplete": "list", autocomplete: "off",
     });
     this.list = make("ol", { id: "options", role: "listbox", "aria-label": "Alternatives" });
-    this.space = make("button", { type: "button", class: "small", "aria-pressed": "true" }, "␣ keep the space");
+    this.space = make("button", { type: "button", class: "small space", "aria-pressed": "true" }, "␣ keep the space");
     this.space.title = "Never before punctuation, or at the beginning of a line";
     this.end = make("button", { type: "button", class: "small" }, "put it, and end there");
     this.preview = make("div", { class: "preview", "aria-live": "polite" });
