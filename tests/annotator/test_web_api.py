@@ -9,6 +9,7 @@ from page_client import BOB, whole
 from anchorlwf.annotation.verify import verify_records
 from anchorlwf.annotator.prefetch import Ahead
 from anchorlwf.annotator.sessions import live
+from anchorlwf.annotator.sessions import screen
 from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.sessions.live import Prepared
 from anchorlwf.annotator.store.queue import unproposed
@@ -283,6 +284,16 @@ def test_a_session_shows_the_prompt_as_the_model_sees_it(rig):
     ]
     assert prompt["remarks"] == ["the chat template leaves out the tools"]
     assert prompt["date"] is None
+
+
+def test_a_context_that_has_no_room_for_an_answer_is_remarked_on(rig):
+    rig.ask("hello")
+    live = rig.desk.next("ada")
+    table, room = rig.decoder.table, live.bounds.tokens
+    assert screen.shown_prompt(table, live, 4 * room).remarks == ()
+    assert screen.shown_prompt(table, live, 4 * room + 1).remarks == (
+        f"the model's context has {room} tokens left for the answer, where {4 * room + 1} are allowed",
+    )
 
 
 def test_model_text_of_any_kind_is_carried_as_data(rig):

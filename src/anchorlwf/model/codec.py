@@ -244,7 +244,8 @@ class Codec:
         plain, found = self._render(template, messages, tools), list[tuple[int, int, Notice]]()
         for form in {match[2] for match in _DATE_FORM.finditer(template)}:
             printed = datetime.fromisoformat(self.date).strftime(form)
-            found += [(match.start(), match.end(), "date") for match in re.finditer(re.escape(printed), plain)]
+            if printed:
+                found += [(match.start(), match.end(), "date") for match in re.finditer(re.escape(printed), plain)]
         if not self._spelled(messages, tools):
             return sorted(found)
         if (marked := self._marked(template, messages, tools, plain)) is None:

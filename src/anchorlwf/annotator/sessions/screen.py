@@ -28,6 +28,8 @@ __all__ = [
 
 _SHARE, _CERTAIN = 0.1, 0.999
 """Which tokens of an answer are shown as doubtful: so many of the rarest, unless the model was certain of them."""
+_ROOM = 0.25
+"""Where the context has no more room for the answer than this share of what is allowed, it is remarked on."""
 _EXCERPT = 200
 """Characters of a correction that the history shows."""
 
@@ -111,7 +113,7 @@ def shown_prompt(table: TokenTable, live: Live, wanted: int) -> ShownPrompt:
     noticed = _noticed(rendered, codec.noticeable(asked.messages, asked.tools))
     date = codec.date if codec.prints_date else None
     remarks = codec.remarks(asked.messages, asked.tools)
-    if live.bounds.tokens < wanted:
+    if live.bounds.tokens < _ROOM * wanted:
         remarks.append(
             f"the model's context has {live.bounds.tokens} tokens left for the answer, where {wanted} are allowed"
         )

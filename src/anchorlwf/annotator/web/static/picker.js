@@ -201,7 +201,7 @@ export class Picker {
     const size = this.#element.offsetWidth;
     const room = window.innerHeight - BAR - boxes[boxes.length - 1].bottom;
     // Above the token where there is no room below; from there it grows upwards.
-    const above = room < HEIGHT && box.top - BAR > Math.max(room, HEIGHT);
+    const above = room < HEIGHT && box.top - BAR > room;
     this.#element.style.setProperty("--room", `${Math.max(LEAST, above ? box.top - BAR : room)}px`);
     const left = Math.max(0, Math.min(box.left - around.left - 12, around.width - size));
     this.#element.style.left = `${left}px`;
