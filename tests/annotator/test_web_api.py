@@ -8,8 +8,7 @@ from page_client import BOB, whole
 
 from anchorlwf.annotation.verify import verify_records
 from anchorlwf.annotator.prefetch import Ahead
-from anchorlwf.annotator.sessions import live
-from anchorlwf.annotator.sessions import screen
+from anchorlwf.annotator.sessions import live, screen
 from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.sessions.live import Prepared
 from anchorlwf.annotator.store.queue import unproposed
