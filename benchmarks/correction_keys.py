@@ -113,7 +113,7 @@ def correct(page, item, keys):
 
 
 def measure(browser, model, folder):
-    server = Server(folder, ASKED, model=model, limit=96).start()
+    server = Server(folder, ASKED, model=model, limit=64).start()
     rows = {"best alternative": _best, "two words": _words, "and the answer ends there": _end, "and then f": _later_end}
     print(f"{model or 'the embedded model'}, load {os.getloadavg()[0]:.1f}")
     try:

@@ -10,7 +10,7 @@ import { plain } from "./tokens.js";
 const ROWS = 10;
 const TYPING_PAUSE = 50;
 /** What it takes when full, with what was typed, and the bars above and below the page (pixels). */
-const HEIGHT = 480;
+const HEIGHT = 420;
 /** What it takes at least, however little room there is; its list scrolls then. */
 const LEAST = 220;
 const BAR = 72;
@@ -201,7 +201,7 @@ export class Picker {
     const size = this.#element.offsetWidth;
     const room = window.innerHeight - BAR - boxes[boxes.length - 1].bottom;
     // Above the token where there is no room below; from there it grows upwards.
-    const above = room < HEIGHT && box.top - BAR > room;
+    const above = room < HEIGHT && box.top - BAR > Math.max(room, HEIGHT);
     this.#element.style.setProperty("--room", `${Math.max(LEAST, above ? box.top - BAR : room)}px`);
     const left = Math.max(0, Math.min(box.left - around.left - 12, around.width - size));
     this.#element.style.left = `${left}px`;
