@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "browser"))
 
-from acts import open_item, rest, session, settled, until
-from page import alone, own_time
+from acts import open_item, rest, session, settled
+from page import alone, decoded_ahead, own_time
 from playwright.sync_api import sync_playwright
 from served import Server
 
@@ -122,12 +122,8 @@ def measure(browser, model, folder):
         page.goto(server.url)
         page.wait_for_selector("#answer .t")
         settled(page, seconds=120)
-        ready = (
-            "async () => (await (await fetch('/api/queue')).json()).items"
-            ".every((one) => one.status !== 'waiting' || one.mean_entropy !== null)"
-        )
         began = time.monotonic()
-        until(page, ready, seconds=300)
+        decoded_ahead(page)
         print(f"  all answers decoded ahead after {time.monotonic() - began:.1f} s")
         found = {name: [correct(page, item, keys) for item in range(len(ASKED))] for name, keys in rows.items()}
     finally:
@@ -135,7 +131,7 @@ def measure(browser, model, folder):
     with alone(model) as decoder:
         for name, results in found.items():
             own = [
-                own_time(decoder, asked, made[0], [made[1:]])
+                own_time(decoder, asked, made[0], [made[1:]])[0]
                 for asked, (_, _, made) in zip(ASKED, results, strict=True)
             ]
             waited = [seen for _, seen, _ in results]

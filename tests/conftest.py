@@ -35,6 +35,8 @@ from transformers import (
 from anchorlwf.files import CACHE_VARIABLE
 from anchorlwf.model.language_model import LanguageModel, load_model
 
+pytest_plugins = ["real_world_cases"]
+
 # No deadline: the first example pays for imports. In CI the examples are the same every time, so that a failure there
 # can be repeated here.
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -6,6 +6,7 @@ Shape suffixes: B prompts, T tokens, K alternatives, V vocabulary.
 import contextlib
 import copy
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from anchorlwf.decoding.speculation import Speculator
 from anchorlwf.decoding.teacher_forcing import TIE, Choices, choices_of, greedy_choices
@@ -24,6 +25,7 @@ __all__ = [
     "Choices",
     "Decoded",
     "GreedyDecoder",
+    "Pace",
     "Step",
     "decode_batch",
     "greedy_choices",
@@ -60,33 +62,79 @@ class Decoded:
     """The token limit or the context ended it."""
 
 
+_REACH = 2048
+"""Tokens behind its window that the cache of a sliding window keeps, so that it can rewind by as many."""
+
+
+def _empty_cache(model: LanguageModel) -> DynamicCache:
+    cache = DynamicCache(config=model.causal.config)
+    for layer in cache.layers:
+        if type(layer) is DynamicSlidingWindowLayer:
+            # Otherwise what leaves the window is gone at once.
+            layer.activate_past_recording()
+    return cache
+
+
+def _without_last(layer: Any, removed: int) -> bool:
+    """Take tokens back from a layer of a cache that rewinds; False, and nothing done, where that reaches too far.
+
+    Not by `crop`, which on a sliding window drops what a second crop would need.
+    """
+    if not layer.is_initialized:
+        return True  # it shares the keys and values of another layer
+    kept = layer.keys.shape[-2] - removed
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        if kept < min(layer.sliding_window - 1, layer.cumulative_length - removed):
+            return False
+        layer.cumulative_length -= removed
+    layer.keys, layer.values = layer.keys[..., :kept, :], layer.values[..., :kept, :]
+    return True
+
+
+@dataclass
+class Pace:
+    """How many prompt tokens are fed at once: as many as take so long, for others wait meanwhile."""
+
+    seconds: float
+    smallest: int
+    largest: int
+    tokens: int = 64
+    """The present number, between the two."""
+
+    def took(self, tokens: int, seconds: float) -> None:
+        """A pass over so many tokens took so long. A single slow one may have had other reasons: it halves at most."""
+        wanted = int(tokens * self.seconds / max(seconds, 1e-9))
+        near = min(max(wanted, self.tokens // 2), self.tokens * 2)
+        self.tokens = min(max(near, self.smallest), self.largest)
+
+
 class GreedyDecoder:
     """A key-value cache over one sequence, moved to any prefix at the least cost.
 
-    Going back to a position drops the cache behind it; a cache that cannot rewind (sliding windows, state-space
-    layers) is prefilled again. Either way the ids are those of decoding from scratch (exactly in float32; in bfloat16
-    up to ties).
+    Going back to a position drops the cache behind it. A sliding window keeps what has left it for some time, so that
+    it can go back by 2,048 tokens or more; a cache that cannot rewind (state-space layers) is prefilled again. Either
+    way the ids are those of decoding from scratch (exactly in float32; in bfloat16 up to ties).
 
     Args:
         model: decoded as it is (adapter on unless inside `model.reference()`).
         top_k: alternatives given with each token.
         entropy: give each step its entropy.
-        chunk: maximum number of tokens that `prefill` feeds at once; None: it has nothing to do.
+        pace: of `prefill`, shared by all decoders of a model; None: it has nothing to do.
     """
 
     def __init__(
-        self, model: LanguageModel, top_k: int = 1, *, entropy: bool = False, chunk: int | None = None
+        self, model: LanguageModel, top_k: int = 1, *, entropy: bool = False, pace: Pace | None = None
     ) -> None:
-        self._model, self._top_k, self._entropy, self._chunk = model, top_k, entropy, chunk
-        self._cache = DynamicCache(config=model.causal.config)
+        self._model, self._top_k, self._entropy, self._pace = model, top_k, entropy, pace
+        self._cache = _empty_cache(model)
         self._ids: list[int] = []
         self.stop_ids = model.stop_ids
 
     @property
     def rewinds(self) -> bool:
         """Tokens can be taken back at no cost, so that trying the expected ones is worth while."""
-        # `is_croppable` claims too much for sliding and hybrid caches, so only the plain layer is trusted.
-        return all(type(layer) is DynamicLayer for layer in self._cache.layers)
+        # `is_croppable` claims too much for hybrid caches, so only the layers that `_without_last` knows are trusted.
+        return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in self._cache.layers)
 
     @property
     def nbytes(self) -> int:
@@ -99,36 +147,69 @@ class GreedyDecoder:
         inputs_BT = torch.tensor([ids], device=self._model.device)
         output = self._model.net(input_ids=inputs_BT, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
         self._ids += ids
+        self._trim()
         return _checked(self._model, output.logits[0, -keep:].float())
+
+    def _trim(self) -> None:
+        """Let sliding windows forget what nobody goes back to: not with each token, for that would copy each time."""
+        for layer in self._cache.layers:
+            if type(layer) is DynamicSlidingWindowLayer and layer.is_initialized:
+                kept = layer.sliding_window - 1 + _REACH
+                if layer.keys.shape[-2] > kept + _REACH:
+                    layer.keys, layer.values = (part[..., -kept:, :].clone() for part in (layer.keys, layer.values))
 
     def _rewind(self, length: int) -> None:
         removed = len(self._ids) - length
-        if removed and length and self.rewinds:
-            self._cache.crop(-removed)
+        if removed and length and self.rewinds and all(_without_last(layer, removed) for layer in self._cache.layers):
             del self._ids[length:]
         elif removed:
-            self._cache = DynamicCache(config=self._model.causal.config)
+            self._cache = _empty_cache(self._model)
             self._ids = []
+
+    def shared(self, ids: Sequence[int]) -> int:
+        """How many of the first `ids` the cache begins with."""
+        shared = min(len(self._ids), len(ids))
+        if self._ids[:shared] != list(ids[:shared]):
+            shared = next(i for i, (ours, theirs) in enumerate(zip(self._ids, ids, strict=False)) if ours != theirs)
+        return shared
+
+    def is_within(self, ids: Sequence[int]) -> bool:
+        """The cache holds nothing but the first of `ids`."""
+        return self.shared(ids) == len(self._ids)
+
+    def fork(self, ids: Sequence[int]) -> "GreedyDecoder | None":
+        """A second decoder that holds what this one shares with `ids`; None: a cache that cannot go back so far.
+
+        It costs nothing: the two share their memory until one of them goes on.
+        """
+        length = self.shared(ids)
+        other = GreedyDecoder(self._model, self._top_k, entropy=self._entropy, pace=self._pace)
+        other._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+        removed = len(self._ids) - length
+        if not self.rewinds or not all(_without_last(layer, removed) for layer in other._cache.layers):
+            return None
+        other._ids = self._ids[:length]
+        return other
 
     def _keep_shared(self, ids: list[int]) -> None:
         """Drop what the cache holds and `ids` do not; the last of `ids` is always left to be fed."""
-        shared = min(len(self._ids), len(ids) - 1)
-        if self._ids[:shared] != ids[:shared]:
-            shared = next(i for i, (ours, theirs) in enumerate(zip(self._ids, ids, strict=False)) if ours != theirs)
-        self._rewind(shared)
+        self._rewind(min(self.shared(ids), len(ids) - 1))
 
     def chunks(self, ids: list[int]) -> int:
-        """How many whole chunks `ids` have."""
-        return 0 if self._chunk is None else len(ids) // self._chunk
+        """How many chunks `ids` have at the most."""
+        return 0 if self._pace is None else len(ids) // self._pace.smallest
 
     @torch.inference_mode()
     def approach(self, ids: list[int]) -> bool:
         """Bring the cache a chunk nearer to the end of `ids`; False once it is within a chunk of it."""
-        assert self._chunk is not None
-        self._keep_shared(ids)
-        if len(ids) - len(self._ids) <= self._chunk:
+        assert self._pace is not None
+        chunk = self._pace.tokens
+        if len(ids) - self.shared(ids) <= chunk:
             return False
-        self._feed(ids[len(self._ids) : len(self._ids) + self._chunk])
+        self._keep_shared(ids)
+        began = time.perf_counter()
+        self._feed(ids[len(self._ids) : len(self._ids) + chunk])
+        self._pace.took(chunk, time.perf_counter() - began)
         return True
 
     @torch.inference_mode()
@@ -136,6 +217,10 @@ class GreedyDecoder:
         """Float32 logits [1 + len(more), V] of what follows `ids`, and of what follows each of `more` behind them."""
         self._keep_shared(ids)
         return self._feed([*ids[len(self._ids) :], *more], keep=1 + len(more))
+
+    def read(self, ids: list[int], more: list[int]) -> list[Step]:
+        """What the model would choose at each of `more`, which follow `ids`; the cache then holds all but the last."""
+        return self._choose(self.logits(ids, more[:-1]))
 
     def _choose(self, logits_TV: Tensor) -> list[Step]:
         log_total_T = logits_TV.logsumexp(-1)
