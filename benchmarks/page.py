@@ -15,6 +15,7 @@ one token of a plain continuation there is the unit of the ratios.
 """
 
 import argparse
+import contextlib
 import itertools
 import os
 import shutil
@@ -26,7 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "browser"))
 
-from acts import click_token, count, session, settled, until
+from acts import click_token, count, never_pause, session, settled, until
 from playwright.sync_api import sync_playwright
 from served import Server, long_model
 from timing import asked, clicks, first_streamed, median, opened
@@ -47,16 +48,27 @@ def long_prompt(model):
     return {"prompt": NOTE * notes + "Write a long story about this river and its mills."}
 
 
-def own_time(model, prompt, ids, corrected):
+@contextlib.contextmanager
+def alone(model):
+    """A decoder in this process over a folder's model (None: the embedded one)."""
+    from anchorlwf.annotator.backends.local import LocalDecoder
+    from anchorlwf.model.language_model import load_model
+
+    decoder = LocalDecoder(load_model(model))
+    try:
+        yield decoder
+    finally:
+        decoder.close()
+
+
+def own_time(decoder, prompt, ids, corrected):
     """Milliseconds, medians, that the model alone takes: for a correction and the first token behind it, for a token.
 
     As in the server, the cache holds the whole answer (and is rewound) when the correction comes.
     """
-    from anchorlwf.annotator.backends.local import LocalDecoder
     from anchorlwf.data.record import Prompt
-    from anchorlwf.model.language_model import load_model
 
-    decoder, taken, paces = LocalDecoder(load_model(model)), [], []
+    taken, paces = [], []
     prompt_ids = decoder.table.codec.encode_prompt(Prompt.model_validate(prompt).messages)
     for position, token in corrected:
         decoder.options("own", prompt_ids, ids, 1)
@@ -69,7 +81,6 @@ def own_time(model, prompt, ids, corrected):
         more = len(list(itertools.islice(stream, 4)))
         paces.append((time.perf_counter() - began) * 1000 / max(1, more))
         stream.close()
-    decoder.close()
     return statistics.median(taken), statistics.median(paces)
 
 
@@ -121,6 +132,7 @@ def measure(browser, model, prompt, limit, folder):
         page.set_default_timeout(600_000)
         page.goto(server.url)
         page.wait_for_selector("#answer .t")
+        never_pause(page)
         until(page, "() => document.querySelector('#answer[aria-busy=false]')", seconds=600)
         decoded_ahead(page)
         open_in = opened(page, "s")
@@ -135,7 +147,8 @@ def measure(browser, model, prompt, limit, folder):
         timed_clicks(page, total)
     finally:
         server.stop()
-    own, pace = own_time(model, prompt, ids, corrected)
+    with alone(model) as decoder:
+        own, pace = own_time(decoder, prompt, ids, corrected)
     print(f"  key to first streamed token     median {median(arrived):6.1f} ms   painted {median(painted):6.1f} ms")
     beyond, more = median(painted) - own, painted[0] - own
     print(f"  the model alone                 median {own:6.1f} ms   a token {pace:6.1f} ms")

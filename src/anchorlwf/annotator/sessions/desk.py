@@ -15,6 +15,7 @@ from anchorlwf.annotation.events import (
     Continued,
     Decided,
     Event,
+    Extended,
     Moved,
     Noted,
     Reopened,
@@ -27,7 +28,7 @@ from anchorlwf.annotation.protocol import check_correction, corrected
 from anchorlwf.annotation.tree import apply, check_open, fold
 from anchorlwf.annotator.backends.local import Decoder, Stream
 from anchorlwf.annotator.sessions.ledger import Ledger
-from anchorlwf.annotator.sessions.live import Continuation, Live, Memory, Prepared, bounds_of
+from anchorlwf.annotator.sessions.live import Continuation, Live, Memory, Pauses, Prepared, bounds_of
 from anchorlwf.annotator.store.store import Order, SessionRow, Store
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.jsonl import problem_of
@@ -118,8 +119,8 @@ class Desk:
 
     def _loaded(self, row: SessionRow) -> Live:
         prompt_ids = self.decoder.table.codec.encode_prompt(row.prompt.messages, row.prompt.tools)
-        bounds = bounds_of(self.decoder, prompt_ids, self.config.max_new_tokens)
         tree = fold(self.store.events(row.id))
+        bounds = bounds_of(self.decoder, prompt_ids, tree.limit or self.config.max_new_tokens)
         for node in tree.nodes:
             _check_ids(node.completion_ids)
         live = Live(row, prompt_ids, bounds, tree)
@@ -221,16 +222,21 @@ class Desk:
                     raise
             live.continuation = None
 
-    def resume(self, live: Live) -> Continuation | None:
-        """Let the present answer go on; None where it is whole."""
+    def resume(self, live: Live, pause: int | None = None) -> Continuation | None:
+        """Let the present answer go on; None where it is whole.
+
+        `pause`: this and every later continuation pauses at the first end of a sentence behind so many tokens.
+        """
         with live.lock:
+            live.pause = pause or live.pause
             if live.continuation is not None or live.tree.node.ended or live.tree.verdict is not None:
                 return live.continuation
             tree, limit = live.tree, live.bounds.tokens
             node, ids = tree.current, tree.node.completion_ids
             stream = self.decoder.stream(live.key, live.prompt_ids, ids, limit, expected_ids=tree.expected_ids)
             memory = live.remember(node, len(ids), self.config.alternatives)
-            live.continuation = Continuation(node, len(ids), stream, memory)
+            pauses = None if live.pause is None else Pauses(self.decoder.table, live.pause)
+            live.continuation = Continuation(node, len(ids), stream, memory, pauses)
             run = threading.Thread(
                 target=live.continuation.run,
                 args=(lambda done: self._finish(live, done),),
@@ -270,6 +276,7 @@ class Desk:
         *,
         confidence: float | None = None,
         stream: bool = True,
+        pause: int | None = None,
     ) -> None:
         """Put tokens at a position of the answer on the screen; what followed is decoded anew.
 
@@ -280,6 +287,7 @@ class Desk:
             token_ids: what should stand there.
             confidence: of the anchors, in (0, 1]; None: the configured one.
             stream: go on decoding at once.
+            pause: as `resume`.
 
         Raises:
             RecordError, NothingToDoError: as `check_correction`.
@@ -306,7 +314,28 @@ class Desk:
             )
             self._commit(live, [event])
             if stream:
-                self.resume(live)
+                self.resume(live, pause)
+
+    def extend(self, live: Live) -> None:
+        """Let an answer that the limit cut go on, for as many tokens more as the limit allows at first.
+
+        Raises:
+            NothingToDoError: it is not cut.
+            RecordError: the model's context is full.
+        """
+        with live.lock:
+            check_open(live.tree)
+            node = live.tree.node
+            if not node.truncated:
+                raise NothingToDoError(wrong("answer", "one cut at the limit", "another", "Correct it."))
+            length = len(node.completion_ids)
+            bounds = bounds_of(self.decoder, live.prompt_ids, length + self.config.max_new_tokens)
+            if bounds.tokens <= length:
+                fix = "Let the answer end earlier."
+                raise RecordError(wrong("answer", f"at most {length} tokens (context)", "no end there", fix))
+            self._commit(live, [Extended(at=_now(), node=live.tree.current, limit=bounds.tokens)])
+            live.bounds = bounds
+            self.resume(live)
 
     def move(self, live: Live, to: int) -> None:
         """Put another answer of the tree on the screen. Raises `RecordError` where there is no such node."""

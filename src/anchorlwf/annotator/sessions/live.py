@@ -1,5 +1,6 @@
 """A session at work: its tree, the continuation that streams into it, and what the model found likely where."""
 
+import re
 import threading
 from array import array
 from collections import OrderedDict
@@ -14,13 +15,17 @@ from anchorlwf.annotator.backends.local import Decoder, Stream
 from anchorlwf.annotator.store.store import SessionRow
 from anchorlwf.decoding.greedy import Step
 from anchorlwf.errors import AnchorLwfError, ModelError, wrong
+from anchorlwf.model.vocabulary import TokenTable
 
-__all__ = ["Continuation", "Live", "Memory", "Prepared", "bounds_of"]
+__all__ = ["Continuation", "Live", "Memory", "Pauses", "Prepared", "bounds_of"]
 
+_NEAR = 40
+"""Characters at the end of which a sentence is seen to end."""
 _REMEMBERED = 32
 """Answers of a session whose alternatives are kept in memory: some 30 KB each."""
 _PREPARED = 500_000
 """Tokens decoded ahead whose alternatives are kept until somebody begins with them: 40 MB of ten each."""
+_SENTENCE = re.compile(r"(?<!\d)[.!?…。！？][\"'”’»)\]]*\s*$|\n[ \t]*$")  # noqa: RUF001 - other scripts' marks, meant
 
 
 class Memory:
@@ -84,6 +89,27 @@ class Prepared:
         return {0: memory} if memory is not None and kept_ids == tuple(ids) else {}
 
 
+class Pauses:
+    """Tells when a continuation has become so long that the person should look at it before it goes on.
+
+    Args:
+        table: the tokens' texts.
+        after: pause at the first end of a sentence behind so many tokens; behind twice as many, anywhere.
+    """
+
+    def __init__(self, table: TokenTable, after: int) -> None:
+        self._table, self._after = table, after
+        self._count, self._text = 0, ""
+
+    def behind(self, token_id: int) -> bool:
+        """One more token has come; is it time?"""
+        self._count += 1
+        self._text = (self._text + self._table.token(token_id).text)[-_NEAR:]
+        if self._count < self._after:
+            return False
+        return self._count >= 2 * self._after or _SENTENCE.search(self._text) is not None
+
+
 class Continuation:
     """Tokens that arrive at a node; any number of listeners follow, on any thread.
 
@@ -92,10 +118,11 @@ class Continuation:
         start: how many tokens stand there already.
         stream: gives them.
         memory: learns their alternatives.
+        pauses: when it stops by itself; None: at the end of the answer.
     """
 
-    def __init__(self, node: int, start: int, stream: Stream, memory: Memory) -> None:
-        self.node, self.start = node, start
+    def __init__(self, node: int, start: int, stream: Stream, memory: Memory, pauses: Pauses | None = None) -> None:
+        self.node, self.start, self._pauses = node, start, pauses
         self._stream, self._memory, self._lock = stream, memory, threading.Lock()
         self._ids: list[int] = []
         self._probabilities: list[float] = []
@@ -108,7 +135,7 @@ class Continuation:
         """Receive everything (on a thread of its own), then `finish`, which stores it."""
         try:
             for step in self._stream:
-                if not self._add(step):
+                if not self._add(step) or (self._pauses is not None and self._pauses.behind(step.token_id)):
                     break
         except AnchorLwfError as error:
             self.error = error
@@ -176,6 +203,8 @@ class Live:
     tree: Tree = field(default_factory=Tree)
     lock: threading.RLock = field(default_factory=threading.RLock)
     continuation: Continuation | None = None
+    pause: int | None = None
+    """Continuations pause behind so many tokens, see `Pauses`; None: never."""
     step: str | None = None
     """The client's name for the step under way; the event that it makes will bear it."""
     memories: "OrderedDict[int, Memory]" = field(default_factory=OrderedDict)

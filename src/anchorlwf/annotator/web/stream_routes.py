@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from anchorlwf.annotator.web.requests import Number, Position, Start, Who
+from anchorlwf.annotator.web.requests import Number, Pause, Position, Start, Who
 from anchorlwf.annotator.web.responses import problem_of
 from anchorlwf.errors import ConflictError, wrong
 
@@ -39,25 +39,26 @@ def stream_routes(desk: "Desk") -> APIRouter:
         session: Number,
         node: Position,
         start: Start = 0,
+        pause: Pause = None,
         last_event_id: Annotated[str | None, Header()] = None,
     ) -> Response:
         """Tokens as they come."""
         if last_event_id is not None and last_event_id.isascii() and last_event_id.isdigit():
             start = min(int(last_event_id[:10]), 2**31 - 1)
         live = await run_in_threadpool(desk.session, session, who)
-        running = await run_in_threadpool(_continuation, desk, live, node)
+        running = await run_in_threadpool(_continuation, desk, live, node, pause)
         return StreamingResponse(_events(desk, live, node, start, running), media_type="text/event-stream")
 
     return routes
 
 
-def _continuation(desk: "Desk", live: "Live", node: int) -> "Continuation | None":
+def _continuation(desk: "Desk", live: "Live", node: int, pause: int | None) -> "Continuation | None":
     with live.lock:
         if node < len(live.tree.nodes) and live.tree.nodes[node].ended:
             return None
         if node != live.tree.current:
             raise ConflictError(wrong("node", live.tree.current, node, "Fetch the session again."))
-        return desk.resume(live)
+        return desk.resume(live, pause)
 
 
 async def _events(
