@@ -130,8 +130,9 @@ class TrainConfig(Config):
     rank: Count = 8
     lora_alpha: Positive = 64.0
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: str | list[str] = "mlp"
-    """Modules that get LoRA: mlp (the layers through which MLP blocks read), all-linear, a pattern or names. A head
+    targets: str | list[str] = "auto"
+    """What gets LoRA: auto, mlp (the layers through which MLP blocks read), all-linear, a pattern or names of layers.
+    auto: as mlp where there are such layers; else the inputs of experts, of attention or of a recurrent mixer. A head
     tied to the embedding is refused."""
     learning_rate: Positive = 3e-4
     max_steps: Count | None = None
@@ -176,7 +177,7 @@ class BaselineConfig(Config):
 
     rank: Count = 8
     lora_alpha: Positive = 64.0
-    targets: str | list[str] = "mlp"
+    targets: str | list[str] = "auto"
     learning_rate: Positive = 3e-4
     """Constant; no weight decay, gradients clipped at norm 1."""
     steps: Count = 100

@@ -5,13 +5,11 @@ The reference is the same weights with the adapter off (LoRA), or a frozen copy 
 
 import contextlib
 import copy
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import check_target_module_exists
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,6 +20,8 @@ from anchorlwf.model.adapter import adapter_settings, put_adapter
 from anchorlwf.model.codec import Codec
 from anchorlwf.model.fingerprint import network_sha
 from anchorlwf.model.loading import Checkpoint, reading
+from anchorlwf.model.lora.attachment import attach
+from anchorlwf.model.lora.targets import Targets
 from anchorlwf.model.model_files import EMBEDDED, Marks, embedded_path, marks_of
 
 __all__ = [
@@ -48,6 +48,7 @@ class LanguageModel:
         adapter: folder of the adapter, where one was loaded.
         marks: what the file system said about the model's files before they were read. None: the weights do not come
             from files, because they were trained or put together in memory.
+        targets: what trains, once `attach_lora` has put an adapter on.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class LanguageModel:
     ) -> None:
         self.net, self.codec, self.name, self.revision, self.adapter = net, codec, name, revision, adapter
         self.marks = marks
+        self.targets: Targets | None = None
         self._copy: PreTrainedModel | None = None
 
     @property
@@ -175,54 +177,19 @@ class LanguageModel:
     def attach_lora(self, rank: int, alpha: float, dropout: float, targets: str | list[str], seed: int) -> None:
         """Put a fresh LoRA adapter on the model; everything else is frozen.
 
+        `targets` says afterwards what trains.
+
         Raises:
-            ModelError: the targets include a head or embedding that share one weight. Such an adapter changes both
-                ends of the network while training and merges wrongly (PEFT only warns).
+            ModelError: there is an adapter already; or see `anchorlwf.model.lora.attachment.attach`.
         """
         if isinstance(self.net, PeftModel):
             raise ModelError(wrong("adapter", "a model without one", "a PEFT model", "Merge it first, or train it on."))
-        if targets == "mlp":
-            targets = self._mlp_layers()
-        config = LoraConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"
-        )
-        if self.causal.config.get_text_config().tie_word_embeddings and targets != "all-linear":
-            # PEFT's own matching decides, for targets may be names, ends of names or a pattern.
-            ends = (self.causal.get_input_embeddings(), self.causal.get_output_embeddings())
-            clash = [
-                name
-                for name, module in self.causal.named_modules()
-                if module in ends and check_target_module_exists(config, name)
-            ]
-            if clash:
-                fix = "Leave them out (the default, mlp, does)."
-                raise ModelError(wrong("LoRA targets", "no tied head or embedding", ", ".join(clash), fix))
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM")
         # A generator cannot be handed to PEFT, so the global one is set for the initialisation and then put back.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            try:
-                self.net = get_peft_model(self.causal, config)
-                self.marks = None
-            except ValueError as error:
-                fix = "Name linear layers of this architecture, or use all-linear."
-                raise ModelError(wrong("LoRA targets", "modules of this model", targets, f"{fix} ({error})")) from error
-
-    def _mlp_layers(self) -> list[str]:
-        """The linear layers through which MLP blocks read the hidden state (gate and up, or the first of two).
-
-        In measurements on the embedded world, corrections made in these layers changed other answers the least.
-        """
-        pattern = re.compile(r"(^|\.)(mlp|feed_forward|ffn|fc1)(\.|$)")
-        width = self.causal.get_input_embeddings().weight.shape[1]
-        layers = [
-            name
-            for name, module in self.causal.named_modules()
-            if isinstance(module, nn.Linear) and module.in_features == width and pattern.search(name)
-        ]
-        if not layers:
-            fix = "Give targets: all-linear, or the names of linear layers."
-            raise ModelError(wrong("LoRA targets mlp", "MLP layers", "none recognised", fix))
-        return layers
+            self.net, self.targets = attach(self.causal, config, targets)
+        self.marks = None
 
     def keep_reference_copy(self) -> None:
         """Freeze a copy of the present weights as the reference, for full fine-tuning."""

@@ -50,6 +50,8 @@ class TrainResult:
 
     weights: str
     """Folder of the adapter (or, for full fine-tuning, of the model)."""
+    targets: str
+    """What trained, in words, such as `MLP inputs: gate_proj, up_proj (30 layers)`."""
     steps: int
     """Optimizer steps taken."""
     seconds: float
@@ -202,6 +204,7 @@ def _finish(trainer: AnchorTrainer, rule: StopRule, folder: RunFolder, seconds: 
         report = context.report(step)
     result = TrainResult(
         weights=str(_save(trainer, folder)),
+        targets=str(context.model.targets or "all weights"),
         steps=step,
         seconds=seconds,
         converged=report.passes(context.config.drift_budget),

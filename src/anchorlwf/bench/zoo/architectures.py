@@ -176,7 +176,7 @@ _ROWS: tuple[tuple[str, str, Settings], ...] = (
     ("Cohere", "cohere", {"logit_scale": 0.25, "tie_word_embeddings": True}),
     ("Cohere 2", "cohere2", {"logit_scale": 0.25, "tie_word_embeddings": True, **_WINDOWED}),
     ("Falcon", "falcon", {"multi_query": True}),
-    ("Falcon-H1", "falcon_h1", {**_MAMBA, "mamba_d_ssm": 64}),
+    ("Falcon-H1", "falcon_h1", {**_MAMBA, "mamba_d_ssm": 64, "lm_head_multiplier": 0.5}),
     ("Falcon-Mamba", "falcon_mamba", {"state_size": 8, "time_step_rank": 4}),
     ("GPT-2", "gpt2", _OLD),
     ("GPT-J", "gptj", {**_OLD, "rotary_dim": 8}),

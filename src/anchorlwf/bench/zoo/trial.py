@@ -19,7 +19,7 @@ from anchorlwf.training import train
 __all__ = ["TOLERANCE", "Trial", "try_out"]
 
 TOLERANCE = 1e-5
-"""Largest difference of logits between the tuned model and its adapter on a base loaded without us, per logit's size."""
+"""Largest difference of logits between the tuned model and its adapter on a base loaded without us, by the largest."""
 _ANSWER, _STEPS, _RATE = 10, 100, 5e-3
 
 
@@ -55,7 +55,7 @@ def try_out(architecture: Architecture, folder: Path) -> Trial:
     decoder = GreedyDecoder(model)
     recalled = decoder.complete(record.prompt_ids, [], len(record.completion_ids)).ids == record.completion_ids
     gap = _reloaded_gap(architecture, model, base, Path(result.weights), record)
-    return Trial("", decoder.rewinds, result.steps, gap, recalled)
+    return Trial(str(model.targets), decoder.rewinds, result.steps, gap, recalled)
 
 
 def _corrected(model: LanguageModel) -> Record:
@@ -69,9 +69,7 @@ def _corrected(model: LanguageModel) -> Record:
 
 
 @torch.no_grad()
-def _reloaded_gap(
-    architecture: Architecture, model: LanguageModel, base: Path, adapter: Path, record: Record
-) -> float:
+def _reloaded_gap(architecture: Architecture, model: LanguageModel, base: Path, adapter: Path, record: Record) -> float:
     kind = AutoModelForImageTextToText if architecture.vision else AutoModelForCausalLM
     plain = kind.from_pretrained(base, dtype=torch.float32)
     reloaded = PeftModel.from_pretrained(plain, str(adapter)).eval()
