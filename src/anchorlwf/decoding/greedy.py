@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import DynamicLayer
 
+from anchorlwf.decoding.cache_use import cache_use, generate_use
 from anchorlwf.decoding.speculation import Speculator
 from anchorlwf.decoding.teacher_forcing import TIE, Choices, choices_of, greedy_choices
 from anchorlwf.model.language_model import LanguageModel
@@ -64,8 +64,8 @@ class GreedyDecoder:
     """A key-value cache over one sequence, moved to any prefix at the least cost.
 
     Going back to a position drops the cache behind it; a cache that cannot rewind (sliding windows, state-space
-    layers) is prefilled again. Either way the ids are those of decoding from scratch (exactly in float32; in bfloat16
-    up to ties).
+    layers) is prefilled again, and a network without one is fed everything each time. Either way the ids are those of
+    decoding from scratch (exactly in float32; in bfloat16 up to ties).
 
     Args:
         model: decoded as it is (adapter on unless inside `model.reference()`).
@@ -78,36 +78,49 @@ class GreedyDecoder:
         self, model: LanguageModel, top_k: int = 1, *, entropy: bool = False, chunk: int | None = None
     ) -> None:
         self._model, self._top_k, self._entropy, self._chunk = model, top_k, entropy, chunk
-        self._cache = DynamicCache(config=model.causal.config)
+        self._use = cache_use(model)
+        self._cache = self._fresh()
         self._ids: list[int] = []
         self.stop_ids = model.stop_ids
+
+    def _fresh(self) -> DynamicCache | None:
+        """An empty cache; None where the network is fed everything each time."""
+        return None if self._use.argument is None else DynamicCache(config=self._model.causal.config)
 
     @property
     def rewinds(self) -> bool:
         """Tokens can be taken back at no cost, so that trying the expected ones is worth while."""
-        # `is_croppable` claims too much for sliding and hybrid caches, so only the plain layer is trusted.
-        return all(type(layer) is DynamicLayer for layer in self._cache.layers)
+        return self._use.rewinds or self._cache is None
 
     @property
     def nbytes(self) -> int:
         """Bytes the cache holds."""
-        parts = [getattr(layer, name, None) for layer in self._cache.layers for name in ("keys", "values")]
+        layers = [] if self._cache is None else self._cache.layers
+        parts = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+        # Layers that carry states hold several of a kind, by number.
+        states = (getattr(layer, name, {}) for layer in layers for name in ("conv_states", "recurrent_states"))
+        parts += [part for several in states for part in several.values()]
         return sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))
 
     def _feed(self, ids: list[int], keep: int = 1) -> Tensor:
         """Logits (float32, [keep, V]) behind the last `keep` of `ids`, once these have been appended to the cache."""
+        if self._ids and (self._cache is None or (len(ids) > 1 and not self._use.appends)):
+            self._cache = self._fresh()
+            ids, self._ids = self._ids + ids, []
+        cached = {} if self._use.argument is None else {self._use.argument: self._cache}
         inputs_BT = torch.tensor([ids], device=self._model.device)
-        output = self._model.net(input_ids=inputs_BT, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
+        output = self._model.net(input_ids=inputs_BT, **cached, use_cache=bool(cached), logits_to_keep=keep)
         self._ids += ids
         return _checked(self._model, output.logits[0, -keep:].float())
 
     def _rewind(self, length: int) -> None:
         removed = len(self._ids) - length
         if removed and length and self.rewinds:
-            self._cache.crop(-removed)
+            if self._cache is not None:
+                self._cache.crop(-removed)
             del self._ids[length:]
         elif removed:
-            self._cache = DynamicCache(config=self._model.causal.config)
+            self._cache = self._fresh()
             self._ids = []
 
     def _keep_shared(self, ids: list[int]) -> None:
@@ -119,7 +132,8 @@ class GreedyDecoder:
 
     def chunks(self, ids: list[int]) -> int:
         """How many whole chunks `ids` have."""
-        return 0 if self._chunk is None else len(ids) // self._chunk
+        # What is fed at once anyway is not fed in chunks.
+        return 0 if self._chunk is None or not self._use.appends else len(ids) // self._chunk
 
     @torch.inference_mode()
     def approach(self, ids: list[int]) -> bool:
@@ -328,24 +342,40 @@ def _answers(
     room: int,
     generation: contextlib.AbstractContextManager[GenerationConfig],
 ) -> list[Decoded]:
+    """The answers of `generate`, in one batch; or in one for each length where padding would change them."""
+    use, answers = generate_use(model), dict[int, Decoded]()
+    with generation as config:
+        config.use_cache = use.use_cache
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        for alike in [range(len(prompts))] if use.pads else _by_length(prompts):
+            rows = _generated(model, [prompts[index] for index in alike], room)
+            for index, row in zip(alike, rows, strict=True):
+                end = next((i + 1 for i, token in enumerate(row) if token in ends), None)
+                answers[index] = Decoded(row[:end], truncated=end is None)
+    return [answers[index] for index in range(len(prompts))]
+
+
+def _by_length(prompts: list[list[int]]) -> list[list[int]]:
+    """Indices of prompts of the same length, together."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    return [list(group) for _, group in itertools.groupby(order, key=lambda index: len(prompts[index]))]
+
+
+def _generated(model: LanguageModel, prompts: list[list[int]], room: int) -> list[list[int]]:
+    """What `generate` puts behind the prompts, which it pads on the left."""
     pad, width = model.codec.pad_id, max(map(len, prompts))
     left = [[pad] * (width - len(prompt)) for prompt in prompts]
     ids_BT = torch.tensor([gap + prompt for gap, prompt in zip(left, prompts, strict=True)], device=model.device)
     mask_BT = torch.tensor([[0] * len(gap) + [1] * (width - len(gap)) for gap in left], device=model.device)
-    with generation as config:
-        output_BT = model.net.generate(
-            input_ids=ids_BT,
-            attention_mask=mask_BT,
-            max_new_tokens=room,
-            tokenizer=model.codec.tokenizer,
-            logits_processor=LogitsProcessorList([_CheckedLogits(model)]),
-        )
-        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    answers = []
-    for row in output_BT[:, width:].tolist():
-        end = next((i + 1 for i, token in enumerate(row) if token in ends), None)
-        answers.append(Decoded(row[:end], truncated=end is None))
-    return answers
+    output_BT = model.net.generate(
+        input_ids=ids_BT,
+        attention_mask=mask_BT,
+        max_new_tokens=room,
+        tokenizer=model.codec.tokenizer,
+        logits_processor=LogitsProcessorList([_CheckedLogits(model)]),
+    )
+    ids: list[list[int]] = output_BT[:, width:].tolist()
+    return ids
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """One correction of a tiny model from beginning to end: annotate, train, reload with plain PEFT, compare, recall."""
 
 import contextlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from anchorlwf.annotation import Session
 from anchorlwf.bench.zoo.architectures import Architecture, build
 from anchorlwf.config import AnnotateConfig, TrainConfig
 from anchorlwf.data.record import Prompt, Record
+from anchorlwf.decoding.cache_use import cache_use
 from anchorlwf.decoding.greedy import GreedyDecoder
 from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.training import train
@@ -20,7 +22,7 @@ __all__ = ["TOLERANCE", "Trial", "try_out"]
 
 TOLERANCE = 1e-5
 """Largest difference of logits between the tuned model and its adapter on a base loaded without us, by the largest."""
-_ANSWER, _STEPS, _RATE = 10, 100, 5e-3
+_QUESTIONS, _ANSWER, _STEPS, _RATE = 8, 8, 100, 1e-2
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,31 @@ def try_out(architecture: Architecture, folder: Path) -> Trial:
     decoder = GreedyDecoder(model)
     recalled = decoder.complete(record.prompt_ids, [], len(record.completion_ids)).ids == record.completion_ids
     gap = _reloaded_gap(architecture, model, base, Path(result.weights), record)
-    return Trial(str(model.targets), decoder.rewinds, result.steps, gap, recalled)
+    return Trial(str(model.targets), cache_use(model).rewinds, result.steps, gap, recalled)
 
 
 def _corrected(model: LanguageModel) -> Record:
+    """The correction whose other tokens the model is surest of: with random weights it often hardly prefers any."""
+    records = [_corrected_answer(model, f"Where was she born? {number}") for number in range(_QUESTIONS)]
+    return max((record for record in records if record.anchors), key=lambda record: _margin(model, record))
+
+
+def _corrected_answer(model: LanguageModel, question: str) -> Record:
     """The model's own answer with its third token replaced by the second best, continued greedily."""
-    prompt = Prompt(messages=[{"role": "user", "content": "Where was she born?"}])
+    prompt = Prompt(messages=[{"role": "user", "content": question}])
     session = Session(model, prompt, AnnotateConfig(max_new_tokens=_ANSWER))
     place = min(2, len(session.state.completion_ids) - 1)
     second = session.steps()[place].alternatives[1][0]
     session.correct(place, [second], confidence=1.0, source="trial")
     return session.record("complete")
+
+
+def _margin(model: LanguageModel, record: Record) -> float:
+    """The smallest lead of a keep token over the next best, in nats."""
+    steps = GreedyDecoder(model, top_k=2).alternatives(record.prompt_ids, record.completion_ids)
+    anchors = {anchor.position for anchor in record.anchors}
+    leads = (math.log(one / other) for (_, one), (_, other) in (step.alternatives for step in steps))
+    return min(lead for place, lead in enumerate(leads) if place not in anchors)
 
 
 @torch.no_grad()

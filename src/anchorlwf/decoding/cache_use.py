@@ -1,0 +1,158 @@
+"""How a network's cache may be used: found out by trying, not by its name.
+
+Some networks go wrong without a word where they are fed several tokens behind what their cache holds (state spaces),
+ignore the cache they are given (RWKV), or accept none of the common kind (MiniMax, xLSTM).
+
+Shape suffixes: B rows, T tokens, V vocabulary.
+"""
+
+import inspect
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from anchorlwf.model.language_model import LanguageModel
+
+__all__ = ["CacheUse", "GenerateUse", "cache_use", "generate_use"]
+
+_log = logging.getLogger(__name__)
+_ARGUMENTS = ("past_key_values", "cache_params")
+_FIRST, _MORE = 6, 3
+"""Tokens that are fed first, and those that follow: enough to fill the usual convolution."""
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """What a cache may be used for, in a decoder of one sequence."""
+
+    argument: str | None
+    """Of the network, by which it takes a cache; None: it takes none that gives the right logits."""
+    rewinds: bool = False
+    """Its last tokens may be dropped."""
+    appends: bool = False
+    """Several tokens may be fed at once behind what it holds; otherwise one."""
+
+
+@dataclass(frozen=True)
+class GenerateUse:
+    """How `generate` gives the right logits."""
+
+    use_cache: bool = True
+    pads: bool = True
+    """Prompts of several lengths may go together, padded on the left."""
+
+
+_cache_uses: WeakKeyDictionary[PreTrainedModel, CacheUse] = WeakKeyDictionary()
+_generate_uses: WeakKeyDictionary[PreTrainedModel, GenerateUse] = WeakKeyDictionary()
+
+
+def cache_use(model: LanguageModel) -> CacheUse:
+    """Tried once for each network, but for the plain key-value cache, which is trusted."""
+    causal = model.causal
+    if causal not in _cache_uses:
+        _cache_uses[causal] = _tried_cache(model)
+    return _cache_uses[causal]
+
+
+def generate_use(model: LanguageModel) -> GenerateUse:
+    """Tried once for each network, but for those with the plain key-value cache."""
+    causal = model.causal
+    if causal not in _generate_uses:
+        options = [GenerateUse(cache, pads) for cache in (True, False) for pads in (True, False)]
+        plain = cache_use(model).rewinds
+        right = options[0] if plain else next((use for use in options if _generates(model, use)), options[-1])
+        _generate_uses[causal] = right
+    return _generate_uses[causal]
+
+
+def _argument(causal: PreTrainedModel) -> str | None:
+    names = inspect.signature(causal.forward).parameters
+    return next((name for name in _ARGUMENTS if name in names), None)
+
+
+@torch.inference_mode()
+def _tried_cache(model: LanguageModel) -> CacheUse:
+    argument = _argument(model.causal)
+    if argument is None:
+        return CacheUse(None)
+    try:
+        layers = DynamicCache(config=model.causal.config).layers
+        # `is_croppable` claims too much for sliding and hybrid caches, so only the plain layer is trusted.
+        if argument == _ARGUMENTS[0] and all(type(layer) is DynamicLayer for layer in layers):
+            return CacheUse(argument, rewinds=True, appends=True)
+        whole_V = _whole(model)
+        if _near(_in_parts(model, argument, (_FIRST, *[1] * _MORE)), whole_V):
+            return CacheUse(argument, appends=_appends(model, argument, whole_V))
+    except Exception as error:  # noqa: BLE001 - whatever a network raises, it can be fed everything
+        _log.info("decoding without a cache: %s: %s", type(error).__name__, error)
+    return CacheUse(None)
+
+
+def _appends(model: LanguageModel, argument: str, whole_V: Tensor) -> bool:
+    try:
+        return _near(_in_parts(model, argument, (_FIRST, _MORE)), whole_V)
+    except Exception:  # noqa: BLE001 - as above; then one token at a time
+        return False
+
+
+def _ids(model: LanguageModel) -> list[int]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, model.vocabulary, (_FIRST + _MORE,), generator=generator).tolist()
+
+
+def _whole(model: LanguageModel, ids: Sequence[int] | None = None) -> Tensor:
+    """Logits behind the ids, fed at once and without a cache: [V]."""
+    ids_BT = torch.tensor([_ids(model) if ids is None else ids], device=model.device)
+    return model.net(input_ids=ids_BT, use_cache=False).logits[0, -1].float()
+
+
+def _in_parts(model: LanguageModel, argument: str, sizes: Sequence[int]) -> Tensor:
+    """The same logits, fed in parts of these sizes."""
+    cache = DynamicCache(config=model.causal.config)
+    for part_BT in torch.tensor([_ids(model)], device=model.device).split(list(sizes), dim=1):
+        output = model.net(input_ids=part_BT, use_cache=True, **{argument: cache})
+    return output.logits[0, -1].float()
+
+
+def _near(ours_V: Tensor, whole_V: Tensor) -> bool:
+    """Equal but for rounding. What forgets its state is off by far more than half precision rounds."""
+    finite_V = whole_V.isfinite()
+    scale = whole_V[finite_V].abs().max().clamp(min=1e-6)
+    return bool(((ours_V - whole_V)[finite_V].abs().max() / scale) < 2e-2)
+
+
+@torch.inference_mode()
+def _generates(model: LanguageModel, use: GenerateUse) -> bool:
+    """Whether the logits of two generated tokens are right, beside a longer prompt if prompts are to be padded."""
+    ids, pad = _ids(model), model.codec.pad_id
+    rows = [ids[:_FIRST]]
+    if use.pads:
+        rows = [[pad] * _MORE + rows[0], ids]
+    ids_BT = torch.tensor(rows, device=model.device)
+    mask_BT = torch.ones_like(ids_BT)
+    mask_BT[0, : ids_BT.shape[1] - _FIRST] = 0
+    config = GenerationConfig(
+        max_new_tokens=2,
+        do_sample=False,
+        use_cache=use.use_cache,
+        pad_token_id=pad,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    own, model.causal.generation_config = model.causal.generation_config, config
+    try:
+        output = model.net.generate(input_ids=ids_BT, attention_mask=mask_BT)
+        first = int(output.sequences[0, ids_BT.shape[1]])
+        right = [_whole(model, rows[0][-_FIRST:]), _whole(model, [*rows[0][-_FIRST:], first])]
+        return all(_near(ours[0].float(), theirs) for ours, theirs in zip(output.logits, right, strict=True))
+    except Exception as error:  # noqa: BLE001 - the next way is tried
+        _log.info("generate %s: %s: %s", use, type(error).__name__, error)
+        return False
+    finally:
+        model.causal.generation_config = own
