@@ -107,9 +107,11 @@ class GreedyDecoder:
         if self._ids and (self._cache is None or (len(ids) > 1 and not self._use.appends)):
             self._cache = self._fresh()
             ids, self._ids = self._ids + ids, []
-        cached = {} if self._use.argument is None else {self._use.argument: self._cache}
         inputs_BT = torch.tensor([ids], device=self._model.device)
-        output = self._model.net(input_ids=inputs_BT, **cached, use_cache=bool(cached), logits_to_keep=keep)
+        inputs: dict[str, Any] = {"input_ids": inputs_BT, "use_cache": False}
+        if self._cache is not None:
+            inputs = self._use.inputs(self._cache, len(self._ids), inputs_BT)
+        output = self._model.net(**inputs, logits_to_keep=keep)
         self._ids += ids
         return _checked(self._model, output.logits[0, -keep:].float())
 

@@ -5,6 +5,7 @@ The reference is the same weights with the adapter off (LoRA), or a frozen copy 
 
 import contextlib
 import copy
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from anchorlwf.model import chat_template
 from anchorlwf.model.adapter import adapter_settings, put_adapter
 from anchorlwf.model.codec import Codec
 from anchorlwf.model.fingerprint import network_sha
+from anchorlwf.model.formats.gguf import is_gguf
 from anchorlwf.model.loading import Checkpoint, reading
 from anchorlwf.model.lora.attachment import attach
 from anchorlwf.model.lora.targets import Targets
@@ -191,6 +193,19 @@ class LanguageModel:
             self.net, self.targets = attach(self.causal, config, targets)
         self.marks = None
 
+    def stop_dropout(self) -> None:
+        """Switch off the dropout that the network was trained with; an adapter's own stays.
+
+        The reference has none, and whether a token holds is read off the very pass that trains.
+        """
+        for module in self.causal.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            for name, rate in vars(module).items():
+                # Attention takes its rate as a number.
+                if isinstance(rate, float) and re.search(r"drop(out|$)|pdrop", name):
+                    setattr(module, name, 0.0)
+
     def keep_reference_copy(self) -> None:
         """Freeze a copy of the present weights as the reference, for full fine-tuning."""
         assert not isinstance(self.net, PeftModel), "with an adapter the base itself is the reference"
@@ -232,9 +247,10 @@ def _flawed(weight: Tensor) -> bool:
 
 
 def canonical_name(name: str) -> str:
-    """The name by which a model is known: a local folder goes by its absolute path."""
+    """The name by which a model is known: a local folder or file goes by its absolute path."""
     # An empty name would become the current folder; it is kept, so that it is refused.
-    return name if name in ("", EMBEDDED) or not Path(name).is_dir() else str(Path(name).resolve())
+    local = name not in ("", EMBEDDED) and (Path(name).is_dir() or is_gguf(name))
+    return str(Path(name).resolve()) if local else name
 
 
 def adapter_of(path: str) -> tuple[str, str | None]:
@@ -277,8 +293,8 @@ def load_model(
     """Load a causal language model in eval mode.
 
     Args:
-        name: local folder or hub name. A folder that contains an adapter is loaded with its base. None: the embedded
-            model.
+        name: local folder, GGUF file or hub name. A folder that contains an adapter is loaded with its base. None: the
+            embedded model.
         adapter: folder of a LoRA adapter to attach.
         revision: hub revision.
         dtype: float32, bfloat16 or float16. None: bfloat16 on a GPU that has it, else float32.

@@ -248,6 +248,7 @@ def _prepare(model: LanguageModel, config: TrainConfig) -> None:
         fix = "Merge it first, or load the base model alone."
         raise ModelError(wrong("model", "a base model", "one with an adapter", fix))
     probe_head(model)
+    model.stop_dropout()
     if config.method == "full":
         model.keep_reference_copy()
 

@@ -70,9 +70,9 @@ def attach(causal: PreTrainedModel, config: LoraConfig, targets: str | list[str]
 
 
 def _refuse_tied(causal: PreTrainedModel, targets: Targets) -> None:
-    if not causal.config.get_text_config().tie_word_embeddings:
-        return
     ends = (causal.get_input_embeddings(), causal.get_output_embeddings())
+    if ends[0].weight is not ends[1].weight:
+        return
     clash = [name for name, module in causal.named_modules() if module in ends and name in targets.modules]
     if clash:
         fix = "Leave them out (the default, auto, does)."
