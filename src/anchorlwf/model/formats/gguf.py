@@ -49,5 +49,5 @@ def gguf_network(file: Path, dtype: torch.dtype) -> PreTrainedModel:
         raise ModelError(wrong(f"model {str(file)!r}", "all weights", f"missing: {', '.join(missing[:4])}", fix))
     # It refuses to be saved while it speaks of a quantisation, which is gone.
     net.hf_quantizer = None
-    del net.config.quantization_config
+    vars(net.config).pop("quantization_config", None)
     return net
