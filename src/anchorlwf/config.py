@@ -1,5 +1,6 @@
 """Options of every stage: frozen, checked, and readable from and to YAML."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -29,6 +30,16 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What every generator takes."""
 Listed = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
 """For tuples: on a command line they are `1,2`."""
+
+
+def _names(value: object) -> object:
+    """`gate_proj,up_proj` as a list; words for a choice and patterns as they are."""
+    plain = isinstance(value, str) and re.fullmatch(r"[\w.]+(,[\w.]+)*", value)
+    return value.split(",") if isinstance(value, str) and plain and value not in ("auto", "mlp") else value
+
+
+Targets = Annotated[str | list[str], BeforeValidator(_names)]
+"""Words for a choice, a pattern or names of layers; names on a command line are `gate_proj,up_proj`."""
 
 
 class Config(BaseModel):
@@ -130,7 +141,7 @@ class TrainConfig(Config):
     rank: Count = 8
     lora_alpha: Positive = 64.0
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: str | list[str] = "auto"
+    targets: Targets = "auto"
     """What gets LoRA: auto, mlp (the layers through which MLP blocks read), all-linear, a pattern or names of layers.
     auto: as mlp where there are such layers; else the inputs of experts, of attention or of a recurrent mixer. A head
     tied to the embedding is refused."""
@@ -177,7 +188,7 @@ class BaselineConfig(Config):
 
     rank: Count = 8
     lora_alpha: Positive = 64.0
-    targets: str | list[str] = "auto"
+    targets: Targets = "auto"
     learning_rate: Positive = 3e-4
     """Constant; no weight decay, gradients clipped at norm 1."""
     steps: Count = 100

@@ -21,6 +21,7 @@ from anchorlwf.cli.shared import (
     AsJson,
     Model,
     Retain,
+    Targets,
     TrustCode,
     fix_progress,
     out,
@@ -42,6 +43,7 @@ def fix(
     check: Annotated[Path | None, typer.Option(help="JSONL file of prompts whose answers must not change.")] = None,
     retain: Retain = None,
     to: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")] = Path("runs/fix"),
+    targets: Targets = None,
     drift_budget: Annotated[float | None, typer.Option(help="Maximum mean KL at keep tokens, nats per token.")] = None,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
@@ -51,7 +53,7 @@ def fix(
     from anchorlwf.workflow import fix
 
     quiet_libraries()
-    config = TrainConfig.of(drift_budget=drift_budget)
+    config = TrainConfig.of(drift_budget=drift_budget, targets=targets)
     with fix_progress() as progress:
         report = fix(
             load_model(model, trust_remote_code=trust_remote_code),
@@ -108,6 +110,7 @@ def _print(report: Any, as_json: bool) -> None:
         if len(kept.flips) > _SHOWN:
             out.print(f"  and {len(kept.flips) - _SHOWN} more, all of them whole in {report.folder}/results.json")
     training = report.training
+    out.print(f"trained: {training.targets}")
     for kind, drift in training.report.held_out.items():
         interval = f"({drift.low:.5f} to {drift.high:.5f})"
         out.print(f"drift on held-out answers, {kind}: {drift.mean:.5f} nats per token {interval}")

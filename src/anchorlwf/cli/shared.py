@@ -32,6 +32,7 @@ __all__ = [
     "PlainProgress",
     "Retain",
     "SkipBad",
+    "Targets",
     "Tokens",
     "TrustCode",
     "count_progress",
@@ -59,6 +60,12 @@ Retain = Annotated[
     str | None,
     typer.Option(
         "--retain", help="What is trained to stay: auto (prompts the model writes itself), none, or a JSONL file."
+    ),
+]
+Targets = Annotated[
+    str | None,
+    typer.Option(
+        help="Layers that get LoRA: auto (default), mlp, all-linear, a pattern, or names separated by commas."
     ),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip bad lines and name each one, instead of stopping.")]

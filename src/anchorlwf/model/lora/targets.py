@@ -27,7 +27,7 @@ _MLP_NAME = re.compile(r"(^|[._])(mlp|feed_forward|ffn|ff|fc1|shared_experts?|sh
 _ATTENTION_NAME = re.compile(r"attn|attention")
 _ROUTER_NAME = re.compile(r"(^|[._])(router|gate)([._]|$)")
 _EXPERT = re.compile(r"(^|\.)experts\.\d+\.")
-_OUTPUT_NAME = re.compile(r"(^|_)(o|out|output|down|dense|w2|c_proj)(_|$)")
+_OUTPUT_NAME = re.compile(r"(^|_)(o|out|output|down|fc2|w2|c_proj|4h_to_h)(_|$)|^dense$")
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
