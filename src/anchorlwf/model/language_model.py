@@ -321,7 +321,8 @@ def load_model(
     marks = {} if folder is None else marks_of(folder)
     chat_template.start()
     try:
-        tokenizer, net = checkpoint_of(name, revision=revision, trust_remote_code=trust_remote_code).read(weights_type)
+        checkpoint = checkpoint_of(name, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer, net = checkpoint.read(weights_type, chosen_device)
     except ModelError as error:
         if inside is None:
             raise
@@ -336,7 +337,8 @@ def load_model(
     with reading(
         f"model {name!r}", f"a model that fits on {chosen_device}", "Choose another device or a smaller model."
     ):
-        model.net.to(chosen_device).eval()
+        # Quantised weights are there already, and some of them refuse to be asked.
+        (model.net if net.is_quantized else model.net.to(chosen_device)).eval()
     return model
 
 

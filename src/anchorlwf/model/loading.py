@@ -33,7 +33,7 @@ from transformers.utils.hub import cached_file
 
 from anchorlwf.errors import AnchorLwfError, ModelError, wrong
 from anchorlwf.model.formats.gguf import gguf_network, gguf_tokenizer, is_gguf
-from anchorlwf.model.formats.quantised import check_quantised
+from anchorlwf.model.formats.quantised import check_quantised, keep_trainable
 
 __all__ = ["Checkpoint", "few", "read_json", "reading", "refuse_integers", "stored"]
 
@@ -168,16 +168,16 @@ class Checkpoint:
         path = self.file(name)
         return None if path is None else read_json(path)
 
-    def read(self, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-        """The tokenizer, and the network with all its weights, on the CPU.
+    def read(self, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+        """The tokenizer, and the network with all its weights: on the CPU, or on `device` where they are quantised.
 
         Raises:
             ModelError: files that are torn or missing; another kind of model; weights quantised in a way that cannot
                 be trained on; weights that are missing, left over or of another shape.
         """
         if not self._gguf:
-            self._check_config()
-            return self.tokenizer(), self._network(dtype)
+            quantised = self._check_config()
+            return self.tokenizer(), self._network(dtype, {"": device} if quantised else None)
         tokenizer = self.tokenizer()
         with reading(self._what, "a causal language model that transformers reads from GGUF", _AGAIN):
             net = gguf_network(Path(self.source), dtype)
@@ -216,7 +216,7 @@ class Checkpoint:
         # A tokenizer without names of files needs none: one of bytes.
         return not names or any(whole and all(self.file(name) for name in whole) for whole in alternatives)
 
-    def _network(self, dtype: torch.dtype) -> PreTrainedModel:
+    def _network(self, dtype: torch.dtype, device_map: dict[str, torch.device] | None) -> PreTrainedModel:
         self.settings("generation_config.json")
         if self._local and not self._weight_files():
             fix = "Copy it again, or save the model in safetensors."
@@ -225,6 +225,7 @@ class Checkpoint:
             net, info = self._loader().from_pretrained(
                 self.source,
                 dtype=dtype,
+                device_map=device_map,
                 use_safetensors=True,
                 output_loading_info=True,
                 # Those of another shape are named below; transformers would name them in its log alone.
@@ -233,6 +234,8 @@ class Checkpoint:
             )
             self._check_weights(net, info)
             self._check_kind(net)
+            if device_map is not None:
+                keep_trainable(net)
         return net
 
     def _loader(self) -> Any:
@@ -262,8 +265,8 @@ class Checkpoint:
         fix = "Check the name, or give a local folder."
         return ModelError(wrong(self._what, _MODEL, got, fix))
 
-    def _check_config(self) -> None:
-        """What config.json says about the kind of model, before anything is built after it."""
+    def _check_config(self) -> bool:
+        """What config.json says about the kind of model, before anything is built after it: is it quantised?"""
         config = self.settings("config.json")
         if config is None and self.file("adapter_config.json") is not None:
             fix = "Merge it into its base, or download it and give its folder."
@@ -282,11 +285,12 @@ class Checkpoint:
             if not isinstance(getattr(torch, str(named).removeprefix("torch."), None), torch.dtype):
                 fix = "Write the type of the weights there, such as bfloat16."
                 raise ModelError(wrong(f"{what}, {key}", "a type of torch", repr(named), fix))
-        check_quantised(what, config)
+        quantised = check_quantised(what, config)
         _refuse_other_kinds(what, config)
         fix = f"{_AGAIN} Or it needs a newer transformers."
         with reading(what, "a configuration that transformers knows", fix):
             AutoConfig.from_pretrained(self.source, **self._options)
+        return quantised
 
     def _weight_files(self) -> list[Path]:
         """The safetensors files, by the index where there are several."""

@@ -4,11 +4,13 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from anchorlwf.errors import ModelError, wrong
 
-__all__ = ["BITSANDBYTES", "check_quantised"]
+__all__ = ["check_quantised", "keep_trainable"]
 
-BITSANDBYTES = "bitsandbytes"
+_BITSANDBYTES = "bitsandbytes"
 _FIX = "Give the checkpoint it was made from, and quantise after training."
 
 
@@ -18,7 +20,7 @@ def _method(settings: object) -> str | None:
         return None
     method = settings.get("quant_method")
     if method is None and {"load_in_4bit", "load_in_8bit"} & set(settings):
-        return BITSANDBYTES
+        return _BITSANDBYTES
     return None if method is None else str(method)
 
 
@@ -36,15 +38,22 @@ def check_quantised(what: str, config: Mapping[str, Any]) -> bool:
     found = [settings for each in (config, *nested) if (settings := each.get("quantization_config")) is not None]
     for settings in found:
         method = _method(settings)
-        if method == BITSANDBYTES:
-            if importlib.util.find_spec(BITSANDBYTES) is None:
+        if method == _BITSANDBYTES:
+            if importlib.util.find_spec(_BITSANDBYTES) is None:
                 fix = f"Run `pip install bitsandbytes`, on a machine that it supports. Or: {_FIX}"
                 raise ModelError(
-                    wrong(what, f"{BITSANDBYTES}, which reads these weights, to be installed", "none", fix)
+                    wrong(what, f"{_BITSANDBYTES}, which reads these weights, to be installed", "none", fix)
                 )
             continue
         got = f"weights quantised by {method}" if method else "a quantization_config of no known method"
-        expected = f"weights in float32, bfloat16 or float16, or quantised by {BITSANDBYTES} in 4 or 8 bits"
+        expected = f"weights in float32, bfloat16 or float16, or quantised by {_BITSANDBYTES} in 4 or 8 bits"
         why = f"Gradients through other quantised weights are not supported. {_FIX}" if method else _FIX
         raise ModelError(wrong(what, expected, got, why))
     return bool(found)
+
+
+def keep_trainable(net: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for a CPU at the first answer: no gradient passes those."""
+    for module in net.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            vars(module)["support_avx512bf16_for_cpu"] = False

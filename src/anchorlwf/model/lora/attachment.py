@@ -37,7 +37,7 @@ def attach(causal: PreTrainedModel, config: LoraConfig, targets: str | list[str]
     """Put LoRA on a network; everything else is frozen.
 
     Args:
-        causal: changed in place. After an error its layers are as they were.
+        causal: in eval mode; changed in place. After an error its layers are as they were.
         config: without targets.
         targets: see `TrainConfig`.
 
@@ -153,7 +153,12 @@ def _idle(net: PeftModel) -> list[str]:
     weights = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
     vocabulary = net.get_base_model().get_input_embeddings().weight
     ids_BT = torch.arange(1, 9, device=vocabulary.device)[None] % vocabulary.shape[0]
-    with torch.enable_grad():
-        logits = net(input_ids=ids_BT, use_cache=False).logits.float()
+    # In eval mode some kernels for quantised weights have no gradient.
+    net.train()
+    try:
+        with torch.enable_grad():
+            logits = net(input_ids=ids_BT, use_cache=False).logits.float()
+    finally:
+        net.eval()
     gradients = torch.autograd.grad(logits.sum(), list(weights.values()), allow_unused=True)
     return [name for name, gradient in zip(weights, gradients, strict=True) if gradient is None]
