@@ -146,14 +146,12 @@ def _near(ours_V: Tensor, whole_V: Tensor, exact: bool) -> bool:
 
 @torch.inference_mode()
 def _generates(model: LanguageModel, use: GenerateUse) -> bool:
-    """Whether the logits of two generated tokens are right, beside a longer prompt if prompts are to be padded."""
+    """Whether the logits of two tokens generated behind each of two prompts are right."""
     ids, pad = _ids(model), model.codec.pad_id
-    rows = [ids[:_FIRST]]
-    if use.pads:
-        rows = [[pad] * _MORE + rows[0], ids]
-    ids_BT = torch.tensor(rows, device=model.device)
-    mask_BT = torch.ones_like(ids_BT)
-    mask_BT[0, : ids_BT.shape[1] - _FIRST] = 0
+    prompts = [ids[:_FIRST], ids if use.pads else ids[-_FIRST:]]
+    gaps = [len(prompts[1]) - len(prompt) for prompt in prompts]
+    rows = [([pad] * gap + prompt, [0] * gap + [1] * len(prompt)) for gap, prompt in zip(gaps, prompts, strict=True)]
+    ids_BT, mask_BT = (torch.tensor(part, device=model.device) for part in zip(*rows, strict=True))
     config = GenerationConfig(
         max_new_tokens=2,
         do_sample=False,
@@ -165,10 +163,12 @@ def _generates(model: LanguageModel, use: GenerateUse) -> bool:
     own, model.causal.generation_config = model.causal.generation_config, config
     try:
         output = model.net.generate(input_ids=ids_BT, attention_mask=mask_BT)
-        first = int(output.sequences[0, ids_BT.shape[1]])
-        right = [_whole(model, rows[0][-_FIRST:]), _whole(model, [*rows[0][-_FIRST:], first])]
+        firsts = output.sequences[:, ids_BT.shape[1]].tolist()
+        wholes = [(prompt, [*prompt, first]) for prompt, first in zip(prompts, firsts, strict=True)]
         return all(
-            _near(ours[0].float(), theirs, _exact(model)) for ours, theirs in zip(output.logits, right, strict=True)
+            _near(output.logits[step][row].float(), _whole(model, whole[step]), _exact(model))
+            for row, whole in enumerate(wholes)
+            for step in (0, 1)
         )
     except Exception as error:  # noqa: BLE001 - the next way is tried
         _log.info("generate %s: %s: %s", use, type(error).__name__, error)

@@ -338,7 +338,8 @@ def load_model(
         f"model {name!r}", f"a model that fits on {chosen_device}", "Choose another device or a smaller model."
     ):
         # Quantised weights are there already, and some of them refuse to be asked.
-        (model.net if net.is_quantized else model.net.to(chosen_device)).eval()
+        quantised = getattr(net, "hf_quantizer", None) is not None
+        (model.net if quantised else model.net.to(chosen_device)).eval()
     return model
 
 

@@ -41,9 +41,7 @@ def check_quantised(what: str, config: Mapping[str, Any]) -> bool:
         if method == _BITSANDBYTES:
             if importlib.util.find_spec(_BITSANDBYTES) is None:
                 fix = f"Run `pip install bitsandbytes`, on a machine that it supports. Or: {_FIX}"
-                raise ModelError(
-                    wrong(what, f"{_BITSANDBYTES}, which reads these weights, to be installed", "none", fix)
-                )
+                raise ModelError(wrong(what, f"the package {_BITSANDBYTES}, which reads its weights", "none", fix))
             continue
         got = f"weights quantised by {method}" if method else "a quantization_config of no known method"
         expected = f"weights in float32, bfloat16 or float16, or quantised by {_BITSANDBYTES} in 4 or 8 bits"
