@@ -40,6 +40,7 @@ settings.register_profile("local", deadline=None, suppress_health_check=[HealthC
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
 
+
 def _qwen3(common: dict[str, object]) -> PreTrainedModel:
     config = Qwen3Config(**common, num_key_value_heads=1, head_dim=16, tie_word_embeddings=True)
     return Qwen3ForCausalLM(config)

@@ -334,13 +334,18 @@ def load_model(
     model.codec.warn_of_ends(model.causal.generation_config.eos_token_id)
     if folder is not None:
         model.net = put_adapter(net, folder, model.stamp)
-    with reading(
-        f"model {name!r}", f"a model that fits on {chosen_device}", "Choose another device or a smaller model."
-    ):
-        # Quantised weights are there already, and some of them refuse to be asked.
-        quantised = getattr(net, "hf_quantizer", None) is not None
-        (model.net if quantised else model.net.to(chosen_device)).eval()
+    _place(model, chosen_device)
     return model
+
+
+def _place(model: LanguageModel, device: torch.device) -> None:
+    """Move a model to its device, in eval mode."""
+    fix = "Choose another device or a smaller model."
+    with reading(f"model {model.name!r}", f"a model that fits on {device}", fix):
+        # Quantised weights are there already, and some of them refuse to be asked.
+        if getattr(model.causal, "hf_quantizer", None) is None:
+            model.net.to(device)
+        model.net.eval()
 
 
 def _weights_type(name: str | None, device: torch.device) -> torch.dtype:
