@@ -34,6 +34,8 @@ from anchorlwf.bench.zoo.architectures import tiny_tokenizer
 from anchorlwf.files import CACHE_VARIABLE
 from anchorlwf.model.language_model import LanguageModel, load_model
 
+pytest_plugins = ["real_world_cases"]
+
 # No deadline: the first example pays for imports. In CI the examples are the same every time, so that a failure there
 # can be repeated here.
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])

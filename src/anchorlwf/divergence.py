@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anchorlwf.loss import Direction, Implementation, scored_loss
-from anchorlwf.loss.inputs import Head, LossInputs, Scored
+from anchorlwf.loss.inputs import MEMORY, Head, LossInputs, Scored
 from anchorlwf.loss.reference_summary import Summary, summary_loss
 from anchorlwf.model.attention import attention_kind, network_inputs, within_records
 from anchorlwf.model.batch import Batch, Turn, collate
@@ -45,6 +45,7 @@ def divergence(
     *,
     direction: Direction = "forward",
     impl: Implementation = "auto",
+    memory: int = MEMORY,
 ) -> Scored:
     """`scored_loss` with the (model's, reference's) heads as they were read; [N] each.
 
@@ -52,13 +53,14 @@ def divergence(
         hidden_ND: of the model.
         reference: its hidden states [N, D], or their summary, which knows the forward direction alone.
         heads: (model's, reference's).
-        token_ids_N, confidence_N, direction, impl: as for `anchor_loss`.
+        token_ids_N, confidence_N, direction, impl: as for `anchor_loss`, and right: they are not checked.
+        memory: bytes that the loss may take on a GPU.
     """
     head, ref_head = heads
     if isinstance(reference, Summary):
         assert direction == "forward", "a summary was made for another direction"
         return summary_loss(hidden_ND, reference, head, token_ids_N, confidence_N)
-    inputs = LossInputs(hidden_ND, reference, head, ref_head, token_ids_N, confidence_N, direction)
+    inputs = LossInputs(hidden_ND, reference, head, ref_head, token_ids_N, confidence_N, direction, memory)
     return scored_loss(inputs, impl)
 
 

@@ -69,7 +69,8 @@ def test_the_shipped_plans_name_known_methods_and_cover_what_the_paper_promises(
         assert {regime.form for regime in plan.regimes} == {"short", "biography", "reasoning"}
         assert any(regime.stream for regime in plan.regimes)
         assert {regime.overtrain for regime in plan.regimes} == {1, 4, 16}
-        assert {method for regime in plan.regimes for method in regime.methods} == set(BY_NAME)
+        regimes = [*plan.regimes, *load_plan("real").regimes]
+        assert {method for regime in regimes for method in regime.methods} == set(BY_NAME), "none is left out of both"
 
 
 @pytest.mark.parametrize("form", ["short", "biography", "reasoning"])
@@ -288,7 +289,7 @@ def test_jobs_go_seed_by_seed():
         ("regimes: [{name: a, title: a, methods: [anchorlwf], tuned_on: b}]", "a regime of the plan, got b"),
         ("regimes: [{name: a, title: a, methods: [anchorlwf], facts: -1}]", "regimes.0.facts"),
         ("[1]", "`option: value` lines, got list"),
-        ("a: [", "study, quick or a YAML file"),
+        ("a: [", "study, quick, real or a YAML file"),
     ],
 )
 def test_a_wrong_plan_is_explained(tmp_path, text, problem):

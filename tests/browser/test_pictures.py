@@ -115,6 +115,25 @@ def test_compare(tuned, new_page, keep):
     keep(page, "compare")
 
 
+def test_train(serve, base, errata, new_page, keep):
+    page = _open(serve([{"messages": errata[1].prompts(1)[0].messages}]), new_page, height=760)
+    records = annotate(base, errata[0].prompts(3), "target")
+    content = "".join(record.model_dump_json() + "\n" for record in records)
+    imported = """async (content) => (await fetch("/api/import", {
+        method: "POST", headers: {"content-type": "application/json"},
+        body: JSON.stringify({format: "records", content}),
+    })).ok"""
+    assert page.evaluate(imported, content)
+    page.locator("#open-train").click()
+    until(page, "() => !document.querySelector('#train-dialog .primary').disabled")
+    page.locator("#train-dialog .primary").click()
+    page.wait_for_selector(".train-compare:not([hidden])", timeout=240_000)
+    page.locator("#train-prompt").fill(records[0].messages[-1]["content"])
+    page.locator(".train-ask button").click()
+    until(page, "() => document.querySelectorAll('.train-compare mark').length === 2")
+    keep(page, "train", colors=256)
+
+
 def test_import(questions, new_page, keep, tmp_path):
     page = _open(questions, new_page, height=640)
     path = tmp_path / "mayors.json"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anchorlwf.loss import chunked, scored_loss
+from anchorlwf.loss import chunked, products, scored_loss
 from anchorlwf.loss.inputs import Head, LossInputs
 from anchorlwf.loss.reference_summary import summarize, summary_loss
 from anchorlwf.loss.scores import token_scores
@@ -33,6 +33,10 @@ def expected(inputs):
     return logits.gather(-1, inputs.token_ids_N[:, None])[:, 0] - logits.amax(-1)
 
 
+def log_p(inputs, hidden):
+    return inputs.head.logits(hidden).log_softmax(-1).gather(-1, inputs.token_ids_N[:, None])[:, 0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [{}, {"scale": 0.5, "softcap": 4.0}], ids=["plain", "scaled and capped"])
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
@@ -43,7 +47,12 @@ def test_the_greedy_choice_is_0_behind_and_others_are_below(monkeypatch, impl, d
     found = scored_loss(inputs, impl)
     torch.testing.assert_close(found.behind_N, expected(inputs), rtol=1e-5, atol=1e-5)
     assert torch.equal(found.behind_N == 0, inputs.head.logits(inputs.hidden_ND).argmax(-1) == inputs.token_ids_N)
-    assert not found.behind_N.requires_grad
+    log_ps = [log_p(inputs, inputs.hidden_ND), log_p(inputs, inputs.ref_hidden_ND)]
+    torch.testing.assert_close(found.log_p_N, log_ps[0], rtol=1e-5, atol=1e-5)
+    # At confidence 1 the target has no share of the reference.
+    part = inputs.confidence_N < 1
+    torch.testing.assert_close(found.ref_log_p_N[part], log_ps[1][part], rtol=1e-5, atol=1e-5)
+    assert not any(scores.requires_grad for scores in found[1:])
 
 
 def test_a_summary_tells_it_too(monkeypatch):
@@ -54,8 +63,10 @@ def test_a_summary_tells_it_too(monkeypatch):
     found = summary_loss(hidden, summary, inputs.head, inputs.token_ids_N, inputs.confidence_N)
     torch.testing.assert_close(found.behind_N, expected(inputs), rtol=1e-5, atol=1e-5)
     assert (found.behind_N == 0).tolist() == [True, False] * 4
+    torch.testing.assert_close(found.log_p_N, log_p(inputs, inputs.hidden_ND).detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.ref_log_p_N, log_p(inputs, inputs.ref_hidden_ND), rtol=1e-5, atol=1e-5)
     assert found.divergence_N.requires_grad
-    assert not found.behind_N.requires_grad
+    assert not any(scores.requires_grad for scores in found[1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -63,7 +74,7 @@ def test_a_summary_tells_it_too(monkeypatch):
 @pytest.mark.parametrize("count", [0, 1, 7])
 def test_scores_of_tokens_are_those_of_full_logits(small_chunks, monkeypatch, dtype, shape, count):
     small_chunks(3, 50)
-    monkeypatch.setattr(chunked, "TILE_BYTES", 12 * 20 * 4)  # a narrow head is widened in several parts
+    monkeypatch.setattr(products, "TILE_BYTES", 12 * 20 * 4)  # a narrow head is widened in several parts
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(50, 12, generator=generator).to(dtype), torch.randn(50, generator=generator).to(dtype)
     hidden, ids = torch.randn(count, 12, generator=generator).to(dtype), torch.arange(count)

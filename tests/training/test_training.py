@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from anchorlwf.errors import ConfigError, ModelError, RecordError, StampError, S
 from anchorlwf.model.fingerprint import base_sha
 from anchorlwf.model.head import probe_head
 from anchorlwf.model.language_model import LanguageModel, load_model
-from anchorlwf.training import holding, train
+from anchorlwf.training import holding, train, trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -169,6 +170,37 @@ def test_gradient_checkpointing_changes_nothing(tiny_path, tmp_path):
     assert largest_gap(adapter(tmp_path / "without"), adapter(tmp_path / "with")) < 1e-6
 
 
+def test_reading_ahead_changes_nothing_and_ends_with_training(tiny_path, tmp_path, monkeypatch):
+    records, found = corrections(load_model(str(tiny_path)), 6), {}
+    drawn, draw = [], trainer._drawn
+    monkeypatch.setattr(trainer, "_drawn", lambda *given: drawn.append(threading.current_thread().name) or draw(*given))
+    for ahead in (False, True):
+        monkeypatch.setattr(trainer.AnchorTrainer, "reads_ahead", ahead)
+        drawn.clear()
+        out = tmp_path / str(ahead)
+        train(load_model(str(tiny_path)), records, out=out, config=steps(5, batch_size=2, accumulation=2))
+        found[ahead] = adapter(out), [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        # The first is wanted at once; behind the last there is nothing, which is found out beforehand.
+        assert len(drawn) == 5 + ahead
+        assert ("MainThread" in drawn[1:]) is not ahead
+    assert largest_gap(found[False][0], found[True][0]) == 0.0
+    assert found[False][1] == found[True][1]
+    assert not [one for one in threading.enumerate() if one.name.startswith("ThreadPoolExecutor")]
+
+
+def test_what_goes_wrong_while_reading_ahead_is_told(tiny_path, tmp_path, monkeypatch):
+    records = corrections(load_model(str(tiny_path)), 4)
+    monkeypatch.setattr(trainer.AnchorTrainer, "reads_ahead", True)
+
+    def remove(row):
+        if row["step"] == 2:
+            for file in (tmp_path / "run" / "reference").rglob("*.safetensors"):
+                file.unlink()
+
+    with pytest.raises(ConfigError, match="Start again"):
+        train(load_model(str(tiny_path)), records, out=tmp_path / "run", config=steps(9, batch_size=2), on_step=remove)
+
+
 def test_resume_is_bit_exact(tiny_path, tmp_path):
     records = corrections(load_model(str(tiny_path)), 6)
     options = {"batch_size": 2, "lora_dropout": 0.1, "save_steps": 4, "drift_budget": 1e-6}
@@ -231,12 +263,12 @@ def test_a_tight_budget_really_lowers_the_drift(tmp_path):
 
 
 def test_holding_asks_for_the_greedy_choice_and_a_share_of_the_target():
-    token, other = torch.tensor([7, 7, 7, 7]), torch.tensor([7, 8, 7, 7])
+    greedy = torch.tensor([True, False, True, True])
     log_p = torch.tensor([0.95, 0.95, 0.5, 0.5]).log()
     confidence, ref_p = torch.tensor([1.0, 1.0, 1.0, 0.5]), torch.tensor([0.0, 0.0, 0.0, 0.1])
     # The last one's target is 0.5 + 0.5 * 0.1 = 0.55, of which 0.9 is 0.495.
-    assert holding(other, log_p, token, confidence, ref_p, 0.9).tolist() == [True, False, False, True]
-    assert not holding(token, log_p, token, torch.zeros(4), ref_p, 0.9).any(), "keep tokens are no anchors"
+    assert holding(greedy, log_p, confidence, ref_p.log(), 0.9).tolist() == [True, False, False, True]
+    assert not holding(greedy, log_p, torch.zeros(4), ref_p.log(), 0.9).any(), "keep tokens are no anchors"
 
 
 def test_without_hinge_anchors_pull_on(tmp_path):

@@ -3,6 +3,7 @@
 from anchorlwf.annotation.checks import fits
 from anchorlwf.annotation.importers.record_import import Imported, import_lawftrack
 from anchorlwf.annotation.review import Accept, Annotator, Correct, Quit, Reject, Review, Undo, View
+from anchorlwf.annotation.same_correction import same_correction
 from anchorlwf.annotation.session import Session, drive
 from anchorlwf.annotation.stage import PromptLike, annotate, annotate_stream, as_prompts, retention_records
 from anchorlwf.annotation.target import TargetAnnotator, target_record
@@ -30,6 +31,7 @@ __all__ = [
     "fits",
     "import_lawftrack",
     "retention_records",
+    "same_correction",
     "target_record",
     "verify_records",
 ]

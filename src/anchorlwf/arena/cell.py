@@ -2,48 +2,106 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from peft import PeftModel
 
-from anchorlwf.annotation import annotate, retention_records
+from anchorlwf.annotation import annotate, retention_records, same_correction
 from anchorlwf.arena.baselines.trl_cell import run_baseline
 from anchorlwf.arena.costs import TunedModel, annotation_cost, peak_memory, reset_peak_memory, train_flops, train_tokens
 from anchorlwf.arena.lab import Lab
 from anchorlwf.arena.plan import Method, Plan, Regime
 from anchorlwf.arena.questions import Correction, Task
-from anchorlwf.config import AnnotateConfig, TrainConfig
+from anchorlwf.config import AnnotateConfig, ParaphraseConfig, RetainConfig, TrainConfig
 from anchorlwf.data.record import Anchor, Record
+from anchorlwf.decoding.teacher_forcing import forced_choices
+from anchorlwf.errors import NothingToDoError, wrong
 from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.retention import PARAPHRASE_TAG, Candidate, paraphrases, retain
 from anchorlwf.training import train
 
 __all__ = ["records_of", "run_cell", "train_cell"]
 
 OnStep = Callable[[LanguageModel, dict[str, Any]], None]
 
+_LIKELY = 1 / 2.5
+"""STM learns a token only where the base gives it this probability: a perplexity of 2.5 (arXiv 2501.14315)."""
 
-def _all_anchors(record: Record, confidence: float) -> Record:
-    """Supervised fine-tuning is the same loss with every completion token an anchor."""
+
+def _all_anchors(record: Record, confidence: float, positions: Collection[int] | None = None) -> Record:
+    """Supervised fine-tuning is the same loss with every completion token (or those at some positions) an anchor."""
     anchors = [
         Anchor(position=position, token_id=token_id, confidence=confidence, source="target")
         for position, token_id in enumerate(record.completion_ids)
+        if positions is None or position in positions
     ]
     return record.model_copy(update={"anchors": anchors, "ties": []})
+
+
+def _likely_anchors(model: LanguageModel, records: Sequence[Record], confidence: float) -> list[Record]:
+    """Anchors at the tokens that the base finds likely; records without any are left out."""
+    chosen = []
+    for record, choices in zip(records, forced_choices(model, records), strict=True):
+        likely = {place for place, probability in enumerate(choices.probabilities) if probability >= _LIKELY}
+        if likely:
+            chosen.append(_all_anchors(record, confidence, likely))
+    return chosen
 
 
 def records_of(
     model: LanguageModel, method: Method, corrections: Sequence[Correction], task: Task, confidence: float
 ) -> tuple[list[Record], list[Record]]:
-    """(records that are learned, records of unrelated prompts), as the method has them."""
+    """(records that are learned, records of unrelated prompts), as the method has them.
+
+    Raises:
+        NothingToDoError: a method that leaves no token to be learned.
+    """
     prompts = [correction.prompt(method.words) for correction in corrections]
     # Without the model's own answers: what it says today is asked for elsewhere.
-    records = annotate(model, prompts, "target", config=AnnotateConfig(original=False, confidence=confidence))
+    corrected = annotate(model, prompts, "target", config=AnnotateConfig(original=False, confidence=confidence))
+    kept, candidates = _kept(model, method, corrected, task)
+    if method.paraphrase is not None and candidates is not None:
+        corrected += _reworded(model, corrected, candidates, ParaphraseConfig.of(**method.paraphrase))
+        asked = {tuple(record.prompt_ids) for record in corrected}
+        kept = [record for record in kept if tuple(record.prompt_ids) not in asked]
+    records = corrected
     if method.marks == "all":
-        records = [_all_anchors(record, confidence) for record in records]
-    kept = [] if method.extra == "none" else retention_records(model, list(task.keep))
+        records = [_all_anchors(record, confidence) for record in corrected]
+    elif method.marks == "likely":
+        records = _likely_anchors(model, corrected, confidence)
+    if not records:
+        fix = "Another method learns them."
+        raise NothingToDoError(wrong(method.name, "a token that the base finds likely", "none", fix))
     return records, [_all_anchors(record, 1.0) for record in kept] if method.extra == "replay" else kept
+
+
+def _kept(
+    model: LanguageModel, method: Method, corrected: Sequence[Record], task: Task
+) -> tuple[list[Record], list[Candidate] | None]:
+    """Keep records: to the task's prompts, or among real facts to those that the model writes itself.
+
+    There also the prompts it wrote that ask for a corrected fact; elsewhere None.
+    """
+    if method.extra == "none" or (method.extra == "auto" and not task.everyday):
+        return [], None
+    if not task.everyday:
+        return retention_records(model, list(task.keep)), None
+    retained = retain(model, corrected, config=RetainConfig.of(**method.retention))
+    # Only our stop rule knows what to do with those that are held out; replay would train on them.
+    return [*retained.records, *(retained.held_out if method.marks == "anchors" else ())], retained.candidates
+
+
+def _reworded(
+    model: LanguageModel, corrected: Sequence[Record], candidates: Sequence[Candidate], config: ParaphraseConfig
+) -> list[Record]:
+    """The same corrections in other wordings, found without people."""
+    by_tag = {f"{PARAPHRASE_TAG}:{record.id}": record for record in corrected}
+    prompts = paraphrases(model, corrected, config=config, candidates=candidates)
+    pairs = [(by_tag[tag], prompt) for prompt in prompts for tag in prompt.tags if tag in by_tag]
+    limit = 2 * max(len(record.completion_ids) for record in corrected)
+    return same_correction(model, pairs, AnnotateConfig(max_new_tokens=limit)) if pairs else []
 
 
 def _settings(plan_options: dict[str, Any], method: Method, regime: Regime, seed: int) -> TrainConfig:
@@ -86,8 +144,10 @@ def _train_group(
         seconds = time.process_time() - began
     tokens = train_tokens(everything, result.steps, config.batch_size)
     uses_reference = (method.marks == "anchors" and config.beta > 0) or confidence < 1
+    # Wordings found without people cost them nothing.
+    by_people = [record for record in records if PARAPHRASE_TAG not in record.tags]
     tuned.add(
-        annotation_cost(method, corrections, records),
+        annotation_cost(method, corrections, by_people),
         trained_tokens=tokens,
         steps=result.steps,
         seconds=seconds,
@@ -142,7 +202,7 @@ def run_cell(
         tuned.add(annotation_cost(method, task.corrections, []))
     else:
         tuned = train_cell(lab, method, regime, task, options, seed)
-    measured = lab.measure(tuned.model, task, task.test, plan.kl_short, notes)
+    measured = lab.measure(tuned.model, task, task.test, plan.kl_short, notes, regime.answer_tokens)
     every = max(1, len(tuned.curve) // 100)
     return {
         "method": method.name,

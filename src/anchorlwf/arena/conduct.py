@@ -17,6 +17,7 @@ from anchorlwf.arena.report.page import write_report
 from anchorlwf.arena.study import Job, Sources, run_study
 from anchorlwf.config import YAML_ERRORS
 from anchorlwf.errors import ConfigError, RecordError, wrong
+from anchorlwf.extras import require_extra
 from anchorlwf.files import ensure_writable, write_atomic
 from anchorlwf.model.language_model import load_model
 
@@ -26,8 +27,12 @@ _SLICE = (("short4", "anchorlwf", 1), ("short4", "sft_human", 1))
 """The cells that `make results-check` runs again."""
 
 
+_BY_TRL = {"grpo", "dpo", "sdft"}
+"""Trainers that TRL has."""
+
+
 def load_plan(name: str) -> Plan:
-    """A plan by name (`study`, `quick`) or by the path of a YAML file. Methods it does not define are built in.
+    """A plan by name (`study`, `quick`, `real`) or by the path of a YAML file. Methods it does not define are built in.
 
     Raises:
         ConfigError: no such plan, a wrong option, or a regime that names an unknown method or regime.
@@ -37,7 +42,9 @@ def load_plan(name: str) -> Plan:
         text = shipped.read_text(encoding="utf-8") if shipped.is_file() else Path(name).read_text(encoding="utf-8")
         data = yaml.safe_load(text)
     except YAML_ERRORS as error:
-        raise ConfigError(wrong("plan", "study, quick or a YAML file", f"{name} ({error})", "Check it.")) from error
+        raise ConfigError(
+            wrong("plan", "study, quick, real or a YAML file", f"{name} ({error})", "Check it.")
+        ) from error
     if not isinstance(data, dict):
         raise ConfigError(wrong(f"plan {name}", "`option: value` lines", type(data).__name__, "Mend the file."))
     own = data.pop("methods", [])
@@ -80,13 +87,16 @@ def arena(
         results.json.
 
     Raises:
-        ConfigError, RecordError, ModelError: a plan, data or a model that cannot be used.
+        ConfigError, RecordError, ModelError: a plan, data or a model that cannot be used; or an extra is missing.
         StorageError: `out` cannot be written.
     """
     folder, sources = Path(out), sources or Sources()
     ensure_writable(folder / "results.json")
     if sources.prompts is not None and sources.probes is None:
         raise RecordError(wrong("data", "prompts and probes", "prompts alone", "Give probes that judge the model."))
+    require_extra("arena", "the arena's report")
+    if any(plan.method(name).trainer in _BY_TRL for regime in plan.regimes for name in regime.methods):
+        require_extra("rl", f"plan {plan.name}")
     run_study(plan, folder, sources, jobs=jobs, report=report, setup=setup)
     results = collect(plan, folder, command)
     write_atomic(folder / "results.json", json.dumps(results, ensure_ascii=False, indent=1) + "\n")
@@ -117,7 +127,7 @@ def check_results(
         report(f"{job.regime} {job.method} {job.seed}")
         regime, method = plan.regime(job.regime), plan.method(job.method)
         assert job.seed is not None
-        task = sources.task(plan, regime, job.seed)
+        task = sources.task(lab.base, plan, regime, job.seed)
         return run_cell(lab, plan, method, regime, task, options, job.seed)
 
     return differences(published, list(_SLICE), run, tolerance)

@@ -17,7 +17,7 @@ from anchorlwf.model.language_model import LanguageModel
 
 __all__ = ["Lab", "Measured"]
 
-_EXAMPLES, _STRIPS, _LONG = 12, 3, 160
+_EXAMPLES, _STRIPS, _LONG, _EVERYDAY = 12, 3, 160, 64
 
 
 @dataclass(frozen=True)
@@ -41,34 +41,42 @@ class Lab:
 
     base: LanguageModel
     config: EvaluateConfig = field(default_factory=lambda: EvaluateConfig(max_new_tokens=_LONG))
-    _base_answers: dict[str, str] = field(default_factory=dict)
-    _base_turns: dict[str, KeepTurn] = field(default_factory=dict)
+    _base_answers: dict[tuple[str, int], str] = field(default_factory=dict)
+    _base_turns: dict[tuple[str, int], KeepTurn] = field(default_factory=dict)
 
     def fresh(self) -> LanguageModel:
         """A copy of the base, to be tuned."""
         return LanguageModel(copy.deepcopy(self.base.causal), self.base.codec, self.base.name, self.base.revision)
 
-    def _before(self, probes: Sequence[Probe]) -> list[str]:
-        new = {repr(probe.messages): probe for probe in probes if repr(probe.messages) not in self._base_answers}
-        self._base_answers.update(zip(new, answers(self.base, list(new.values()), self.config), strict=True))
-        return [self._base_answers[repr(probe.messages)] for probe in probes]
+    def _before(self, probes: Sequence[Probe], config: EvaluateConfig) -> list[str]:
+        asked = [(repr(probe.messages), config.max_new_tokens) for probe in probes]
+        new = {key: probe for key, probe in zip(asked, probes, strict=True) if key not in self._base_answers}
+        self._base_answers.update(zip(new, answers(self.base, list(new.values()), config), strict=True))
+        return [self._base_answers[key] for key in asked]
 
-    def _continuations(self, chats: Sequence[list[Message]]) -> list[KeepTurn]:
-        new = [chat for chat in chats if repr(chat) not in self._base_turns]
+    def _continuations(self, chats: Sequence[list[Message]], limit: int) -> list[KeepTurn]:
+        new = [chat for chat in chats if (repr(chat), limit) not in self._base_turns]
         prompts = [self.base.codec.encode_prompt(chat) for chat in new]
-        for batch in decode_batch(self.base, prompts, _LONG, batch_size=self.config.batch_size):
+        for batch in decode_batch(self.base, prompts, limit, batch_size=self.config.batch_size):
             for index, answer in batch:
-                self._base_turns[repr(new[index])] = KeepTurn(prompts[index], answer.ids)
-        return [self._base_turns[repr(chat)] for chat in chats]
+                self._base_turns[repr(new[index]), limit] = KeepTurn(prompts[index], answer.ids)
+        return [self._base_turns[repr(chat), limit] for chat in chats]
 
-    def score(self, tuned: LanguageModel, probes: Sequence[Probe]) -> dict[str, float | None]:
+    def score(
+        self, tuned: LanguageModel, probes: Sequence[Probe], answer_tokens: int = _LONG
+    ) -> dict[str, float | None]:
         """The fractions alone, for choosing options."""
-        return fractions(self._judge(probes, answers(tuned, probes, self.config)))
+        return fractions(self._judge(tuned, probes, probes, answer_tokens))
 
-    def _judge(self, probes: Sequence[Probe], after: Sequence[str]) -> list[ProbeResult]:
+    def _judge(
+        self, tuned: LanguageModel, probes: Sequence[Probe], asked: Sequence[Probe], answer_tokens: int
+    ) -> list[ProbeResult]:
+        """Base and tuned model answer; `asked` is what the tuned one is asked instead of the probes themselves."""
+        config = self.config.updated(max_new_tokens=answer_tokens)
+        before, after = self._before(probes, config), answers(tuned, asked, config)
         return [
             ProbeResult(probe, old, new, score(probe, old), score(probe, new))
-            for probe, old, new in zip(probes, self._before(probes), after, strict=True)
+            for probe, old, new in zip(probes, before, after, strict=True)
         ]
 
     def measure(
@@ -78,6 +86,7 @@ class Lab:
         probes: Sequence[Probe],
         kl_short: int,
         notes: dict[str, list[Message]] | None = None,
+        answer_tokens: int = _LONG,
     ) -> Measured:
         """Everything about a tuned model.
 
@@ -87,22 +96,25 @@ class Lab:
             probes: to ask.
             kl_short: how many short reference continuations.
             notes: by probe id, other messages to put to the tuned model (the context ceiling).
+            answer_tokens: maximum number of tokens of an answer.
         """
         asked = [
             probe.model_copy(update={"messages": notes[probe.id]}) if notes and probe.id in notes else probe
             for probe in probes
         ]
-        results = self._judge(probes, answers(tuned, asked, self.config))
+        results = self._judge(tuned, probes, asked, answer_tokens)
         known = [result for result in results if result.probe.kind == "retain" and result.base_right]
         chats = [
             probe.messages for probe in probes if probe.kind in ("retain", "skill") and "biography" not in probe.tags
         ][::7][:kl_short]
-        kl_short_mean, strips = self._drift(tuned, chats)
-        kl_long_mean, long_strips = self._drift(tuned, task.long_prompts)
+        chats = [probe.messages for probe in task.everyday] or chats
+        kl_short_mean, strips = self._drift(tuned, chats, _EVERYDAY if task.everyday else _LONG)
+        kl_long_mean, long_strips = self._drift(tuned, task.long_prompts, _LONG)
         worst = sorted([*strips, *long_strips], key=lambda strip: -max(strip["kl"], default=0.0))[:_STRIPS]
         return Measured(
             {
                 **fractions(results),
+                **self._everyday(tuned, task),
                 "kl_short": kl_short_mean,
                 "kl_long": kl_long_mean,
                 "flips": len(_flipped(results)),
@@ -118,8 +130,24 @@ class Lab:
             worst,
         )
 
-    def _drift(self, tuned: LanguageModel, chats: Sequence[list[Message]]) -> tuple[float | None, list[dict[str, Any]]]:
-        turns = self._continuations(chats)
+    def _everyday(self, tuned: LanguageModel, task: Task) -> dict[str, float | int]:
+        """How many everyday answers begin word for word as they did, and in how many a corrected value turns up."""
+        if not task.everyday:
+            return {}
+        results = self._judge(tuned, task.everyday, task.everyday, _EVERYDAY)
+        judges = [probe for probe in task.test if probe.kind == "recall"]
+        leaks = [
+            any(score(judge, result.tuned_answer) and not score(judge, result.base_answer) for judge in judges)
+            for result in results
+        ]
+        # With the base's answer on this machine, not with one remembered from another: near ties may fall otherwise.
+        same = [result.tuned_answer == result.base_answer for result in results]
+        return {"same": sum(same) / len(results), "leaks": sum(leaks)}
+
+    def _drift(
+        self, tuned: LanguageModel, chats: Sequence[list[Message]], limit: int
+    ) -> tuple[float | None, list[dict[str, Any]]]:
+        turns = self._continuations(chats, limit)
         drift = Drift(token_kl(tuned, self.base, turns), [str(chat[-1].get("content", "")) for chat in chats])
         strips = [
             {

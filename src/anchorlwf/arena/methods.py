@@ -10,6 +10,9 @@ _RATES: dict[str, list[Any]] = {"learning_rate": [1e-4, 3e-4, 1e-3]}
 _SWEEP: dict[str, list[Any]] = {**_RATES, "steps": [0.25, 0.5, 1.0]}
 # Answers in other words than the model's take larger steps to learn: lower rates taught nothing within the budget.
 _HUMAN: dict[str, list[Any]] = {**_SWEEP, "learning_rate": [3e-4, 1e-3, 3e-3]}
+_HUMAN_RATES = {"learning_rate": _HUMAN["learning_rate"]}
+# A third, a half and two thirds of the way up 30 layers.
+_ONE_LAYER: list[Any] = [rf".*\.{layer}\.mlp\.down_proj" for layer in (10, 15, 20)]
 # No stop rule and no hinge: so many steps of the bare objective.
 _FIXED: dict[str, Any] = {"stop": False, "hinge": False}
 _FREE = 1e9
@@ -20,7 +23,24 @@ METHODS: tuple[Method, ...] = (
         name="anchorlwf",
         title="AnchorLwF",
         family="anchorlwf",
-        about="The defaults: balanced loss, hinge, drift budget, stop rule. Nothing is swept.",
+        extra="auto",
+        about="The defaults: balanced loss, hinge, drift budget, stop rule; among real facts with prompts that the "
+        "model writes itself. Nothing is swept.",
+    ),
+    Method(
+        name="anchorlwf_alone",
+        title="AnchorLwF, no keep records",
+        family="anchorlwf",
+        about="The defaults, with the corrections alone.",
+    ),
+    Method(
+        name="anchorlwf_general",
+        seeds=3,
+        title="AnchorLwF, no near prompts",
+        family="anchorlwf",
+        extra="auto",
+        retention={"near": 0},
+        about="The defaults, without the prompts that begin like a corrected one.",
     ),
     Method(
         name="anchorlwf_retain",
@@ -60,6 +80,16 @@ METHODS: tuple[Method, ...] = (
         sweep=_SWEEP,
         options={**_FIXED, "beta": 1.0, "drift_budget": _FREE},
         about="The loss alone: no hinge, no budget, no stop rule; rate and steps swept.",
+    ),
+    Method(
+        name="anchorlwf_retained_fixed",
+        seeds=3,
+        title="AnchorLwF, no stop rule, keep records",
+        family="anchorlwf",
+        extra="auto",
+        options={"stop": False, "hinge": False},
+        sweep={"steps": [1.0]},
+        about="The defaults with keep records, trained for the whole budget of steps.",
     ),
     Method(
         name="anchors_only",
@@ -135,6 +165,51 @@ METHODS: tuple[Method, ...] = (
         sweep=_HUMAN,
         options=_FIXED,
         about="Human words mixed with 48 of the reference's own answers to unrelated prompts.",
+    ),
+    Method(
+        name="sft_own_replay",
+        title="SFT, own words + replay",
+        family="sft",
+        marks="all",
+        extra="replay",
+        sweep=_RATES,
+        options={"hinge": False},
+        about="Every token of the corrected answer, and of the reference's own answers to the same keep prompts, "
+        "stopped as soon as every token holds.",
+    ),
+    Method(
+        name="sft_kl_retain",
+        title="SFT + KL, same keep records",
+        family="sft",
+        marks="all",
+        words="human",
+        extra="retain",
+        sweep=_HUMAN_RATES,
+        options={"hinge": False},
+        about="Human words, with KL to the reference on the keep records that AnchorLwF has; stopped as soon as every "
+        "token holds.",
+    ),
+    Method(
+        name="stm",
+        seeds=3,
+        title="STM",
+        family="sft",
+        marks="likely",
+        words="human",
+        sweep=_HUMAN_RATES,
+        options={"beta": 0.0, "drift_budget": _FREE, "hinge": False},
+        about="Human words, learned only where the base finds a token likely (perplexity of 2.5 at the most).",
+    ),
+    Method(
+        name="locft",
+        seeds=3,
+        title="LocFT-BF",
+        family="sft",
+        marks="all",
+        sweep={"targets": _ONE_LAYER},
+        options={"hinge": False, "learning_rate": 1e-3, "rank": 64},
+        about="Every token of the corrected answer, in one layer's down projection (LoRA of rank 64), stopped as soon "
+        "as every token holds; the layer is swept.",
     ),
     # A GRPO step samples 8 completions per prompt and trains on them all: a twelfth of the steps is about the compute.
     Method(

@@ -46,8 +46,11 @@ class Regime(_Titled, extra="forbid"):
     mirrored: Annotated[int, Field(ge=0)] = 0
     """Corrections of relations that can also be asked in the other direction."""
     wordings: Annotated[int, Field(ge=1, le=3)] = 3
-    form: Literal["short", "biography", "reasoning"] = "short"
-    """Form of the answers: one sentence, a biography of 60 tokens or more, or a sentence after a thinking block."""
+    form: Literal["short", "biography", "reasoning", "capital", "symbol", "identity", "long"] = "short"
+    """Form of the answers in the embedded world: one sentence, a biography of 60 tokens or more, or a sentence after a
+    thinking block. Among real facts: what is corrected, or `long` for the model's own answers of 60 tokens or more."""
+    answer_tokens: Count = 160
+    """Maximum number of tokens of an answer that is measured."""
     stream: bool = False
     """Whether corrections come one after another, each trained on top of the one before."""
     steps: Count = 60
@@ -79,12 +82,19 @@ class Method(MethodInfo, extra="forbid"):
     trainer: Literal["anchor", "grpo", "dpo", "sdft", "context"] = "anchor"
     words: Literal["own", "human"] = "own"
     """Whose words the right answers have: the model's, corrected, or a person's."""
-    marks: Literal["anchors", "all"] = "anchors"
-    """Which completion tokens are learned: the anchors, or all of them (supervised fine-tuning)."""
+    marks: Literal["anchors", "all", "likely"] = "anchors"
+    """Which completion tokens are learned: the anchors, all of them (supervised fine-tuning), or those alone that the
+    base finds likely (STM)."""
     confidence: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Confidence of every learned token. With `all`, c < 1 is fine-tuning plus (1 - c) / c times KL to the base."""
-    extra: Literal["none", "retain", "replay"] = "none"
-    """Further records, the reference's own answers to unrelated prompts: kept (retain) or learned again (replay)."""
+    extra: Literal["none", "auto", "retain", "replay"] = "none"
+    """Further records, the reference's own answers to unrelated prompts: kept (retain) or learned again (replay). Among
+    real facts the model writes these prompts itself. auto: retain there, none in the embedded world, as `fix` does."""
+    retention: dict[str, Any] = {}
+    """Options of `RetainConfig`, where the model writes the prompts."""
+    paraphrase: dict[str, Any] | None = None
+    """Options of `ParaphraseConfig`, where other wordings are corrected as well (among real facts, beside keep
+    records); None: they are not."""
     options: dict[str, Any] = {}
     """Options of `TrainConfig` that are fixed for this method."""
     sweep: dict[str, list[Any]] = {}
@@ -93,6 +103,8 @@ class Method(MethodInfo, extra="forbid"):
     """Multiplies the regime's budget of steps, because a step of this method costs more or less than one of ours."""
     like: str | None = None
     """The method whose sweep chooses the options; None: its own."""
+    seeds: int | None = None
+    """Number of seeds, where the plan's would take too long; None: all of them."""
     warm: bool = False
     """Whether it starts after supervised steps that gave the right value a chance (GRPO needs to see a reward)."""
 
@@ -112,6 +124,10 @@ class Plan(Config):
     first_seed: int = 1
     validation_seed: int = 101
     """Seed of the sweep, which corrects other facts than the study."""
+    world: Literal["embedded", "real"] = "embedded"
+    """Whose facts are corrected: those of the embedded world, or real ones that a model has wrong (`make real`)."""
+    split: Literal["report", "validation"] = "report"
+    """Real facts: those that are reported, or those that settings are chosen on."""
     regimes: list[Regime]
     methods: list[Method]
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -133,6 +149,7 @@ class Plan(Config):
         """By its name."""
         return next(regime for regime in self.regimes if regime.name == name)
 
-    def seeds_of(self, regime: Regime) -> range:
-        """The seeds a regime is run with."""
-        return range(self.first_seed, self.first_seed + min(self.seeds, regime.seeds or self.seeds))
+    def seeds_of(self, regime: Regime, method: str) -> range:
+        """The seeds that a method is run with in a regime."""
+        count = min(self.seeds, regime.seeds or self.seeds, self.method(method).seeds or self.seeds)
+        return range(self.first_seed, self.first_seed + count)

@@ -68,6 +68,8 @@ class Task:
     """By subject or fact: the note that the context ceiling adds to the prompt (`Probe.group` begins with the key)."""
     long_prompts: tuple[list[Message], ...]
     """Chats whose reference answers are long."""
+    everyday: tuple[Probe, ...] = ()
+    """Real facts: everyday prompts, each expecting the beginning of the base's own answer."""
 
     @property
     def groups(self) -> list[list[Correction]]:

@@ -48,6 +48,10 @@ class Measures(_Part):
     flips: Count | None = None
     facts_lost: Count | None = None
     facts_known: Count | None = None
+    same: Fraction = None
+    """Share of everyday answers that are word for word the same for 64 tokens."""
+    leaks: Count | None = None
+    """Everyday answers in which a corrected value turns up."""
 
     @property
     def learned(self) -> float | None:

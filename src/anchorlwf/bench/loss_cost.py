@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from anchorlwf.bench.objectives import OBJECTIVES, Problem, make_problem
-from anchorlwf.bench.race import Lap, OnRun, race
+from anchorlwf.bench.race import DeviceHere, Lap, OnRun, race
 from anchorlwf.config import Config, Count, Fraction, Listed
 from anchorlwf.errors import ConfigError, wrong
 
@@ -29,16 +28,9 @@ class LossSetup(Config):
     """Share of the tokens that are anchors of confidence 1."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of hidden states and head."""
-    device: str = "cpu"
+    device: DeviceHere = "cpu"
     threads: Count = 2
     seed: int = 0
-
-    @field_validator("device")
-    @classmethod
-    def _is_here(cls, value: str) -> str:
-        if value != "cpu" and not (value.startswith("cuda") and torch.cuda.is_available()):
-            raise ValueError(f"expected cpu{', or cuda' if torch.cuda.is_available() else ', for no GPU is here'}")
-        return value
 
 
 class GrowthSetup(LossSetup):

@@ -16,7 +16,7 @@ from anchorlwf.loss import Implementation, anchor_loss
 from anchorlwf.loss.inputs import Head
 from anchorlwf.loss.reference_summary import Summary, summarize, summary_loss
 
-__all__ = ["OBJECTIVES", "Problem", "make_problem", "top4_loss"]
+__all__ = ["OBJECTIVES", "Problem", "make_problem", "ours", "top4_loss"]
 
 TOP = 4
 
@@ -46,15 +46,16 @@ def make_problem(
     tokens: int, width: int, vocabulary: int, anchors: float, seed: int, *, dtype: str = "float32", device: str = "cpu"
 ) -> Problem:
     """Logits with a standard deviation of 3; `anchors` is the share of tokens at confidence 1."""
-    generator = torch.Generator().manual_seed(seed)
-    ref_hidden_ND = torch.randn(tokens, width, generator=generator)
-    hidden_ND = ref_hidden_ND + 0.1 * torch.randn(tokens, width, generator=generator)
-    weight_VD = torch.randn(vocabulary, width, generator=generator).mul_(3 / width**0.5)
-    token_ids_N = torch.randint(0, vocabulary, (tokens,), generator=generator)
-    certain_N = torch.randperm(tokens, generator=generator) < round(anchors * tokens)
+    generator = torch.Generator(device).manual_seed(seed)
+    with torch.device(device):
+        ref_hidden_ND = torch.randn(tokens, width, generator=generator)
+        hidden_ND = ref_hidden_ND + 0.1 * torch.randn(tokens, width, generator=generator)
+        weight_VD = torch.randn(vocabulary, width, generator=generator).mul_(3 / width**0.5)
+        token_ids_N = torch.randint(0, vocabulary, (tokens,), generator=generator)
+        certain_N = torch.randperm(tokens, generator=generator) < round(anchors * tokens)
     kind = getattr(torch, dtype)
-    hidden_ND, ref_hidden_ND, weight_VD = (tensor.to(device, kind) for tensor in (hidden_ND, ref_hidden_ND, weight_VD))
-    return Problem(hidden_ND, ref_hidden_ND, weight_VD, token_ids_N.to(device), certain_N.float().to(device))
+    hidden_ND, ref_hidden_ND, weight_VD = (tensor.to(kind) for tensor in (hidden_ND, ref_hidden_ND, weight_VD))
+    return Problem(hidden_ND, ref_hidden_ND, weight_VD, token_ids_N, certain_N.float())
 
 
 def _backward(problem: Problem, loss: Callable[[Tensor], Tensor]) -> None:
@@ -62,7 +63,9 @@ def _backward(problem: Problem, loss: Callable[[Tensor], Tensor]) -> None:
     loss(hidden_ND).sum().backward()
 
 
-def _ours(impl: Implementation) -> Callable[[Problem], None]:
+def ours(impl: Implementation) -> Callable[[Problem], None]:
+    """Our loss by one implementation."""
+
     def run(problem: Problem) -> None:
         _backward(
             problem,
@@ -135,9 +138,9 @@ def _matmuls(problem: Problem) -> None:
 
 
 OBJECTIVES: dict[str, Callable[[Problem], None]] = {
-    "ours": _ours("auto"),
+    "ours": ours("auto"),
     "summary": _summary,
-    "dense": _ours("dense"),
+    "dense": ours("dense"),
     "trl": _trl,
     "top4": _top4,
     "matmuls": _matmuls,

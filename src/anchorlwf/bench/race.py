@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator
 
 from anchorlwf.errors import AnchorLwfError, ConfigError, wrong
 
-__all__ = ["Compete", "Lap", "OnRun", "quiet", "race", "resident"]
+__all__ = ["Compete", "DeviceHere", "Lap", "OnRun", "quiet", "race", "resident"]
 
 Compete = Callable[[Any, str, "Lap"], None]
 """(setup, name, lap): builds what `name` is, calls `lap` once ready and after each run, and never returns. Ready means
@@ -28,6 +29,15 @@ that what a library needs at its first use has been paid."""
 OnRun = Callable[[int, int], None]
 """Called with (runs done, all)."""
 
+
+def _is_here(device: str) -> str:
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise ValueError(f"expected cpu{', or cuda' if torch.cuda.is_available() else ', for no GPU is here'}")
+    return device
+
+
+DeviceHere = Annotated[str, AfterValidator(_is_here)]
+"""Of a setup: the CPU, or a GPU that this machine has."""
 _PROC = Path("/proc/self")
 
 

@@ -10,7 +10,7 @@ import random
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NoReturn
+from typing import Annotated, Any, ClassVar, Literal, NoReturn
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -20,20 +20,20 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from anchorlwf.bench.objectives import top4_loss
-from anchorlwf.bench.race import Lap, OnRun, quiet, race
+from anchorlwf.bench.race import DeviceHere, Lap, OnRun, quiet, race
 from anchorlwf.config import Config, Count, Fraction, TrainConfig
 from anchorlwf.data.record import Anchor, Prompt, Record, new_id
 from anchorlwf.model.batch import Batch, collate
 from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.training import train
 
-__all__ = ["STEPS", "StepSetup", "compare_steps"]
+__all__ = ["STEPS", "Lane", "StepSetup", "compare_steps", "random_model", "random_records"]
 
 _ENDLESS = 1_000_000
 
 
 class StepSetup(Config):
-    """The problem: LoRA on a random Qwen3 with tied embeddings, float32 on the CPU."""
+    """The problem: LoRA on a random Qwen3 with tied embeddings; float32 on the CPU unless told otherwise."""
 
     section: ClassVar[str] = "step"
 
@@ -46,7 +46,10 @@ class StepSetup(Config):
     """Share of the completion tokens that are anchors of confidence 1; at least one token is."""
     layers: Count = 12
     width: Annotated[int, Field(ge=128, multiple_of=128)] = 512
+    head_width: Annotated[int, Field(ge=64, multiple_of=64)] = 64
     vocabulary: Annotated[int, Field(ge=1024)] = 151_936
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: DeviceHere = "cpu"
     threads: Count = 2
     seed: int = 0
 
@@ -66,7 +69,8 @@ def compare_steps(
     Raises:
         ConfigError: fewer than one run, or TRL missing where it is asked for.
     """
-    return race(_compete, setup, tuple(names or STEPS), runs=runs, threads=setup.threads, on_run=on_run)
+    chosen = tuple(names or STEPS)
+    return race(_compete, setup, chosen, runs=runs, threads=setup.threads, device=setup.device, on_run=on_run)
 
 
 def _compete(setup: StepSetup, name: str, lap: Lap) -> None:
@@ -86,6 +90,11 @@ class Lane:
     lap: Callable[[], None]
     """To be called after each step."""
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the model is."""
+        return self.model.device.type == "cuda"
+
 
 def random_model(setup: StepSetup) -> LanguageModel:
     """A random Qwen3 with the embedded model's tokenizer, whose ids are the first of its vocabulary."""
@@ -94,15 +103,16 @@ def random_model(setup: StepSetup) -> LanguageModel:
         hidden_size=setup.width,
         intermediate_size=3 * setup.width,
         num_hidden_layers=setup.layers,
-        num_attention_heads=setup.width // 64,
-        num_key_value_heads=setup.width // 128,
-        head_dim=64,
+        num_attention_heads=max(2, setup.width // setup.head_width),
+        num_key_value_heads=max(1, setup.width // setup.head_width // 2),
+        head_dim=setup.head_width,
         max_position_embeddings=max(512, setup.tokens),
         tie_word_embeddings=True,
     )
-    with torch.random.fork_rng(devices=[]):
+    devices = [setup.device] if setup.device != "cpu" else []
+    with torch.random.fork_rng(devices=devices), torch.device(setup.device):
         torch.manual_seed(setup.seed)
-        net = Qwen3ForCausalLM(config).eval()
+        net = Qwen3ForCausalLM(config).to(getattr(torch, setup.dtype)).eval()
     return LanguageModel(net, load_model(dtype="float32", device="cpu").codec, "random")
 
 
@@ -178,8 +188,8 @@ def _trl(lane: Lane) -> None:
             max_steps=_ENDLESS,
             learning_rate=3e-4,
             lr_scheduler_type="constant",
-            use_cpu=True,
-            bf16=False,
+            use_cpu=not lane.on_gpu,
+            bf16=lane.on_gpu,
             report_to="none",
             disable_tqdm=True,
             logging_strategy="no",
@@ -188,7 +198,7 @@ def _trl(lane: Lane) -> None:
             max_length=None,
             seed=lane.setup.seed,
             gradient_checkpointing=False,
-            dataloader_pin_memory=False,
+            dataloader_pin_memory=lane.on_gpu,
         )
         trainer = SFTTrainer(
             lane.model.net,
@@ -209,9 +219,11 @@ def _full_logits(loss: Callable[[LanguageModel, Batch], Tensor]) -> "Step":
         model.net.train()
         weights = [weight for weight in model.net.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=3e-4, weight_decay=0.0)
-        batch = collate(lane.records, model.codec.pad_id)
+        batch = collate(lane.records, model.codec.pad_id).to(model.device)
         while True:
-            loss(model, batch).backward()
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=lane.on_gpu):
+                value = loss(model, batch)
+            value.backward()
             clip_grad_norm_(weights, 1.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -16,12 +16,14 @@ Examples:
   anchorlwf train records.jsonl --out runs/first --model ./my-model --drift-budget 0.005
   anchorlwf train records.jsonl --out runs/first --model ./my-model --retain auto
   anchorlwf train records.jsonl --out runs/first --retain prompts.jsonl --config train.yaml
+  anchorlwf train records.jsonl --out runs/first --retain auto --paraphrase wordings.jsonl
   anchorlwf train records.jsonl --out runs/first --save-steps 100 --resume
+  anchorlwf train records.jsonl --out runs/first --report-to tensorboard --dtype bfloat16
 """
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -29,7 +31,10 @@ from anchorlwf.cli.shared import (
     NOT_CONVERGED,
     AsJson,
     Config,
+    Device,
+    Dtype,
     Model,
+    Paraphrase,
     Retain,
     SkipBad,
     Targets,
@@ -37,9 +42,13 @@ from anchorlwf.cli.shared import (
     options_from,
     out,
     print_json,
+    print_wordings,
     quiet_libraries,
     train_progress,
 )
+
+if TYPE_CHECKING:
+    from anchorlwf.data.record import Record
 
 Loss = Annotated[
     Literal["forward", "reverse"] | None,
@@ -49,13 +58,21 @@ Mean = Annotated[
     Literal["token", "balanced"] | None, typer.Option(help="balanced (default), or token, the paper's mean.")
 ]
 
+ReportTo = Annotated[
+    str | None,
+    typer.Option(help="Where steps are reported: tensorboard, trackio, wandb (by commas), or none (default)."),
+]
+
 
 def train(
     records: Annotated[Path, typer.Argument(help="JSONL file of records.")],
     to: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")],
     model: Model = None,
     config: Config = None,
+    device: Device = None,
+    dtype: Dtype = None,
     retain: Retain = None,
+    paraphrase: Paraphrase = None,
     method: Annotated[Literal["lora", "full"] | None, typer.Option(help="lora (default) or full.")] = None,
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", "--lr", help="Constant learning rate.")
@@ -76,6 +93,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="Seed of the adapter's weights, the order of records and dropout.")
     ] = None,
+    report_to: ReportTo = None,
     skip_bad: SkipBad = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from this run's newest checkpoint.")] = False,
     as_json: AsJson = False,
@@ -84,47 +102,68 @@ def train(
     from accelerate import PartialState
 
     from anchorlwf.config import TrainConfig
+    from anchorlwf.extras import require_reporters
     from anchorlwf.training import run_folder, train
 
     quiet_libraries()
     given = {key: value for key, value in locals().items() if key in TrainConfig.model_fields}
     settings = options_from(TrainConfig, config, **given)
+    require_reporters(settings.report_to)
     with run_folder(to), train_progress() as progress:
-        loaded, chosen = _inputs(model, records, retain, skip_bad, trust_remote_code)
+        loading = {"name": model, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+        beside = {"retain": retain, "paraphrase": paraphrase, "on_progress": progress.pop("on_retain")}
+        loaded, chosen, wordings = _inputs(loading, records, beside, skip_bad, to)
         result = train(loaded, chosen, out=to, config=settings, resume=resume, **progress)
     if PartialState().is_main_process:
-        _print(result, as_json)
+        _print(result, wordings, to, as_json)
     PartialState().destroy_process_group()
     raise typer.Exit(0 if result.converged else NOT_CONVERGED)
 
 
-def _inputs(model: str | None, records: Path, retain: str | None, skip_bad: bool, trust: bool) -> tuple[Any, Any]:
+def _inputs(
+    loading: dict[str, Any], records: Path, beside: dict[str, Any], skip_bad: bool, to: Path
+) -> tuple[Any, Any, list["Record"]]:
     from accelerate import PartialState
     from torch.utils.data import ConcatDataset
 
     from anchorlwf.data.record_file import RecordFile
     from anchorlwf.model.language_model import load_model
-    from anchorlwf.workflow.retained import AUTO, NONE, keep_records_for
+    from anchorlwf.workflow.paraphrased import records_beside
+    from anchorlwf.workflow.retained import AUTO, NONE
 
     # Whatever has a length and numbers is a dataset to torch, which its types do not say.
     chosen: Any = RecordFile(records, skip_bad=skip_bad)
-    loaded = load_model(model, trust_remote_code=trust)
-    if retain not in (None, NONE):
-        loaded.codec.pin(chosen[0].model if len(chosen) else None)  # one date in all prompts
-        # Only what the model writes itself depends on the corrections; otherwise they stay on disk.
-        wanted = chosen if retain == AUTO else ()
-        corrections = [record for record in wanted if record.anchors and record.status == "complete"]
-        # What one process has written is in the cache for the others.
-        with PartialState().main_process_first():
-            kept: Any = keep_records_for(loaded, corrections, retain, skip_bad=skip_bad)
-        chosen = ConcatDataset([chosen, kept])
-    return loaded, chosen
+    loaded = load_model(**loading)
+    retain, reworded = beside["retain"] or NONE, beside["paraphrase"] not in (None, [NONE])
+    if retain == NONE and not reworded:
+        _save_wordings(to, [])
+        return loaded, chosen, []
+    loaded.codec.pin(chosen[0].model if len(chosen) else None)  # one date in all prompts
+    # Only what the model writes itself and other wordings depend on the corrections; otherwise they stay on disk.
+    wanted = chosen if retain == AUTO or reworded else ()
+    corrections = [record for record in wanted if record.anchors and record.status == "complete"]
+    # What one process has written is in the cache for the others.
+    with PartialState().main_process_first():
+        made = records_beside(loaded, corrections, skip_bad=skip_bad, **{**beside, "retain": retain})
+    _save_wordings(to, made.paraphrases)
+    added: Any = [*made.paraphrases, *made.keep]
+    return loaded, ConcatDataset([chosen, added]) if added else chosen, made.paraphrases
 
 
-def _print(result: Any, as_json: bool) -> None:
+def _save_wordings(to: Path, wordings: list["Record"]) -> None:
+    from accelerate import PartialState
+
+    from anchorlwf.workflow.paraphrased import save_paraphrases
+
+    if PartialState().is_main_process:
+        save_paraphrases(to, wordings)
+
+
+def _print(result: Any, wordings: list["Record"], to: Path, as_json: bool) -> None:
     if as_json:
         print_json(asdict(result))
         return
+    print_wordings(wordings, to)
     report = result.report
     state = "Converged" if result.converged else "NOT converged"
     out.print(f"{state} after {result.steps} steps, {result.seconds:.1f} s")

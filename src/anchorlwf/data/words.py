@@ -16,7 +16,7 @@ from typing import Final
 
 import regex
 
-__all__ = ["contains_words", "same_text"]
+__all__ = ["contains_words", "replace_words", "same_text"]
 
 _SPACELESS: Final = r"\p{Han}\p{Hiragana}\p{Line_Break=Complex_Context}"
 _KIND = regex.compile(
@@ -42,8 +42,22 @@ def same_text(first: str, second: str) -> bool:
 def contains_words(text: str, answer: str) -> bool:
     """Whether `text` stands in `answer` as whole words, in any case. The module's docstring says what a word is."""
     text, answer = _normal(text), _normal(answer)
-    matches = regex.compile(regex.escape(text), regex.IGNORECASE).finditer(answer, overlapped=True)
+    matches = _found(text).finditer(answer, overlapped=True)
     return any(_whole(text, answer, match.start(), match.end()) for match in matches)
+
+
+def replace_words(text: str, other: str, answer: str) -> str:
+    """The answer, trimmed, with `other` wherever `text` stands in it as whole words, in any case."""
+    text, answer = _normal(text), _normal(answer)
+
+    def chosen(match: "regex.Match[str]") -> str:
+        return other if _whole(text, answer, match.start(), match.end()) else match.group()
+
+    return _found(text).sub(chosen, answer)
+
+
+def _found(text: str) -> "regex.Pattern[str]":
+    return regex.compile(regex.escape(text), regex.IGNORECASE)
 
 
 def _normal(text: str) -> str:

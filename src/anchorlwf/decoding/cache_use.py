@@ -16,14 +16,17 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from anchorlwf.model.language_model import LanguageModel
 
-__all__ = ["CacheUse", "GenerateUse", "cache_use", "generate_use"]
+__all__ = ["CacheUse", "GenerateUse", "cache_bytes", "cache_use", "generate_use", "take_back", "trim"]
 
 _log = logging.getLogger(__name__)
 _ARGUMENTS = ("past_key_values", "cache_params")
+_REWINDING = (DynamicLayer, DynamicSlidingWindowLayer)
+_REACH = 2048
+"""Tokens behind its window that the cache of a sliding window keeps, so that it can rewind by as many."""
 _FIRST, _MORE = 6, 3
 """Tokens that are fed first, and those that follow: enough to fill the usual convolution."""
 
@@ -40,6 +43,17 @@ class CacheUse:
     """Several tokens may be fed at once behind what it holds; otherwise one."""
     positions: bool = False
     """The network must be told the positions of what it is fed; left alone, it counts from 0 again."""
+
+    def empty(self, model: LanguageModel) -> DynamicCache | None:
+        """A cache that holds nothing; None where the network is fed everything each time."""
+        if self.argument is None:
+            return None
+        cache = DynamicCache(config=model.causal.config)
+        for layer in cache.layers:
+            if type(layer) is DynamicSlidingWindowLayer and self.rewinds:
+                # Otherwise what leaves the window is gone at once.
+                layer.activate_past_recording()
+        return cache
 
     def inputs(self, cache: DynamicCache, start: int, ids_BT: Tensor) -> dict[str, Any]:
         """What the network is called with to append ids to a cache that holds `start` tokens."""
@@ -58,12 +72,50 @@ class GenerateUse:
     """Prompts of several lengths may go together, padded on the left."""
 
 
+def cache_bytes(cache: DynamicCache | None) -> int:
+    """What a cache holds."""
+    layers = [] if cache is None else cache.layers
+    parts = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+    # Layers that carry states hold several of a kind, by number.
+    states = (getattr(layer, name, {}) for layer in layers for name in ("conv_states", "recurrent_states"))
+    parts += [part for several in states for part in several.values()]
+    return sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))
+
+
+def take_back(cache: DynamicCache | None, removed: int) -> bool:
+    """Drop the last tokens of a cache that rewinds; False where that reaches too far, and it is of no use any more."""
+    return all(_without_last(layer, removed) for layer in ([] if cache is None else cache.layers))
+
+
+def _without_last(layer: Any, removed: int) -> bool:
+    """Not by `crop`, which on a sliding window drops what a second crop would need."""
+    if not layer.is_initialized:
+        return True  # it shares the keys and values of another layer
+    kept = layer.keys.shape[-2] - removed
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        if kept < min(layer.sliding_window - 1, layer.cumulative_length - removed):
+            return False
+        layer.cumulative_length -= removed
+    layer.keys, layer.values = layer.keys[..., :kept, :], layer.values[..., :kept, :]
+    return True
+
+
+def trim(cache: DynamicCache | None) -> None:
+    """Let sliding windows forget what nobody goes back to: not with each token, for that would copy each time."""
+    for layer in [] if cache is None else cache.layers:
+        # Of the others some have no keys, and those that do not record their past forget it by themselves.
+        if type(layer) is DynamicSlidingWindowLayer and layer.is_initialized:
+            kept = layer.sliding_window - 1 + _REACH
+            if layer.keys.shape[-2] > kept + _REACH:
+                layer.keys, layer.values = (part[..., -kept:, :].clone() for part in (layer.keys, layer.values))
+
+
 _cache_uses: WeakKeyDictionary[PreTrainedModel, CacheUse] = WeakKeyDictionary()
 _generate_uses: WeakKeyDictionary[PreTrainedModel, GenerateUse] = WeakKeyDictionary()
 
 
 def cache_use(model: LanguageModel) -> CacheUse:
-    """Tried once for each network, but for the plain key-value cache, which is trusted."""
+    """Tried once for each network, but for caches of keys and values alone, which are trusted."""
     causal = model.causal
     if causal not in _cache_uses:
         _cache_uses[causal] = _tried_cache(model)
@@ -71,7 +123,7 @@ def cache_use(model: LanguageModel) -> CacheUse:
 
 
 def generate_use(model: LanguageModel) -> GenerateUse:
-    """Tried once for each network, but for those with the plain key-value cache."""
+    """Tried once for each network, but for those with a cache of keys and values alone."""
     causal = model.causal
     if causal not in _generate_uses:
         options = [GenerateUse(cache, pads) for cache in (True, False) for pads in (True, False)]
@@ -93,8 +145,8 @@ def _tried_cache(model: LanguageModel) -> CacheUse:
         return CacheUse(None)
     try:
         layers = DynamicCache(config=model.causal.config).layers
-        # `is_croppable` claims too much for sliding and hybrid caches, so only the plain layer is trusted.
-        if argument == _ARGUMENTS[0] and all(type(layer) is DynamicLayer for layer in layers):
+        # `is_croppable` claims too much for hybrid caches, so only the layers that `take_back` knows are trusted.
+        if argument == _ARGUMENTS[0] and all(type(layer) in _REWINDING for layer in layers):
             return CacheUse(argument, rewinds=True, appends=True)
         whole_V = _whole(model)
         for use in (CacheUse(argument), CacheUse(argument, positions=True)):

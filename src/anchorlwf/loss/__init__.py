@@ -8,7 +8,7 @@ reverse:            D_t = KL(p_theta || q_t)      the formula as printed; undefi
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Literal
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from anchorlwf.errors import LossError, wrong
 from anchorlwf.loss.chunked import chunked_loss
 from anchorlwf.loss.dense import dense_loss
+from anchorlwf.loss.gpu_pass import GpuPass, plain_rows
 from anchorlwf.loss.inputs import Direction, Head, LossInputs, Scored
 
 __all__ = ["Direction", "Implementation", "anchor_loss", "scored_loss"]
@@ -57,8 +58,10 @@ def anchor_loss(
             anchor and hardly learns anchors whose probability is near zero: its gradient contains a factor p_theta.
         logit_scale: multiplies the logits (Cohere, Granite).
         softcap: soft cap of the logits (Gemma 2), applied after the scale.
-        impl: "dense" (full logits, the oracle), "chunked" (bounded memory, any device), "triton" (CUDA; chunked if
-            the head is trained or the inputs are float64). "auto": triton where possible, otherwise chunked.
+        impl: "dense" (full logits, the oracle), "chunked" (bounded memory, any device), "triton" (the same on CUDA with
+            a kernel for the rows of logits; chunked if the inputs are float64). "auto": triton where possible,
+            otherwise chunked.
+            On a GPU both take 1 GiB beyond the inputs at the most, on a small card less; on a CPU about 112 MiB.
 
     Returns:
         [N] in float32 (float64 for float64 inputs), whatever the dtype of the inputs. For N = 0 it is empty but still
@@ -73,14 +76,18 @@ def anchor_loss(
     ref_weight, ref_bias = weight if ref_weight is None else ref_weight, bias if ref_bias is None else ref_bias
     ref_head = Head(ref_weight.detach(), None if ref_bias is None else ref_bias.detach(), logit_scale, softcap)
     inputs = LossInputs(hidden, ref_hidden, head, ref_head, token_ids, confidence, direction)
+    inputs.check()
+    inputs.check_values()
     return scored_loss(inputs, impl).divergence_N
 
 
 def scored_loss(inputs: LossInputs, impl: Implementation = "auto") -> Scored:
-    """`anchor_loss`, and how far the standing tokens are from being the greedy choice, which costs nothing more.
+    """`anchor_loss`, and how the standing tokens are doing, which costs nothing more.
+
+    Token ids and confidences are not checked, for on a GPU that would wait for all that is under way.
 
     Raises:
-        LossError: as `anchor_loss`.
+        LossError: shapes that do not fit; "triton" without triton or off CUDA.
     """
     if impl not in _IMPLEMENTATIONS:
         raise LossError(wrong("impl", " or ".join(_IMPLEMENTATIONS), repr(impl), "Choose one of them."))
@@ -92,28 +99,31 @@ def scored_loss(inputs: LossInputs, impl: Implementation = "auto") -> Scored:
 
 
 def _implementation(impl: Implementation, inputs: LossInputs) -> Callable[[LossInputs], Scored]:
-    if impl in ("dense", "chunked") or (impl == "auto" and not inputs.hidden_ND.is_cuda):
-        return dense_loss if impl == "dense" else chunked_loss
+    on_gpu = inputs.hidden_ND.is_cuda
+    if impl == "dense":
+        return dense_loss
+    if impl != "triton" and not on_gpu:
+        return chunked_loss
+    if torch.float64 in {inputs.hidden_ND.dtype, inputs.ref_hidden_ND.dtype, inputs.head.weight_VD.dtype}:
+        return _fall_back("sums are in float32 there, and the inputs are float64") if on_gpu else chunked_loss
+    make = partial(GpuPass, rows=plain_rows, limit=inputs.memory)
+    if impl == "chunked":
+        return partial(chunked_loss, make=make)
     if find_spec("triton") is None:
         if impl == "triton":
             raise LossError(wrong("impl 'triton'", "triton installed", "none", "pip install triton, or use 'auto'."))
-        return _fall_back("triton is not installed")
-    head = inputs.head
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (head.weight_VD, head.bias_V)):
-        return _fall_back("the head trains")
-    if torch.float64 in {inputs.hidden_ND.dtype, inputs.ref_hidden_ND.dtype, head.weight_VD.dtype}:
-        return _fall_back("the kernels accumulate in float32, and the inputs are float64")
+        return partial(chunked_loss, make=make)
     # Late: triton takes its time, and only Linux has it.
-    from anchorlwf.loss.triton_kernels import interpreted, triton_loss
+    from anchorlwf.loss.row_kernel import interpreted, triton_rows
 
-    if not inputs.hidden_ND.is_cuda and not interpreted():
+    if not on_gpu and not interpreted():
         got = f"tensors on {inputs.hidden_ND.device}"
         raise LossError(wrong("impl 'triton'", "CUDA tensors", got, "Use 'auto' or 'chunked' there."))
-    return triton_loss
+    return partial(chunked_loss, make=partial(GpuPass, rows=triton_rows, limit=inputs.memory))
 
 
 @cache
 def _fall_back(reason: str) -> Callable[[LossInputs], Scored]:
-    """Chunked; says so once for each reason."""
-    _log.info("The loss runs chunked, not in Triton: %s.", reason)
+    """Small chunks in the inputs' own type; says so once for each reason."""
+    _log.info("The loss does not run as is fast on a GPU: %s.", reason)
     return chunked_loss

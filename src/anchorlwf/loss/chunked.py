@@ -11,7 +11,7 @@ Shape suffixes: N completion tokens, C tokens of one chunk, K those of them that
 the buffer, B tokens of one block, D hidden width, V vocabulary, T part of the vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +20,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from anchorlwf.loss.inputs import Direction, Exclusions, Head, LossInputs, Scored
-from anchorlwf.loss.rows import certain_rows, finish_logits, forward_rows, reverse_rows
+from anchorlwf.loss.products import add_outer, project, project_back
+from anchorlwf.loss.rows import RowScores, certain_rows, finish_logits, forward_rows, reverse_rows
 
-__all__ = ["CHUNK_BYTES", "block_size", "chunk_size", "chunked_loss", "even_size", "project", "project_back", "same"]
+__all__ = ["CHUNK_BYTES", "Pass", "block_size", "chunk_size", "chunked_loss", "even_size", "same"]
 
 CHUNK_BYTES = 56 * 2**20
 """Maximum number of bytes of one chunk's logits. Model and reference have such a buffer each; little else is alive."""
-TILE_BYTES = 8 * 2**20
-"""Maximum number of bytes of the part of a half-precision head that is widened at a time."""
 CACHE_BYTES = 2**20
 """Of a core's second-level cache, what the three rows of a token may take."""
 BLOCK_ROWS = 16
@@ -44,8 +43,11 @@ def even_size(count: int, maximum: int) -> int:
     return -(-count // max(1, -(-count // maximum)))
 
 
-def chunked_loss(inputs: LossInputs) -> Scored:
-    """Divergences in nats; peak extra memory does not depend on N (the gradient of hidden aside)."""
+def chunked_loss(inputs: LossInputs, make: "Callable[..., Pass] | None" = None) -> Scored:
+    """Divergences in nats; peak extra memory does not depend on N (the gradient of hidden aside).
+
+    `make`: how the tokens are passed over; None: as is fast on a CPU.
+    """
     return Scored(
         *_ChunkedLoss.apply(
             inputs.hidden_ND,
@@ -57,21 +59,9 @@ def chunked_loss(inputs: LossInputs) -> Scored:
             inputs.token_ids_N,
             inputs.confidence_N,
             inputs.direction,
+            make or Pass,
         )
     )
-
-
-def _tiles(weight_VD: Tensor, wide: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """The weight in `wide`: itself where it is so already, else part by part through one small buffer."""
-    if weight_VD.dtype == wide:
-        yield slice(None), weight_VD
-        return
-    count, width = weight_VD.shape
-    size = min(count, max(1, TILE_BYTES // (width * wide.itemsize)))
-    tile_TD = weight_VD.new_empty(size, width, dtype=wide)
-    for start in range(0, count, size):
-        part = weight_VD[start : start + size]
-        yield slice(start, start + size), tile_TD[: len(part)].copy_(part)
 
 
 def block_size(logits_CV: Tensor, maximum: int, *, rows: int) -> int:
@@ -80,20 +70,6 @@ def block_size(logits_CV: Tensor, maximum: int, *, rows: int) -> int:
         return min(maximum, BLOCK_ROWS)
     each = max(1, CACHE_BYTES // (rows * logits_CV.shape[1] * logits_CV.itemsize))
     return min(maximum, BLOCK_ROWS, torch.get_num_threads() * each)
-
-
-def project(hidden_CD: Tensor, weight_VD: Tensor, out_CV: Tensor) -> None:
-    """hidden @ weight.T into `out_CV`, in its dtype; a narrower weight is widened part by part."""
-    for part, weight_TD in _tiles(weight_VD, out_CV.dtype):
-        torch.mm(hidden_CD, weight_TD.T, out=out_CV[:, part])
-
-
-def project_back(grad_CV: Tensor, weight_VD: Tensor) -> Tensor:
-    """grad @ weight in the dtype of `grad`, [C, D]; a narrower weight is widened part by part."""
-    grad_CD = grad_CV.new_zeros(len(grad_CV), weight_VD.shape[1])
-    for part, weight_TD in _tiles(weight_VD, grad_CV.dtype):
-        grad_CD.addmm_(grad_CV[:, part], weight_TD)
-    return grad_CD
 
 
 def same(first: Tensor, second: Tensor) -> bool:
@@ -107,7 +83,7 @@ def same(first: Tensor, second: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class _Pass:
+class Pass:
     """One pass over all tokens: its arguments, and the buffers that its chunks use in turn."""
 
     head: Head
@@ -118,13 +94,21 @@ class _Pass:
     confidence_N: Tensor
     direction: Direction
     grad: bool
+    factor_N: Tensor | None
+    """The gradients are multiplied by this; None: by `boost`."""
+
+    @property
+    def boost(self) -> float:
+        """A factor of the gradients that keeps them within their type."""
+        return 1.0
 
     @property
     def wide(self) -> torch.dtype:
+        """Of the scores, and of all sums."""
         return torch.promote_types(self.hidden_ND.dtype, torch.float32)
 
-    def chunks(self) -> Iterator[tuple[Tensor, Scored, Tensor | None]]:
-        """(tokens [C], their scores [C], their gradient by the raw logits [C, V] or None), chunk by chunk.
+    def chunks(self) -> Iterator[tuple[Any, Scored, Tensor | None]]:
+        """Chunk by chunk: (an index of its tokens, their scores [C], their gradient by the raw logits [C, V] or None).
 
         Certain anchors (confidence 1) come first, in each chunk too: they are the ones the reference never sees. The
         gradient lacks the factor `head.scale`, which is cheaper applied to what is made of it, and lies in a buffer
@@ -142,6 +126,8 @@ class _Pass:
             without = min(max(certain - start, 0), len(rows_C))
             self._logits(rows_C, without, logits_SV)
             scored = self._scored(rows_C, without, logits_SV, spares, exclusions)
+            if self.factor_N is not None:
+                logits_SV[: len(rows_C)].mul_(self.factor_N[rows_C][:, None])
             yield rows_C, scored, logits_SV[: len(rows_C)] if self.grad else None
 
     def _spares(self) -> int:
@@ -165,7 +151,7 @@ class _Pass:
         count, block, excluded_E = len(rows_C), len(spares[0]), None if exclusions is None else exclusions.ids_E
         ids_C1 = self.token_ids_N[rows_C][:, None]
         conf_C1 = self.confidence_N[rows_C][:, None].to(self.wide)
-        scored = []
+        scored: list[RowScores] = []
         for low, high in ((0, without), (without, count)):
             for start in range(low, high, block):
                 part = slice(start, min(start + block, high))
@@ -183,13 +169,13 @@ class _Pass:
                     scored.append(rows(logits_BV, ref_BV, spare_BV, ids_B1, conf_C1[part], excluded_E, grad=self.grad))
                 if slope_BV is not None:
                     logits_BV.mul_(slope_BV)
-        divergence_C, own_C = map(torch.cat, zip(*scored, strict=True))
+        divergence_C, *others = map(torch.cat, zip(*scored, strict=True))
         if exclusions is not None:
             infinite_C = exclusions.infinite(ids_C1[:, 0], conf_C1[:, 0])
             divergence_C.masked_fill_(infinite_C, torch.inf)
             if self.direction == "reverse":
                 logits_SV[:count].masked_fill_(infinite_C[:, None], torch.nan)
-        return Scored(divergence_C, own_C)
+        return Scored(divergence_C, *others)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -205,52 +191,52 @@ class _ChunkedLoss(torch.autograd.Function):
         token_ids_N: Tensor,
         confidence_N: Tensor,
         direction: Direction,
-    ) -> tuple[Tensor, Tensor]:
+        make: Callable[..., Pass],
+    ) -> tuple[Tensor, ...]:
         head = Head(weight_VD, bias_V, *shape)
         head_trains = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         # The weight's gradient sums over tokens with factors that only backward knows, so it must recompute anyway.
         early = ctx.needs_input_grad[0] and not head_trains
-        work = _Pass(head, ref_head, hidden_ND, ref_hidden_ND, token_ids_N, confidence_N, direction, early)
-        divergence_N = hidden_ND.new_zeros(len(hidden_ND), dtype=work.wide)
-        behind_N = torch.zeros_like(divergence_N)
+        work = make(head, ref_head, hidden_ND, ref_hidden_ND, token_ids_N, confidence_N, direction, early, None)
+        found = Scored(*(hidden_ND.new_zeros(len(hidden_ND), dtype=work.wide) for _ in Scored._fields))
         grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=work.wide) if early else None
         for rows_C, scored, grad_CV in work.chunks():
-            divergence_N[rows_C], behind_N[rows_C] = scored
+            for whole_N, part_C in zip(found, scored, strict=True):
+                whole_N[rows_C] = part_C
             if grad_hidden_ND is not None and grad_CV is not None:
-                grad_hidden_ND[rows_C] = project_back(grad_CV, weight_VD).mul_(head.scale)
+                grad_hidden_ND[rows_C] = project_back(grad_CV, weight_VD).mul_(head.scale / work.boost)
         ctx.dtype = hidden_ND.dtype
         if head_trains:
-            ctx.rest = (ref_hidden_ND, ref_head, shape, token_ids_N, confidence_N, direction)
+            ctx.rest = (ref_hidden_ND, ref_head, shape, token_ids_N, confidence_N, direction, make)
         kept = (hidden_ND, weight_VD, bias_V) if head_trains else (None, None, None)
         ctx.save_for_backward(grad_hidden_ND, *kept)
-        ctx.mark_non_differentiable(behind_N)
-        return divergence_N, behind_N
+        ctx.mark_non_differentiable(*found[1:])
+        return tuple(found)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_N = grads[0]
         grad_hidden_ND, hidden_ND, weight_VD, bias_V = ctx.saved_tensors
-        rest: tuple[None, ...] = (None,) * 6
+        rest: tuple[None, ...] = (None,) * 7
         if hidden_ND is None:
             if grad_hidden_ND is None:
                 return (None, None, None, *rest)
             return ((grad_hidden_ND * grad_N[:, None]).to(ctx.dtype), None, None, *rest)
-        ref_hidden_ND, ref_head, shape, token_ids_N, confidence_N, direction = ctx.rest
-        head = Head(weight_VD, bias_V, *shape)
-        work = _Pass(head, ref_head, hidden_ND, ref_hidden_ND, token_ids_N, confidence_N, direction, True)
+        ref_hidden_ND, ref_head, shape, token_ids_N, confidence_N, direction, make = ctx.rest
+        head, factor_N = Head(weight_VD, bias_V, *shape), grad_N * shape[0]
+        work = make(head, ref_head, hidden_ND, ref_hidden_ND, token_ids_N, confidence_N, direction, True, factor_N)
         out_ND = torch.zeros_like(hidden_ND) if ctx.needs_input_grad[0] else None
         out_VD = torch.zeros_like(weight_VD, dtype=work.wide) if ctx.needs_input_grad[1] else None
         out_V = weight_VD.new_zeros(len(weight_VD), dtype=work.wide) if ctx.needs_input_grad[2] else None
         for rows_C, _, grad_CV in work.chunks():
             assert grad_CV is not None
-            grad_CV.mul_(grad_N[rows_C][:, None] * head.scale)
             if out_ND is not None:
                 out_ND[rows_C] = project_back(grad_CV, weight_VD).to(out_ND.dtype)
             if out_VD is not None:
-                out_VD.addmm_(grad_CV.T, hidden_ND[rows_C].to(work.wide))
+                add_outer(out_VD, grad_CV, hidden_ND[rows_C])
             if out_V is not None:
-                out_V += grad_CV.sum(0)
+                out_V += grad_CV.sum(0, dtype=work.wide)
         return (
             out_ND,
             out_VD.to(weight_VD.dtype) if out_VD is not None else None,

@@ -20,7 +20,8 @@ def dense_loss(inputs: LossInputs) -> Scored:
         own_N = log_p_NV.gather(-1, inputs.token_ids_N[:, None])[:, 0]
         behind_N = own_N - log_p_NV.amax(-1)
     pair = (log_p_NV, log_q_NV) if inputs.direction == "reverse" else (log_q_NV, log_p_NV)
-    return Scored(_kl(*pair), behind_N)
+    ref_log_p_N = log_ref_NV.gather(-1, inputs.token_ids_N[:, None])[:, 0]
+    return Scored(_kl(*pair), behind_N, own_N, ref_log_p_N)
 
 
 def _kl(log_a_NV: Tensor, log_b_NV: Tensor) -> Tensor:

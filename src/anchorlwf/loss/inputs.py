@@ -11,9 +11,11 @@ from torch import Tensor
 
 from anchorlwf.errors import LossError, wrong
 
-__all__ = ["Direction", "Exclusions", "Head", "LossInputs", "Scored"]
+__all__ = ["MEMORY", "Direction", "Exclusions", "Head", "LossInputs", "Scored"]
 
 Direction = Literal["forward", "reverse"]
+MEMORY = 2**30
+"""Bytes: the bound where none is given."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ class Scored(NamedTuple):
     """Nats; differentiable."""
     behind_N: Tensor
     """The token's logit less the largest one: 0 where it is the model's greedy choice, below 0 elsewhere."""
+    log_p_N: Tensor
+    """The model's log-probability of the token, nats."""
+    ref_log_p_N: Tensor
+    """The reference's. Nothing that means anything at confidence 1, where the target has no share of it."""
 
 
 class Exclusions(NamedTuple):
@@ -102,9 +108,11 @@ class LossInputs:
     token_ids_N: Tensor
     confidence_N: Tensor
     direction: Direction
+    memory: int = MEMORY
+    """Bytes that a GPU's loss may take."""
 
     def check(self) -> None:
-        """Raise `LossError` for shapes that do not fit and values for which the divergence is undefined."""
+        """Raise `LossError` for shapes that do not fit."""
         hidden, weight = self.hidden_ND, self.head.weight_VD
         if hidden.dim() != 2:
             raise LossError(wrong("hidden", "shape [N, D]", list(hidden.shape), "Select completion positions first."))
@@ -126,10 +134,12 @@ class LossInputs:
             raise LossError(wrong("token_ids", "dtype int64", self.token_ids_N.dtype, "Call .long() on it."))
         if self.direction not in ("forward", "reverse"):
             raise LossError(wrong("direction", "'forward' or 'reverse'", repr(self.direction), "Choose one."))
-        if count:
-            self._check_values(vocabulary)
 
-    def _check_values(self, vocabulary: int) -> None:
+    def check_values(self) -> None:
+        """Raise `LossError` for values for which the divergence is undefined. It waits for the GPU."""
+        if not len(self.token_ids_N):
+            return
+        vocabulary = len(self.head.weight_VD)
         low, high = self.token_ids_N.aminmax()
         if low < 0 or high >= vocabulary:
             got = f"{int(low)} to {int(high)}"

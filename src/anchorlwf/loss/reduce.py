@@ -57,8 +57,13 @@ def reduce_loss(
     """
     weighted_N = divergence_N if pull_N is None else divergence_N * pull_N
     own_N = ~anchor_N if retained_N is None else ~(anchor_N | retained_N)
-    anchor_sum, keep_sum = weighted_N[anchor_N].sum(), weighted_N[own_N].sum()
-    retained = 0.0 if retained_N is None else beta * weighted_N[retained_N].sum() / max(1, counts.retained)
+
+    def sum_of(these_N: Tensor) -> Tensor:
+        # Selecting would wait for the GPU, to know how many there are.
+        return weighted_N.where(these_N, 0.0).sum()
+
+    anchor_sum, keep_sum = sum_of(anchor_N), sum_of(own_N)
+    retained = 0.0 if retained_N is None else beta * sum_of(retained_N) / max(1, counts.retained)
     if reduction == "token":
         return (alpha * anchor_sum + beta * keep_sum) / max(1, counts.anchors + counts.keeps) + retained
     return alpha * anchor_sum / max(1, counts.anchors) + beta * keep_sum / max(1, counts.keeps) + retained

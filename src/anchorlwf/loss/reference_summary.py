@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from anchorlwf.loss.chunked import block_size, chunk_size, even_size, project, project_back, same
+from anchorlwf.loss.chunked import block_size, chunk_size, even_size, same
 from anchorlwf.loss.inputs import Head, Scored
+from anchorlwf.loss.products import project, project_back
 from anchorlwf.loss.rows import finish_logits
 
 __all__ = ["Summary", "can_summarize", "summarize", "summary_loss"]
@@ -87,18 +88,19 @@ def summary_loss(hidden_ND: Tensor, summary: Summary, head: Head, token_ids_N: T
     """
     # Half precision inside an autocast region would undo the float32 of the projections.
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        return Scored(*_SummaryLoss.apply(hidden_ND, summary, head, token_ids_N, confidence_N))
+        divergence_N, behind_N, log_p_N = _SummaryLoss.apply(hidden_ND, summary, head, token_ids_N, confidence_N)
+        return Scored(divergence_N, behind_N, log_p_N, summary.log_p_N)
 
 
 class _SummaryLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, summary: Summary, head: Head, token_ids_N: Tensor, confidence_N: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         grad = ctx.needs_input_grad[0]
-        mean_row_ND, log_z_N, log_p_N, behind_N = _pass(hidden_ND, head, token_ids_N, means=grad)
+        mean_row_ND, log_z_N, own_log_p_N, behind_N = _pass(hidden_ND, head, token_ids_N, means=grad)
         conf_N = confidence_N.double()
-        log_r_N, log_p_N = summary.log_p_N.double(), log_p_N.double()
+        log_r_N, log_p_N = summary.log_p_N.double(), own_log_p_N.double()
         r_N, share_N = log_r_N.exp(), 1 - conf_N
         kl_N = (log_z_N - head.scale * _dot(summary.mean_row_ND, hidden_ND)) - summary.offset_N
         m_N = conf_N + share_N * r_N
@@ -112,8 +114,8 @@ class _SummaryLoss(torch.autograd.Function):
             anchor_N = conf_N > 0
             mean_row_ND[anchor_N] -= conf_N[anchor_N, None].to(hidden_ND.dtype) * head.weight_VD[token_ids_N[anchor_N]]
             ctx.save_for_backward(mean_row_ND.mul_(head.scale))
-        ctx.mark_non_differentiable(behind_N)
-        return divergence_N.to(hidden_ND.dtype), behind_N
+        ctx.mark_non_differentiable(behind_N, own_log_p_N)
+        return divergence_N.to(hidden_ND.dtype), behind_N, own_log_p_N
 
     @staticmethod
     @once_differentiable

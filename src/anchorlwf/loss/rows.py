@@ -17,7 +17,18 @@ from torch import Tensor
 
 from anchorlwf.loss.inputs import Head
 
-__all__ = ["certain_rows", "finish_logits", "forward_rows", "forward_terms", "reverse_rows", "reverse_terms"]
+__all__ = [
+    "RowScores",
+    "certain_rows",
+    "finish_logits",
+    "forward_rows",
+    "forward_terms",
+    "reverse_rows",
+    "reverse_terms",
+]
+
+RowScores = tuple[Tensor, Tensor, Tensor, Tensor]
+"""[B] each, in the order of `Scored`."""
 
 
 def finish_logits(logits_BV: Tensor, head: Head, slope_BV: Tensor | None = None) -> None:
@@ -39,12 +50,18 @@ def _exp_of_shifted(logits_BV: Tensor, ids_B1: Tensor) -> tuple[Tensor, Tensor]:
     return logits_BV.exp_().sum(-1, keepdim=True), own_B1
 
 
-def certain_rows(logits_BV: Tensor, ids_B1: Tensor, *, grad: bool) -> tuple[Tensor, Tensor]:
-    """Confidence 1: plain cross-entropy, and `own`, [B] each. Leaves p - delta(token)."""
+def certain_rows(logits_BV: Tensor, ids_B1: Tensor, *, grad: bool) -> RowScores:
+    """Confidence 1: plain cross-entropy. Leaves p - delta(token). The reference is not asked; 0 stands in its place."""
     norm_B1, own_B1 = _exp_of_shifted(logits_BV, ids_B1)
     if grad:
         logits_BV.div_(norm_B1).scatter_add_(-1, ids_B1, torch.full_like(own_B1, -1.0))
-    return (norm_B1.log() - own_B1)[:, 0], own_B1[:, 0]
+    divergence_B1 = norm_B1.log() - own_B1
+    return _columns(divergence_B1, own_B1, -divergence_B1, torch.zeros_like(own_B1))
+
+
+def _columns(*found_B1: Tensor) -> RowScores:
+    divergence_B1, own_B1, log_p_B1, ref_log_p_B1 = found_B1
+    return divergence_B1[:, 0], own_B1[:, 0], log_p_B1[:, 0], ref_log_p_B1[:, 0]
 
 
 def _without(gap_BV: Tensor, excluded_E: Tensor | None) -> Tensor:
@@ -61,8 +78,8 @@ def forward_rows(
     excluded_E: Tensor | None,
     *,
     grad: bool,
-) -> tuple[Tensor, Tensor]:
-    """Forward KL(q || p), and `own`, [B] each. Leaves p - q; uses up the reference's logits and `spare_BV`."""
+) -> RowScores:
+    """Forward KL(q || p). Leaves p - q; uses up the reference's logits and `spare_BV`."""
     logits_BV.sub_(logits_BV.amax(-1, keepdim=True))
     ref_BV = logits_ref_BV.sub_(logits_ref_BV.amax(-1, keepdim=True))
     own_B1, own_ref_B1 = logits_BV.gather(-1, ids_B1), ref_BV.gather(-1, ids_B1)
@@ -71,11 +88,12 @@ def forward_rows(
     others_B1 = ref_BV.exp_().scatter_(-1, ids_B1, 0.0).sum(-1, keepdim=True)
     norm_ref_B1 = others_B1 + own_ref_B1.exp()
     gap_B1 = gap_BV.mul_(ref_BV).sum(-1, keepdim=True)
-    divergence_B1, m_B1 = forward_terms(gap_B1, others_B1, norm_ref_B1, norm_B1.log(), own_B1, own_ref_B1, conf_B1)
+    log_norm_B1 = norm_B1.log()
+    divergence_B1, m_B1 = forward_terms(gap_B1, others_B1, norm_ref_B1, log_norm_B1, own_B1, own_ref_B1, conf_B1)
     if grad:
         share_B1 = (1 - conf_B1) / norm_ref_B1
         logits_BV.div_(norm_B1).addcmul_(ref_BV, share_B1, value=-1.0).scatter_add_(-1, ids_B1, -m_B1)
-    return divergence_B1[:, 0], own_B1[:, 0]
+    return _columns(divergence_B1, own_B1, own_B1 - log_norm_B1, own_ref_B1 - norm_ref_B1.log())
 
 
 def reverse_rows(
@@ -87,8 +105,8 @@ def reverse_rows(
     excluded_E: Tensor | None,
     *,
     grad: bool,
-) -> tuple[Tensor, Tensor]:
-    """Reverse KL(p || q) for confidences below 1, and `own`, [B] each. Leaves p (log p - log q - KL); uses up the rest.
+) -> RowScores:
+    """Reverse KL(p || q) for confidences below 1. Leaves p (log p - log q - KL); uses up the rest.
 
     Where it is infinite there is no gradient.
     """
@@ -101,13 +119,13 @@ def reverse_rows(
     norm_B1 = others_B1 + own_B1.exp()
     gap_B1 = torch.mul(logits_BV, gap_BV, out=spare_BV).sum(-1, keepdim=True)
     divergence_B1, log_m_B1 = reverse_terms(gap_B1, others_B1, norm_B1, log_norm_ref_B1, own_B1, own_ref_B1, conf_B1)
+    log_norm_B1 = norm_B1.log()
     if grad:
-        log_norm_B1 = norm_B1.log()
         gap_BV.add_(log_norm_ref_B1 - log_norm_B1 - torch.log1p(-conf_B1) - divergence_B1)
         own_gap_B1 = torch.where(own_B1 == -torch.inf, 0.0, own_B1 - log_norm_B1 - log_m_B1 - divergence_B1)
         gap_BV.scatter_(-1, ids_B1, own_gap_B1)
         logits_BV.scatter_(-1, ids_B1, own_B1.exp()).mul_(gap_BV).div_(norm_B1)
-    return divergence_B1[:, 0], own_B1[:, 0]
+    return _columns(divergence_B1, own_B1, own_B1 - log_norm_B1, own_ref_B1 - log_norm_ref_B1)
 
 
 def forward_terms(

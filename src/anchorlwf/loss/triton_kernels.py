@@ -359,21 +359,22 @@ def _triton_rows(parts_7PN: Tensor, inputs: LossInputs) -> tuple[Scored, Tensor]
     if exclusions is not None:
         divergence_N.masked_fill_(exclusions.infinite(inputs.token_ids_N, inputs.confidence_N), torch.inf)
     rows = [top_N + norm_N.log(), ref_top_N + ref_norm_N.log(), share_N, own_target_N, divergence_N]
-    return Scored(divergence_N, own_N), torch.stack(rows)
+    log_ps = (own_N - norm_N.log(), ref_own_N - ref_norm_N.log())
+    return Scored(divergence_N, own_N, *log_ps), torch.stack(rows)
 
 
 class _TritonLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, inputs: LossInputs) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden_ND: Tensor, inputs: LossInputs) -> tuple[Tensor, ...]:
         ctx.dtype = hidden_ND.dtype
         if not len(hidden_ND):
             ctx.save_for_backward(hidden_ND.new_zeros(hidden_ND.shape, dtype=torch.float32))
-            return hidden_ND.new_zeros(0, dtype=torch.float32), hidden_ND.new_zeros(0, dtype=torch.float32)
+            return tuple(hidden_ND.new_zeros(0, dtype=torch.float32) for _ in Scored._fields)
         launch = _Launch(inputs)
-        (divergence_N, behind_N), rows_5N = launch.statistics()
+        (divergence_N, behind_N, *log_ps), rows_5N = launch.statistics()
         ctx.save_for_backward(launch.grad_hidden(rows_5N) if ctx.needs_input_grad[0] else None)
-        ctx.mark_non_differentiable(behind_N)
-        return divergence_N, behind_N
+        ctx.mark_non_differentiable(behind_N, *log_ps)
+        return divergence_N, behind_N, *log_ps
 
     @staticmethod
     @once_differentiable

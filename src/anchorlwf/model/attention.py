@@ -98,9 +98,9 @@ def network_inputs(batch: Batch, kind: str) -> dict[str, Any]:
         batch: on the network's device.
         kind: see `attention_kind`.
     """
-    if batch.bounds is None:
+    if batch.bounds is None or batch.record_lengths is None:
         return {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
-    lengths = batch.bounds.diff().tolist()
+    lengths = batch.record_lengths.tolist()
     inputs = {"input_ids": batch.input_ids_BT, "position_ids": batch.position_ids_BT}
     if kind != "flash":
         return {**inputs, "record_lengths": lengths}

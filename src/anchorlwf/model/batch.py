@@ -68,6 +68,8 @@ class Batch(NamedTuple):
     """int64, from 0 in each record. None: padded."""
     bounds: Tensor | None = None
     """int32 [R + 1]: record r is columns bounds[r] to bounds[r + 1] of the one row. None: padded."""
+    record_lengths: Tensor | None = None
+    """int64 [R], tokens fed of each record, always on the CPU: whoever needs them needs numbers. None: padded."""
     reference_NX: Tensor | None = None
     """What is known of the reference at the N positions beforehand: its final hidden states, or their summary."""
 
@@ -116,8 +118,11 @@ class Batch(NamedTuple):
         return {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
-        return Batch(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+        """The same batch on another device. Copies from pinned memory to a GPU are not waited for."""
+        ahead = device.type == "cuda"
+        stays = "record_lengths"
+        tensors = self.tensors()
+        return Batch(**{n: t if n == stays else t.to(device, non_blocking=ahead) for n, t in tensors.items()})
 
     def select(self, hidden_BTD: Tensor) -> Tensor:
         """Hidden states at the N predicting positions: [N, D]."""
@@ -148,6 +153,7 @@ def pack(records: Sequence[Turn]) -> Batch:
         **completions,
         position_ids_BT=torch.cat([torch.arange(len(ids)) for ids in inputs])[None],
         bounds=torch.tensor(bounds, dtype=torch.int32),
+        record_lengths=torch.tensor([len(ids) for ids in inputs]),
     )
 
 

@@ -5,6 +5,7 @@ The reference is the same weights with the adapter off (LoRA), or a frozen copy 
 
 import contextlib
 import copy
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = [
     "load_model",
 ]
 
+_log = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -175,6 +177,18 @@ class LanguageModel:
         """The reference as a separate language model, inside the `with` block."""
         with self.reference() as net:
             yield LanguageModel(net, self.codec, self.name, self.revision)
+
+    def with_adapter(self, folder: str | Path) -> "LanguageModel":
+        """A second model over the same weights, with a saved adapter on it; this one stays as it is.
+
+        Raises:
+            ModelError: this one has an adapter; or as `put_adapter`.
+        """
+        if isinstance(self.net, PeftModel):
+            raise ModelError(wrong("model", "a base model", "one with an adapter", "Load the base model alone."))
+        shared = {id(tensor): tensor for tensor in (*self.causal.parameters(), *self.causal.buffers())}
+        net = put_adapter(copy.deepcopy(self.causal, shared), str(folder), self.stamp)
+        return LanguageModel(net.to(self.device).eval(), self.codec, self.name, self.revision, str(folder))
 
     def attach_lora(self, rank: int, alpha: float, dropout: float, targets: str | list[str], seed: int) -> None:
         """Put a fresh LoRA adapter on the model; everything else is frozen.
@@ -335,6 +349,7 @@ def load_model(
     if folder is not None:
         model.net = put_adapter(net, folder, model.stamp)
     _place(model, chosen_device)
+    _log.info("%s", _loaded_as(model, trust_remote_code))
     return model
 
 
@@ -346,6 +361,18 @@ def _place(model: LanguageModel, device: torch.device) -> None:
         if getattr(model.causal, "hf_quantizer", None) is None:
             model.net.to(device)
         model.net.eval()
+
+
+def _loaded_as(model: LanguageModel, trust_remote_code: bool) -> str:
+    """One line: which model, how large, in which dtype, on which device; and where its files hold another dtype."""
+    ours = str(model.causal.dtype).removeprefix("torch.")
+    where = checkpoint_of(model.name, revision=model.revision, trust_remote_code=trust_remote_code)
+    settings = where.settings("config.json") or {}
+    stored = str(settings.get("dtype") or settings.get("torch_dtype") or ours).removeprefix("torch.")
+    other = f" (its files: {stored}; --dtype {stored} loads it so)" if stored != ours and stored in _DTYPES else ""
+    millions = sum(weight.numel() for weight in model.causal.parameters()) / 1e6
+    on = "" if model.adapter is None else f" with {model.adapter}"
+    return f"model {model.name}{on}: {millions:,.1f} M parameters, {ours} on {model.device}{other}"
 
 
 def _weights_type(name: str | None, device: torch.device) -> torch.dtype:

@@ -12,10 +12,11 @@ from typing import Any
 
 from anchorlwf.config import RetainConfig
 from anchorlwf.data.record import Prompt, Record
-from anchorlwf.decoding.greedy import Decoded, decode_batch
+from anchorlwf.decoding.greedy import Decoded, decode_batch, sample_batch
 from anchorlwf.files import write_atomic
 from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.retention.openings import Opening, general_opening, near_opening, write
+from anchorlwf.retention.rewording import TEMPERATURES, listed, requests
 from anchorlwf.retention.rounds import Answered, Round, rounds
 from anchorlwf.retention.screening import Screen
 
@@ -24,6 +25,8 @@ __all__ = ["Writer"]
 _FORMAT = 1
 _NEAR_DUPLICATE = 0.8
 """Of general prompts. One other word makes a near prompt another question, so there only the same words count."""
+_LISTS = 2
+"""Lists of other wordings written for each way of asking for them, in every round."""
 _WINDOW = 64
 """Prompts of the user's own answered between two writes."""
 
@@ -79,6 +82,40 @@ class Writer:
 
         parts = [[record.id, record.prompt_ids, record.completion_ids] for record in corrected]
         return rounds(self.folder / f"near-{_sha(parts)}.jsonl", make)
+
+    def reworded(self, record: Record) -> Iterator[Round]:
+        """What the model writes when it is asked for other wordings of a corrected prompt, without end."""
+        question = str(record.messages[-1].get("content", ""))
+
+        def make(number: int, earlier: list[Round]) -> Round:
+            texts = self._lists(record, question, number)
+            screen = Screen([question, *_texts(earlier)], 1.0)
+            flaws = [screen.reason(text) for text in texts]
+            *history, last = record.messages
+            prompts = [
+                Prompt(messages=[*history, {**last, "content": text}], tools=record.tools)
+                for text, flaw in zip(texts, flaws, strict=True)
+                if flaw is None
+            ]
+            encoded = [self.model.codec.encode_prompt(prompt.messages, prompt.tools) for prompt in prompts]
+            answered = self._answered(prompts, encoded, [record.id] * len(prompts))
+            left_out = Counter(flaw for flaw in flaws if flaw is not None)
+            return Round(number=number, answered=answered, left_out=dict(left_out))
+
+        parts = [record.id, record.prompt_ids]
+        return rounds(self.folder / f"reworded-{_sha(parts)}.jsonl", make)
+
+    def _lists(self, record: Record, question: str, number: int) -> list[str]:
+        """The entries of every list that the model wrote in this round, in order."""
+        limit = self.config.prompt_tokens
+        asked = requests(self.model, record, limit)
+        texts: list[str] = []
+        for turn, temperature in enumerate(TEMPERATURES):
+            ids = [request.prompt_ids for request in asked if request.temperature == temperature] * _LISTS
+            seed = _seed(self.config.seed, "reworded", number, turn)
+            written = sample_batch(self.model, ids, limit, seed=seed, temperature=temperature) if ids else []
+            texts += [text for one in written for text in listed(self.model.codec.decode(one.ids), question)]
+        return list(dict.fromkeys(texts))
 
     def own(self, prompts: Sequence[Prompt]) -> Iterator[Round]:
         """Prompts that were given, to the end."""

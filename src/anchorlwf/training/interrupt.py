@@ -76,8 +76,11 @@ class Interrupt(TrainerCallback):
             # The result follows at once; and from a checkpoint of the last step Trainer would take one more.
             control.should_save = False
             return
-        told = torch.tensor([self._received == number for number in _SIGNALS], dtype=torch.int32, device=args.device)
-        for number, count in zip(_SIGNALS, self._accelerator.reduce(told, "sum").tolist(), strict=True):
+        told = [self._received == number for number in _SIGNALS]
+        if self._accelerator.num_processes > 1:
+            counts = torch.tensor(told, dtype=torch.int32, device=args.device)
+            told = self._accelerator.reduce(counts, "sum").tolist()
+        for number, count in zip(_SIGNALS, told, strict=True):
             if count:
                 self.ended_by = number
                 control.should_save = control.should_training_stop = True

@@ -1,6 +1,6 @@
 """What every step of a run works with, built before the trainer and the stop rule, and handed to both.
 
-Shape suffixes: N completion tokens of a micro-batch, A anchors among them, D hidden width.
+Shape suffixes: N completion tokens of a micro-batch, D hidden width.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from anchorlwf.data.record import Record
 from anchorlwf.decoding.keep_records import KEEP_TAG
 from anchorlwf.divergence import completion_hidden, divergence
 from anchorlwf.errors import ModelError, wrong
-from anchorlwf.loss.inputs import Head
+from anchorlwf.loss.inputs import Direction, Head, Scored
 from anchorlwf.loss.reference_summary import Summary, can_summarize
 from anchorlwf.loss.scores import token_scores
 from anchorlwf.model.batch import Batch, KeepTurn, collate, pack
@@ -26,11 +26,11 @@ from anchorlwf.model.head import read_head, reference_head
 from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.training.dataset import TrainingSet
 from anchorlwf.training.packing import may_pack
-from anchorlwf.training.reference_cache import ReferenceCache
+from anchorlwf.training.reference_cache import GIB, ReferenceCache
 from anchorlwf.training.step_sampler import StepPlan
 from anchorlwf.training.stop_report import HeldOutDrift, StopReport, holding
 
-__all__ = ["Anchors", "StepContext", "StepSums", "autocast", "nonfinite_error", "nonfinite_turns"]
+__all__ = ["StepContext", "StepSums", "autocast", "nonfinite_error", "nonfinite_turns"]
 
 _NAMED = 5
 """Records that a message names at the most."""
@@ -69,29 +69,20 @@ def autocast(arguments: TrainingArguments) -> AbstractContextManager[object]:
     return torch.autocast(arguments.device.type, torch.bfloat16, enabled=bool(arguments.bf16))
 
 
-class Anchors(NamedTuple):
-    """How a micro-batch's anchors stand."""
-
-    held_A: Tensor
-    """bool."""
-    log_p_A: Tensor
-    """The model's log-probability of each, nats."""
-
-
 class StepSums(NamedTuple):
-    """Sums over one optimizer step, all micro-batches and processes: float64 scalars."""
+    """Sums over one optimizer step, all micro-batches and processes."""
 
-    loss: Tensor
-    anchors: Tensor
-    held: Tensor
-    anchor_log_p: Tensor
+    loss: float
+    anchors: float
+    held: float
+    anchor_log_p: float
     """Of the anchors' log-probabilities, nats."""
-    records: Tensor
+    records: float
     """Corrected ones."""
-    reproduced: Tensor
-    keeps: Tensor
+    reproduced: float
+    keeps: float
     """Keep tokens of all records."""
-    keep_kl: Tensor
+    keep_kl: float
     """Nats."""
 
 
@@ -156,18 +147,24 @@ class StepContext:
         with self.model.as_reference() as reference:
             return hidden_ND, completion_hidden(reference.net, reference.backbone, batch)
 
-    def anchors(self, batch: Batch, hidden_ND: Tensor, reference: Tensor | Summary) -> Anchors:
-        """Which anchors of a batch hold, and how probable they are."""
-        anchor_N = batch.confidence_N > 0
-        token_ids, confidence = batch.token_ids_N[anchor_N], batch.confidence_N[anchor_N]
-        best, log_p = token_scores(read_head(self.model), hidden_ND[anchor_N], token_ids)
-        # The reference's probability matters only where the target leaves it a share.
-        ref_p = torch.zeros_like(log_p)
-        if isinstance(reference, Summary):
-            ref_p = reference.log_p_N[anchor_N].exp()
-        elif bool((confidence < 1).any()):
-            ref_p = token_scores(self.ref_head, reference[anchor_N], token_ids)[1].exp()
-        return Anchors(holding(best, log_p, token_ids, confidence, ref_p, self.config.hold), log_p)
+    def divergence(
+        self, states: tuple[Tensor, Tensor | Summary], batch: Batch, confidence_N: Tensor, direction: Direction
+    ) -> Scored:
+        """The divergence from a target of these confidences, of what `states` gave: [N]."""
+        return divergence(
+            *states,
+            (read_head(self.model), self.ref_head),
+            batch.token_ids_N,
+            confidence_N,
+            direction=direction,
+            impl=self.config.impl,
+            memory=int(self.config.loss_memory * GIB),
+        )
+
+    def held(self, batch: Batch, scored: Scored) -> Tensor:
+        """Which of a batch's tokens are anchors that hold: bool [N]."""
+        greedy_N = scored.behind_N == 0
+        return holding(greedy_N, scored.log_p_N, batch.confidence_N, scored.ref_log_p_N, self.config.hold)
 
     def check_finite(self, finite: bool, what: str) -> None:
         """Raise `ModelError`, which names the records of all processes, unless `finite`, of which all of them know."""
@@ -201,7 +198,7 @@ class StepContext:
         records = [self.data.records[number] for number in self._share(self.data.held_out)]
         kinds = [_kind(record) for record in records]
         for batch, start in zip(self._batches(self.data.held_out), range(0, len(records), self._size), strict=True):
-            kl_N, _ = self._keep_kl(batch)
+            kl_N = self._keep_kl(batch)[0].divergence_N
             sizes = [len(record.completion_ids) for record in records[start : start + self._size]]
             mine += zip(kinds[start:], (part.tolist() for part in kl_N.split(sizes)), strict=False)
         by_kind: dict[str, list[list[float]]] = {}
@@ -230,18 +227,16 @@ class StepContext:
                 yield self.collate(part).to(self.arguments.device)
         net.train(was_training)
 
-    def _keep_kl(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor | Summary]]:
-        """KL(reference || model) [N], whatever direction trains, and the states it was computed from."""
-        states = self.states(self.model.net, batch)
-        keep_all_N = torch.zeros_like(batch.confidence_N)
-        heads = (read_head(self.model), self.ref_head)
-        kl_N, _ = divergence(*states, heads, batch.token_ids_N, keep_all_N, impl=self.config.impl)
-        return kl_N, states
+    def _keep_kl(self, batch: Batch) -> tuple[Scored, Tensor]:
+        """KL(reference || model), whatever direction trains, and the model's states [N, D]."""
+        states, keep_all_N = self.states(self.model.net, batch), torch.zeros_like(batch.confidence_N)
+        return self.divergence(states, batch, keep_all_N, "forward"), states[0]
 
     def _measured(self, batch: Batch) -> Tensor:
         """Anchors, held, corrected records, reproduced, keep tokens, their KL, values that are no finite number."""
-        kl_N, (hidden_ND, reference) = self._keep_kl(batch)
-        anchor_N = batch.confidence_N > 0
+        scored, hidden_ND = self._keep_kl(batch)
+        anchor_N, kl_N = batch.confidence_N > 0, scored.divergence_N
+        # Of equal logits only one is chosen, which the loss does not tell apart.
         best_N, log_p_N = token_scores(read_head(self.model), hidden_ND, batch.token_ids_N)
         # A log-probability may be -inf: the head excludes that token.
         nonfinite_N = log_p_N.isnan() | ~kl_N.isfinite()
@@ -249,7 +244,7 @@ class StepContext:
             self.nonfinite += nonfinite_turns(batch, kl_N.where(~nonfinite_N, torch.nan))
         corrected, missed = batch.per_record(anchor_N.int()) > 0, batch.per_record((best_N != batch.token_ids_N).int())
         keep_N = kl_N[~anchor_N].double()
-        held = self.anchors(batch, hidden_ND, reference).held_A.sum()
+        held = (self.held(batch, scored) & (best_N == batch.token_ids_N)).sum()
         reproduced = (corrected & (missed == 0)).sum()
         counts = [anchor_N.sum(), held, corrected.sum(), reproduced, (~anchor_N).sum(), keep_N.sum(), nonfinite_N.sum()]
         return torch.stack([count.double() for count in counts])

@@ -93,21 +93,18 @@ class StopReport:
         return asdict(self)
 
 
-def holding(
-    best_N: Tensor, log_p_N: Tensor, token_ids_N: Tensor, confidence_N: Tensor, ref_p_N: Tensor, hold: float
-) -> Tensor:
+def holding(greedy_N: Tensor, log_p_N: Tensor, confidence_N: Tensor, ref_log_p_N: Tensor, hold: float) -> Tensor:
     """Which anchors hold: bool [N], False at keep tokens.
 
     The target gives an anchor the probability m = c + (1 - c) p_ref; it holds as the greedy choice with at least
     `hold * m`. At confidence 1 that is simply `hold`.
 
     Args:
-        best_N: int64, the model's greedy choice.
-        log_p_N: its log-probability of the standing token, nats.
-        token_ids_N: int64, the standing tokens.
+        greedy_N: bool, whether the standing token is the model's greedy choice.
+        log_p_N: its log-probability, nats.
         confidence_N: c, 0 at keep tokens.
-        ref_p_N: the reference's probability of the standing token.
+        ref_log_p_N: the reference's log-probability of the standing token, nats.
         hold: share of the target probability, in (0, 1).
     """
-    target_N = confidence_N + (1 - confidence_N) * ref_p_N
-    return (confidence_N > 0) & (best_N == token_ids_N) & (log_p_N >= (hold * target_N).log())
+    target_N = confidence_N + (1 - confidence_N) * ref_log_p_N.exp()
+    return (confidence_N > 0) & greedy_N & (log_p_N >= (hold * target_N).log())

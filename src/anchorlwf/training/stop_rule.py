@@ -145,8 +145,8 @@ class StopRule(TrainerCallback, ExportableState):
         """Log the step, steer beta, and report where it is time to."""
         sums = self._sums
         assert sums is not None, "read before the step"
-        step, keep_kl = state.global_step, float(sums.keep_kl / max(1.0, float(sums.keeps)))
-        self._recent.append(tuple(map(float, (sums.anchors, sums.held, sums.anchor_log_p))))
+        step, keep_kl = state.global_step, sums.keep_kl / max(1.0, sums.keeps)
+        self._recent.append((sums.anchors, sums.held, sums.anchor_log_p))
         due = self._due(sums, step)
         steers = self._context.data.held_out and (due or step % _STEER_EVERY == 0 or step == state.max_steps)
         held_out = self._context.drift() if steers else {}
@@ -163,11 +163,11 @@ class StopRule(TrainerCallback, ExportableState):
         row = {
             "step": state.global_step,
             "max_steps": state.max_steps,
-            "loss": float(sums.loss),
+            "loss": sums.loss,
             "anchors": int(sums.anchors),
             "held": int(sums.held),
             # The geometric mean: one forgotten anchor shows.
-            "anchor_probability": math.exp(float(sums.anchor_log_p / max(1.0, float(sums.anchors)))),
+            "anchor_probability": math.exp(sums.anchor_log_p / max(1.0, sums.anchors)),
             "records": int(sums.records),
             "reproduced": int(sums.reproduced),
             "keep_kl": keep_kl,
@@ -182,7 +182,7 @@ class StopRule(TrainerCallback, ExportableState):
 
     def _due(self, sums: StepSums, step: int) -> bool:
         """Whether a whole pass over the corrections has looked good, and none was reported on lately."""
-        good = bool(sums.held == sums.anchors) and bool(sums.reproduced == sums.records)
+        good = sums.held == sums.anchors and sums.reproduced == sums.records
         self._good_steps = self._good_steps + 1 if good else 0
         return self._good_steps >= self._pass and step - self._last_report >= self._interval
 

@@ -4,23 +4,25 @@ Shape suffixes: N completion tokens of a micro-batch, D hidden width.
 """
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast_object_list
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import TrainOutput
 
-from anchorlwf.divergence import divergence
 from anchorlwf.files import staged_folder, storage_errors
 from anchorlwf.loss.reduce import Counts, reduce_loss
 from anchorlwf.model.attention import within_records
 from anchorlwf.model.batch import Batch
-from anchorlwf.model.head import read_head
 from anchorlwf.training.best_state import BestState
 from anchorlwf.training.checkpoint import Checkpoints
 from anchorlwf.training.step_context import StepContext, StepSums, nonfinite_turns
@@ -44,6 +46,8 @@ class AnchorTrainer(Trainer):
         self, context: StepContext, drift_control: DriftControl, best: BestState, checkpoints: Checkpoints
     ) -> None:
         self.context, self.drift_control, self.best, self.checkpoints = context, drift_control, best, checkpoints
+        self._reader: ThreadPoolExecutor | None = None
+        self._ahead: tuple[Iterator[dict[str, Tensor]], Future[list[dict[str, Tensor]]]] | None = None
         super().__init__(
             model=context.model.net,
             args=context.arguments,
@@ -53,7 +57,20 @@ class AnchorTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         # The shares returned by compute_loss are divided by global counts already.
         self.loss_is_scaled_for_ga = True
-        self._sums = self._zeros()
+        self._begin_step()
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether the next step's micro-batches are made during this one: where another device computes it."""
+        return self.args.device.type == "cuda"
+
+    def train(self, *inputs: Any, **options: Any) -> TrainOutput:
+        """As Trainer does. On a GPU the next step's records are read and pinned while this one is computed."""
+        # Autocast makes the adapter's inputs what it wants; PEFT would widen them before, for nothing.
+        casts = disable_input_dtype_casting(self.context.model.net, active=bool(self.args.bf16))
+        with casts, ThreadPoolExecutor(1) as reader:
+            self._reader = reader if self.reads_ahead else None
+            return super().train(*inputs, **options)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Every step's corrections and keep records; the sampler knows this process's share, so nothing divides it."""
@@ -79,8 +96,9 @@ class AnchorTrainer(Trainer):
         with within_records(self.context.model.backbone) if self.context.packed else contextlib.nullcontext():
             return super().training_step(*inputs, **options)
 
-    def _zeros(self) -> Tensor:
-        return torch.zeros(len(StepSums._fields), dtype=torch.float64, device=self.args.device)
+    def _begin_step(self) -> None:
+        self._sums = torch.zeros(len(StepSums._fields), dtype=torch.float64, device=self.args.device)
+        self._window = list[tuple[Tensor, Batch, Tensor]]()
 
     def take_sums(self) -> StepSums:
         """The step's sums over all processes; starts the next step's.
@@ -88,20 +106,42 @@ class AnchorTrainer(Trainer):
         Raises:
             ModelError: the loss is NaN or infinite. All processes raise it, before the optimizer has changed anything.
         """
-        sums, self._sums = self.accelerator.reduce(self._sums, "sum"), self._zeros()
-        self.context.check_finite(bool(sums[0].isfinite()), f"loss of step {self.state.global_step + 1}")
-        return StepSums(*sums)
+        if self.accelerator.num_processes > 1:
+            values = self.accelerator.reduce(self._sums, "sum").tolist()
+        else:
+            # Only until the last forward pass is done: the backward pass goes on meanwhile.
+            self._arrived()
+            values = self._copied.tolist()
+        sums = StepSums(*values)
+        finite = math.isfinite(sums.loss)
+        for loss, batch, divergence_N in [] if finite else self._window:
+            if not bool(loss.isfinite()):
+                self.context.nonfinite += nonfinite_turns(batch, divergence_N)
+        self._begin_step()
+        self.context.check_finite(finite, f"loss of step {self.state.global_step + 1}")
+        return sums
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor]:
         """The window's micro-batches, and the tokens of each kind over all processes (`Counts`): int64 [3]."""
-        samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        if self._ahead is not None and self._ahead[0] is epoch_iterator:
+            samples = self._ahead[1].result()
+        else:
+            samples = _drawn(epoch_iterator, num_batches)
+        if self._reader is not None:
+            self._ahead = epoch_iterator, self._reader.submit(_drawn, epoch_iterator, num_batches)
         counts = torch.zeros(3, dtype=torch.int64)
         for batch in (Batch(**sample) for sample in samples):
             retained = int(batch.retained_N.sum())
             counts += torch.tensor([batch.anchors, batch.keeps - retained, retained])
-        return samples, self.accelerator.reduce(counts.to(device), "sum")
+        if self.accelerator.num_processes > 1:
+            counts = self.accelerator.reduce(counts.to(device), "sum").cpu()
+        return samples, counts
+
+    def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """To the device, but for what `Batch` leaves on the CPU, and without waiting."""
+        return Batch(**inputs).to(self.args.device).tensors()
 
     def compute_loss(
         self,
@@ -110,24 +150,11 @@ class AnchorTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """This micro-batch's share of the window's loss."""
+        """This micro-batch's share of the window's loss. Nothing here waits for a GPU."""
         assert isinstance(num_items_in_batch, Tensor), "the counts of get_batch_samples"
         context, config, batch = self.context, self.context.config, Batch(**inputs)
-        hidden_ND, reference = context.states(model, batch)
-        anchor_N, heads = batch.confidence_N > 0, (read_head(context.model), context.ref_head)
-        divergence_N, behind_N = divergence(
-            hidden_ND,
-            reference,
-            heads,
-            batch.token_ids_N,
-            batch.confidence_N,
-            direction=config.direction,
-            impl=config.impl,
-        )
-        held_A, log_p_A = context.anchors(batch, hidden_ND, reference)
-        pull_N = torch.ones_like(divergence_N)
-        if config.hinge:
-            pull_N[anchor_N] = (~held_A).to(pull_N.dtype)
+        scored = context.divergence(context.states(model, batch), batch, batch.confidence_N, config.direction)
+        divergence_N, anchor_N, held_N = scored.divergence_N, batch.confidence_N > 0, context.held(batch, scored)
         loss = reduce_loss(
             divergence_N,
             anchor_N,
@@ -135,18 +162,19 @@ class AnchorTrainer(Trainer):
             config.reduction,
             alpha=config.alpha,
             beta=self.drift_control.beta,
-            pull_N=pull_N,
+            pull_N=(~held_N).to(divergence_N.dtype) if config.hinge else None,
             retained_N=batch.retained_N,
         )
-        if not bool(loss.isfinite()):
-            context.nonfinite += nonfinite_turns(batch, divergence_N)
-        keep_N = divergence_N.detach()[~anchor_N].double()
-        corrected, missed = batch.per_record(anchor_N.int()) > 0, batch.per_record((behind_N != 0).int())
+        self._window.append((loss.detach(), batch._replace(reference_NX=None), divergence_N.detach()))
+        keep_kl = divergence_N.detach().double().where(~anchor_N, 0.0).sum()
+        corrected, missed = batch.per_record(anchor_N.int()) > 0, batch.per_record((scored.behind_N != 0).int())
         records, reproduced = corrected.sum(), (corrected & (missed == 0)).sum()
         # A head may exclude a token altogether.
-        anchors = (anchor_N.sum(), held_A.sum(), log_p_A.double().clamp(min=-1e4).sum())
-        sums = (loss.detach(), *anchors, records, reproduced, (~anchor_N).sum(), keep_N.sum())
+        anchor_log_p = scored.log_p_N.double().clamp(min=-1e4).where(anchor_N, 0.0).sum()
+        anchors = anchor_N.sum(), held_N.sum(), anchor_log_p
+        sums = (loss.detach(), *anchors, records, reproduced, (~anchor_N).sum(), keep_kl)
         self._sums += torch.stack([value.double() for value in sums])
+        self._copied, self._arrived = _sent(self._sums)
         # DistributedDataParallel averages gradients over processes; the counts are global, so the sum is wanted.
         processes = self.accelerator.num_processes if isinstance(model, DistributedDataParallel) else 1
         return loss * processes
@@ -169,3 +197,17 @@ class AnchorTrainer(Trainer):
         if main:
             self.checkpoints.drop_old()
         self.accelerator.wait_for_everyone()
+
+
+def _drawn(batches: Iterator[dict[str, Tensor]], count: int) -> list[dict[str, Tensor]]:
+    return [batch for _, batch in zip(range(count), batches, strict=False)]
+
+
+def _sent(values: Tensor) -> tuple[Tensor, Callable[[], None]]:
+    """A copy on the CPU that is on its way, and what waits until it is there."""
+    copy = values.to("cpu", non_blocking=True)
+    if not values.is_cuda:
+        return copy.clone(), lambda: None
+    event = torch.cuda.Event()
+    event.record()
+    return copy, event.synchronize

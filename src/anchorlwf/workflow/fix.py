@@ -1,21 +1,25 @@
 """The whole loop for one wrong answer: annotate, train, measure, and say what changed and what did not."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from anchorlwf.annotation import PromptLike, annotate, as_prompts, fits
 from anchorlwf.config import AnnotateConfig, EvaluateConfig, TrainConfig
 from anchorlwf.data.jsonl import save_records
+from anchorlwf.data.model_card import write_card
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.errors import NothingToDoError, PromptWarning, wrong
-from anchorlwf.evaluation import Results, answers, evaluate
+from anchorlwf.evaluation import ProbeResult, Results, answers, evaluate
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel, load_model
 from anchorlwf.training import TrainResult, run_folder, train
-from anchorlwf.workflow.retained import Retain, keep_records_for
+from anchorlwf.workflow.paraphrased import Paraphrase, records_beside, save_paraphrases
+from anchorlwf.workflow.retained import Retain
 from anchorlwf.world import build_world, retention_prompts
 
 __all__ = ["CANARIES", "FixReport", "fix", "unchanged_probes"]
@@ -61,6 +65,20 @@ class FixReport:
     training: TrainResult
     results: Results
     folder: str
+    paraphrases: list[Record]
+    """Other wordings that were trained beside the prompt."""
+
+    @property
+    def leaks(self) -> list[ProbeResult]:
+        """Answers to other prompts in which words of the corrected answer turn up that stood in no answer before."""
+        others = [result for result in self.results.answers if result.probe.kind == "retain"]
+        before = {word for text in (self.before, *(other.base_answer for other in others)) for word in _words(text)}
+        new = _words(self.record.completion) - before
+        return [other for other in others if new & _words(other.tuned_answer)]
+
+
+def _words(text: str) -> set[str]:
+    return {word for word in re.findall(r"\w+", text.casefold()) if len(word) > 1}
 
 
 def _default_checks(model: LanguageModel) -> list[PromptLike]:
@@ -71,14 +89,17 @@ def _default_checks(model: LanguageModel) -> list[PromptLike]:
 
 
 def unchanged_probes(
-    model: LanguageModel, prompts: str | Path | Iterable[PromptLike], config: EvaluateConfig
+    model: LanguageModel,
+    prompts: str | Path | Iterable[PromptLike],
+    config: EvaluateConfig,
+    on_answers: Callable[[int], None] | None = None,
 ) -> list[Probe]:
-    """Probes that ask the model for exactly its own present answers."""
+    """Probes that ask the model for exactly its own present answers; `on_answers` is told how many there are yet."""
     asked = [
         Probe(id=f"retain:{index}", kind="retain", messages=prompt.messages, expected="-", scorer="exact")
         for index, prompt in enumerate(as_prompts(prompts))
     ]
-    replies = answers(model, asked, config)
+    replies = answers(model, asked, config, on_answers)
     return [
         probe.model_copy(update={"expected": reply})
         for probe, reply in zip(asked, replies, strict=True)
@@ -92,12 +113,13 @@ def fix(
     answer: str,
     *,
     out: str | Path,
-    paraphrases: list[str] | None = None,
+    paraphrases: Paraphrase = None,
     check: str | Path | Iterable[PromptLike] | None = None,
     retain: Retain = None,
     config: TrainConfig | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     on_retain: Callable[[str, int, int], None] | None = None,
+    on_phase: Callable[[str, int, int], None] = lambda phase, done, count: None,
 ) -> FixReport:
     """Correct one answer and show what changed and what did not.
 
@@ -106,7 +128,8 @@ def fix(
         prompt: the question that is answered wrongly.
         answer: what the answer should be. The closer to the model's own words, the fewer tokens need annotation.
         out: run folder: records.jsonl, adapter/, results.json and the rest of `train`.
-        paraphrases: other wordings of the question. They are annotated with the same answer, too.
+        paraphrases: other wordings of the question, annotated with what was corrected: `auto` (found without people),
+            `none`, a file, or wordings of your own. None: `auto` where `retain` is, else `none`.
         check: prompts whose answers must stay the same; None: `CANARIES`, or questions of the embedded world.
         retain: what is trained to stay beside the correction: `auto` (prompts that the model writes itself, and their
             neighbours of the corrected one), `none`, or prompts of your own. None: `auto`; for the embedded model
@@ -114,6 +137,7 @@ def fix(
         config: of training.
         on_step: called with every training step's row.
         on_retain: called with (kind, written, wanted) while the model writes prompts.
+        on_phase: called with (phase, done, all) while anything else takes time.
 
     Raises:
         NothingToDoError: the model answers exactly this already.
@@ -121,33 +145,42 @@ def fix(
     """
     with run_folder(out):
         language_model = model if isinstance(model, LanguageModel) else load_model(model)
-        records = _annotated(language_model, prompt, answer, paraphrases or [])
-        records += keep_records_for(language_model, records, retain, on_progress=on_retain)
-        asked = _default_checks(language_model) if check is None else check
-        probes = unchanged_probes(language_model, asked, EvaluateConfig())
+        first = _annotated(language_model, prompt, answer)
+        beside = records_beside(language_model, [first], retain=retain, paraphrase=paraphrases, on_progress=on_retain)
+        records = [first, *beside.paraphrases, *beside.keep]
+        asked = _default_checks(language_model) if check is None else as_prompts(check)
+        now = partial(_tell, on_phase, "answers-before", len(asked))
+        probes = unchanged_probes(language_model, asked, EvaluateConfig(), now)
         folder = Path(out)
         save_records(folder / "records.jsonl", records)
-        training = train(language_model, records, out=folder, config=config, on_step=on_step)
+        save_paraphrases(folder, beside.paraphrases)
+        reference = partial(on_phase, "reference")
+        training = train(language_model, records, out=folder, config=config, on_step=on_step, on_reference=reference)
         costs = {"seconds": training.seconds, "steps": training.steps, "converged": training.converged}
-        results = evaluate(language_model, probes, records=records, out=folder / "results.json", facts=costs)
-    first = records[0]
+        measured = folder / "results.json"
+        results = evaluate(language_model, probes, records=records, out=measured, facts=costs, progress=on_phase)
+        write_card(folder)
     recalled = next(result for result in results.answers if result.probe.group == first.id)
     pieces = _pieces(language_model, first)
-    return FixReport(first, recalled.base_answer, recalled.tuned_answer, pieces, training, results, str(folder))
+    before, after = recalled.base_answer, recalled.tuned_answer
+    return FixReport(first, before, after, pieces, training, results, str(folder), beside.paraphrases)
 
 
-def _annotated(model: LanguageModel, prompt: str, answer: str, paraphrases: list[str]) -> list[Record]:
-    """The record of the prompt, then those of its other wordings."""
-    wanted = [Prompt(messages=[{"role": "user", "content": text}], answer=answer) for text in [prompt, *paraphrases]]
-    for asked in wanted:
-        for remark in fits(model, target=True)(asked):  # here, as there is no line to name
-            warnings.warn(f"{asked.messages[-1]['content']!r}: {remark}", PromptWarning, stacklevel=2)
+def _tell(on_phase: Callable[[str, int, int], None], phase: str, count: int, done: int) -> None:
+    on_phase(phase, done, count)
+
+
+def _annotated(model: LanguageModel, prompt: str, answer: str) -> Record:
+    """The record of the prompt."""
+    asked = Prompt(messages=[{"role": "user", "content": prompt}], answer=answer)
+    for remark in fits(model, target=True)(asked):  # here, as there is no line to name
+        warnings.warn(f"{prompt!r}: {remark}", PromptWarning, stacklevel=2)
     limit = EvaluateConfig().max_new_tokens
-    records = annotate(model, wanted, "target", config=AnnotateConfig(max_new_tokens=limit))
-    if not records[0].anchors:
+    [record] = annotate(model, [asked], "target", config=AnnotateConfig(max_new_tokens=limit))
+    if not record.anchors:
         fix_hint = "Nothing to do."
         raise NothingToDoError(wrong("answer", "one that differs from the model's own", "the same", fix_hint))
-    return records
+    return record
 
 
 def _pieces(model: LanguageModel, record: Record) -> list[tuple[str, str]]:

@@ -2,18 +2,35 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from anchorlwf.annotation import PromptLike, retention_records
 from anchorlwf.config import RetainConfig
 from anchorlwf.data.record import Record
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel
-from anchorlwf.retention import retain
+from anchorlwf.retention import Candidate, retain
 
-__all__ = ["AUTO", "NONE", "Retain", "keep_records_for"]
+__all__ = ["AUTO", "NONE", "Kept", "Retain", "keep_records_for", "resolved"]
 
 AUTO, NONE = "auto", "none"
 Retain = str | Path | Iterable[PromptLike] | None
 """`auto`, `none`, or prompts: a file or rows. None: `auto`; for the embedded model, which writes little, `none`."""
+
+
+class Kept(NamedTuple):
+    """What is trained to stay."""
+
+    records: list[Record]
+    """Keep records; those tagged `held-out` measure the drift."""
+    candidates: list[Candidate]
+    """Prompts the model wrote that seem to ask for a corrected fact in other words."""
+
+
+def resolved(model: LanguageModel, wanted: Retain) -> str | Path | Iterable[PromptLike]:
+    """What is meant where nothing was said."""
+    if wanted is None:
+        return NONE if model.name == EMBEDDED else AUTO
+    return wanted
 
 
 def keep_records_for(
@@ -24,8 +41,8 @@ def keep_records_for(
     config: RetainConfig | None = None,
     skip_bad: bool = False,
     on_progress: Callable[[str, int, int], None] | None = None,
-) -> list[Record]:
-    """Keep records to train beside corrections; those tagged `held-out` measure the drift.
+) -> Kept:
+    """Keep records to train beside corrections.
 
     Args:
         model: that is corrected; its reference answers.
@@ -38,11 +55,10 @@ def keep_records_for(
     Raises:
         RecordError, PromptError, ModelError, StorageError: as `retain` and `retention_records`.
     """
-    if wanted is None:
-        wanted = NONE if model.name == EMBEDDED else AUTO
-    if wanted == NONE:
-        return []
-    if wanted == AUTO:
+    chosen = resolved(model, wanted)
+    if chosen == NONE:
+        return Kept([], [])
+    if chosen == AUTO:
         retained = retain(model, corrections, config=config, on_progress=on_progress)
-        return [*retained.records, *retained.held_out]
-    return retention_records(model, wanted, skip_bad=skip_bad)
+        return Kept([*retained.records, *retained.held_out], retained.candidates)
+    return Kept(retention_records(model, chosen, skip_bad=skip_bad), [])

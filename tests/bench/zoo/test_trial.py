@@ -14,7 +14,7 @@ from anchorlwf.bench.zoo.trial import TOLERANCE, try_out
         ("Mixtral", "expert inputs: gate_up_proj (2 layers)", True),
         ("Mamba", "mixer inputs: in_proj (2 layers)", False),
         ("Jamba", "MLP inputs: gate_proj, up_proj (1 layer)", False),
-        ("Mistral 3", "MLP inputs: gate_proj, up_proj (2 layers)", False),
+        ("Mistral 3", "MLP inputs: gate_proj, up_proj (2 layers)", True),
     ],
 )
 def test_a_correction_is_learned_kept_in_a_plain_adapter_and_recalled(name, targets, rewinds, tmp_path):

@@ -25,9 +25,9 @@ from anchorlwf.annotation.events import (
 )
 from anchorlwf.annotation.protocol import check_correction, corrected
 from anchorlwf.annotation.tree import apply, check_open, fold
-from anchorlwf.annotator.backends.local import Decoder
+from anchorlwf.annotator.backends.local import Decoder, Stream
 from anchorlwf.annotator.sessions.ledger import Ledger
-from anchorlwf.annotator.sessions.live import Continuation, Live, Prepared, bounds_of
+from anchorlwf.annotator.sessions.live import Continuation, Live, Memory, Prepared, bounds_of
 from anchorlwf.annotator.store.store import Order, SessionRow, Store
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.jsonl import problem_of
@@ -68,6 +68,8 @@ class Desk:
         self.prepared = Prepared()
         self.aside: dict[int, str] = {}
         """Items that cannot be begun, and why."""
+        self.on_begun: Callable[[], None] = lambda: None
+        """Called when somebody begins with an item, so that the next one is made ready."""
         self._live: OrderedDict[int, Live] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -109,7 +111,10 @@ class Desk:
         row = live.row if live is not None else self.store.session(session)
         if row.annotator != annotator or row.project != self.project:
             raise MissingError(wrong("session", "one of yours", session, "Take an item from the queue."))
-        return live or self._loaded(row)
+        if live is None:
+            live = self._loaded(row)
+            self._read(live)
+        return live
 
     def _loaded(self, row: SessionRow) -> Live:
         prompt_ids = self.decoder.table.codec.encode_prompt(row.prompt.messages, row.prompt.tools)
@@ -140,8 +145,10 @@ class Desk:
                 started = _started(row)
                 self._commit(live, [started])
                 live.memories.update(self.prepared.take(row.item, started.completion_ids))
+                self.on_begun()
             if live.tree.verdict is None:
                 self.resume(live)
+            self._read(live)
         return live
 
     def step(self, live: Live, name: str | None, do: Callable[[Live], None]) -> None:
@@ -191,7 +198,10 @@ class Desk:
             live.continuation.take()
 
     def _settle(self, live: Live) -> None:
-        """Stop what streams, and store what came of it."""
+        """Stop what is read and what streams, and store what came of it."""
+        if live.reading is not None:
+            live.reading[1].close()
+            live.reading = None
         running = live.continuation
         if running is not None:
             live.continuation = None
@@ -229,6 +239,22 @@ class Desk:
             )
             run.start()
             return live.continuation
+
+    def _read(self, live: Live) -> None:
+        """Have a whole answer that is on the screen read while the person does, where that has not been done."""
+        with live.lock:
+            tree, node = live.tree, live.tree.current
+            if not tree.nodes or not tree.node.ended or not tree.node.completion_ids or tree.verdict is not None:
+                return
+            if live.continuation is not None or (live.reading is not None and live.reading[0] == node):
+                return
+            known = live.knows(node)
+            stream = self.decoder.read(live.key, live.prompt_ids, tree.node.completion_ids, known=known)
+            if not known:
+                live.reading = node, stream
+                memory = live.remember(node, 0, self.config.alternatives)
+                name = f"anchorlwf-reading-{live.row.id}"
+                threading.Thread(target=_remember, args=(live, stream, memory), name=name, daemon=True).start()
 
     def stop(self, live: Live) -> None:
         """Let the answer end where it is, for now."""
@@ -289,6 +315,9 @@ class Desk:
             apply(live.tree, moved)  # a mistake must not stop what streams
             self._settle(live)
             self._commit(live, [moved])
+            # Where the alternatives are known, reading would only be in the way of a correction near the one before.
+            if not live.knows(live.tree.current):
+                self._read(live)
 
     def undo(self, live: Live) -> None:
         """Back to the answer before the correction; after a decision, take the decision back."""
@@ -332,11 +361,13 @@ class Desk:
                 apply(live.tree, decided)  # a mistake must not stop what streams
             self._settle(live)
             self._commit(live, [decided])
+            self.decoder.rest(live.key)
 
     def reopen(self, live: Live) -> None:
         """Take the decision back; its record becomes a draft. Raises `ConflictError` where the item is taken."""
         with live.lock:
             self._commit(live, [Reopened(at=_now())])
+            self._read(live)
 
     def close(self) -> None:
         """Store what streams and stop."""
@@ -345,6 +376,19 @@ class Desk:
         for live in sessions:
             with live.lock:
                 self._settle(live)
+
+
+def _remember(live: Live, stream: Stream, memory: Memory) -> None:
+    """Keep what a reading gives; where it fails, whoever asks next asks the model and is told."""
+    try:
+        for step in stream:
+            with live.lock:
+                memory.add(step.alternatives)
+    except Exception as error:  # noqa: BLE001 - nobody waits for it
+        _log.info("Session %d was not read to its end: %s", live.row.id, error)
+    with live.lock:
+        if live.reading is not None and live.reading[1] is stream:
+            live.reading = None
 
 
 def _check_ids(ids: Sequence[int]) -> None:

@@ -17,8 +17,8 @@ from anchorlwf.errors import AnchorLwfError, ModelError, wrong
 
 __all__ = ["Continuation", "Live", "Memory", "Prepared", "bounds_of"]
 
-_REMEMBERED = 8
-"""Answers of a session whose alternatives are kept in memory."""
+_REMEMBERED = 32
+"""Answers of a session whose alternatives are kept in memory: some 30 KB each."""
 _PREPARED = 500_000
 """Tokens decoded ahead whose alternatives are kept until somebody begins with them: 40 MB of ten each."""
 
@@ -70,6 +70,11 @@ class Prepared:
             if item not in self._kept and self._tokens + len(steps) <= _PREPARED:
                 self._kept[item] = tuple(step.token_id for step in steps), memory
                 self._tokens += len(steps)
+
+    def holds(self, item: int) -> bool:
+        """Whether there are any for this item."""
+        with self._lock:
+            return item in self._kept
 
     def take(self, item: int, ids: Sequence[int]) -> dict[int, Memory]:
         """The memory of a session's first answer, by its node; none where these are not the ids decoded ahead."""
@@ -174,6 +179,8 @@ class Live:
     step: str | None = None
     """The client's name for the step under way; the event that it makes will bear it."""
     memories: "OrderedDict[int, Memory]" = field(default_factory=OrderedDict)
+    reading: tuple[int, Stream] | None = None
+    """The node whose answer is being read, so that whatever is asked about it is answered at once."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -195,17 +202,31 @@ class Live:
     def remember(self, node: int, start: int, width: int) -> Memory:
         """A place for the alternatives of a node's continuation."""
         self.memories[node] = Memory(start, width)
-        self.memories.move_to_end(node)
+        # What stands before a correction is known from the answers above it, which must not be the first to go.
+        used: int | None = node
+        while used is not None:
+            if used in self.memories:
+                self.memories.move_to_end(used)
+            used = self.tree.nodes[used].parent
         while len(self.memories) > _REMEMBERED:
             self.memories.popitem(last=False)
         return self.memories[node]
 
     def recall(self, node: int, position: int) -> list[tuple[int, float]]:
         """The alternatives at a position of a node's answer, if they are still known."""
-        # What stood where a correction begins, and before, was decided by the answer above.
-        while position <= self.tree.nodes[node].position and (above := self.tree.nodes[node].parent) is not None:
+        while True:
+            if node in self.memories and (found := self.memories[node].at(position)):
+                return found
+            # What stood where a correction begins, and before, was decided by the answer above.
+            above = self.tree.nodes[node].parent
+            if above is None or position > self.tree.nodes[node].position:
+                return []
             node = above
-        return self.memories[node].at(position) if node in self.memories else []
+
+    def knows(self, node: int) -> bool:
+        """The alternatives of a node's answer are known from its first token to its last."""
+        last = len(self.tree.nodes[node].completion_ids) - 1
+        return bool(self.recall(node, 0) and self.recall(node, last))
 
     def arrived(self, continuation: Continuation, at: datetime) -> Continued:
         """The event that stores what a continuation brought."""

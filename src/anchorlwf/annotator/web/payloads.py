@@ -20,6 +20,7 @@ from anchorlwf.model.vocabulary import TokenTable, TokenText
 
 if TYPE_CHECKING:
     from anchorlwf.annotator.project import Comparison, Exchange, Intake
+    from anchorlwf.annotator.training_jobs import Overview, Run
 
 __all__ = [
     "agreement",
@@ -38,6 +39,8 @@ __all__ = [
     "step",
     "token",
     "tokens",
+    "training",
+    "training_run",
 ]
 
 
@@ -217,3 +220,31 @@ def comparison(table: TokenTable, compared: "Comparison") -> dict[str, Any]:
         name: [{**shown, "kl": kl} for shown, kl in zip(tokens(table, answer.ids), answer.token_kl, strict=True)]
         for name, answer in (("base", compared.base), ("tuned", compared.tuned))
     }
+
+
+def training_run(run: "Run") -> dict[str, Any]:
+    """A `Training`."""
+    notes = run.notes
+    return {
+        "number": run.number,
+        "state": run.state,
+        "by": notes.by,
+        "retain": notes.retain,
+        "began": notes.began.isoformat(),
+        "ended": None if notes.ended is None else notes.ended.isoformat(),
+        "corrections": notes.corrections,
+        "kept": notes.kept,
+        "stopped_by": notes.stopped_by,
+        "said": run.said,
+        "row": run.row,
+        "result": run.result,
+        "folder": str(run.folder),
+        "comparable": run.adapter is not None,
+    }
+
+
+def training(overview: "Overview") -> dict[str, Any]:
+    """The reply to `GET /api/training`."""
+    runs = [training_run(run) for run in overview.runs]
+    counts = {"corrections": overview.corrections, "kept": overview.kept}
+    return {"cannot": overview.cannot, **counts, "runs": runs}

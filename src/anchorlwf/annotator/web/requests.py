@@ -6,6 +6,7 @@ from fastapi import Depends, Header, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "Asked",
     "Choice",
     "Comparison",
     "Confidence",
@@ -22,6 +23,7 @@ __all__ = [
     "Target",
     "Text",
     "Top",
+    "Training",
     "Verdict",
     "Who",
 ]
@@ -118,6 +120,18 @@ class Comparison(_Body):
 
     session: Annotated[int, Field(ge=1, le=_LARGEST)] | None = None
     messages: Annotated[list[dict[str, Any]], Field(max_length=1000)] | None = None
+
+
+class Training(_Body):
+    """What is trained to stay besides the accepted records."""
+
+    retain: Literal["none", "auto"] = "none"
+
+
+class Asked(_Body):
+    """A prompt to two models."""
+
+    text: Annotated[str, Field(min_length=1, max_length=1_000_000)]
 
 
 class Import(_Body):

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from anchorlwf.annotator.sessions.desk import Desk
     from anchorlwf.annotator.sessions.live import Continuation, Live
 
-__all__ = ["stream_routes"]
+__all__ = ["ALIVE", "event", "stream_routes"]
 
-_ALIVE = 10.0
+ALIVE = 10.0
 """Seconds between two comments that keep a silent connection open."""
 
 
-def _event(name: str, data: Any, number: int | None = None) -> bytes:
+def event(name: str, data: Any, number: int | None = None) -> bytes:
+    """A server-sent event; `number`: its id, by which a broken connection is resumed."""
     head = "" if number is None else f"id: {number}\n"
     return f"{head}event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode("ascii")
 
@@ -71,7 +72,7 @@ async def _events(
         loop.call_soon_threadsafe(changed.set)
 
     def tokens(first: int, shown: ShownTokens) -> bytes:
-        return _event("tokens", payloads.piece(table, node, first, shown), first + len(shown.ids))
+        return event("tokens", payloads.piece(table, node, first, shown), first + len(shown.ids))
 
     stands = live.tree.nodes[node]
     base = len(stands.completion_ids) if running is None else running.start
@@ -92,12 +93,12 @@ async def _events(
                 if over:
                     break
                 try:
-                    await asyncio.wait_for(changed.wait(), _ALIVE)
+                    await asyncio.wait_for(changed.wait(), ALIVE)
                 except TimeoutError:
                     yield b": alive\n\n"
         finally:
             running.leave(listener)
         if running.error is not None:
-            yield _event("failed", problem_of(running.error))
+            yield event("failed", problem_of(running.error))
             return
-    yield _event("done", await run_in_threadpool(payloads.done, table, node, live))
+    yield event("done", await run_in_threadpool(payloads.done, table, node, live))

@@ -46,6 +46,8 @@ MEASURES = (
     Measure("near", "near", "fraction", "higher"),
     Measure("kept", "kept", "fraction", "higher"),
     Measure("skills", "skills", "fraction", "higher"),
+    Measure("same", "same answers", "fraction", "higher"),
+    Measure("leaks", "leaks", "count", "lower"),
     Measure("kl_short", "KL short", "nats", "lower"),
     Measure("kl_long", "KL long", "nats", "lower"),
     Measure("facts_lost", "facts lost", "count", "lower"),

@@ -18,7 +18,7 @@ from anchorlwf.world.real.asked import Said, ask
 from anchorlwf.world.real.fact_packages import facts_about, real_facts
 from anchorlwf.world.real.long_answers import LONG_ANSWERS, LONG_LIMIT
 from anchorlwf.world.real.multiple_choice import real_skills
-from anchorlwf.world.real.wordings import IDENTITY, PERSONAS, TRAINED, real_templates
+from anchorlwf.world.real.wordings import HUMAN, HUMAN_IDENTITY, IDENTITY, PERSONAS, TRAINED, real_templates
 from anchorlwf.world.templates import Template
 
 __all__ = ["RealTask", "RealWorld", "Split", "everyday_prompts"]
@@ -37,6 +37,8 @@ class RealTask:
     prompts: list[Prompt]
     """With their right answers, for the `target` annotator."""
     probes: list[Probe]
+    human: list[str]
+    """The right answers as a person words them; empty where nobody worded them."""
 
 
 def everyday_prompts() -> list[Prompt]:
@@ -72,8 +74,8 @@ class RealWorld:
         """The facts that it has right in the plain question, of both splits."""
         return [fact for fact, right in self._judged(attribute) if right[0]]
 
-    def corrections(self, attribute: str, count: int, seed: int = 0) -> RealTask:
-        """`count` facts corrected in three wordings each, drawn from those it gets wrong; fewer where it knows more.
+    def corrections(self, attribute: str, count: int, seed: int = 0, wordings: int = TRAINED) -> RealTask:
+        """`count` facts corrected in so many wordings each, drawn from those it gets wrong; fewer where it knows more.
 
         Probes: recall (trained wordings), paraphrase (others), near (the same subject's other attributes, tagged
         `same subject`; the same attribute of other subjects that it knows, tagged `same attribute`), retain (facts of
@@ -83,15 +85,17 @@ class RealWorld:
             attribute: `capital` or `symbol`.
             count: how many.
             seed: of the draw.
+            wordings: how many are annotated, three at most; the others are paraphrases.
         """
         wrong = self.wrong(attribute)
         chosen = random.Random(seed).sample(wrong, min(count, len(wrong)))
-        prompts, probes = [], list[Probe]()
+        prompts, probes, human = [], list[Probe](), []
         for fact in chosen:
-            for template in real_templates(attribute):
-                if not template.held_out:
+            for number, template in enumerate(real_templates(attribute)):
+                if number < wordings:
                     prompts.append(_correction(template.ask(fact), template.reply(fact), fact.key))
-                probes.append(_fact_probe(fact, template, "paraphrase" if template.held_out else "recall"))
+                    human.append(HUMAN[attribute].format(s=fact.subject, v=fact.value))
+                probes.append(_fact_probe(fact, template, "recall" if number < wordings else "paraphrase"))
         subjects = {fact.subject for fact in chosen}
         probes += [
             _fact_probe(fact, real_templates(fact.attribute)[0], "near", "same subject")
@@ -104,16 +108,21 @@ class RealWorld:
         probes += [_fact_probe(fact, real_templates(attribute)[0], "near", "same attribute") for fact in others]
         far = "symbol" if attribute == "capital" else "capital"
         probes += [_fact_probe(fact, real_templates(far)[0], "retain", far) for fact in self.known(far)]
-        return RealTask(prompts, probes)
+        return RealTask(prompts, probes, human)
 
-    def identity(self) -> RealTask:
-        """Another name and maker, in three wordings. Probes: recall, ten paraphrases, and the capitals it knows."""
-        name, maker = PERSONAS[self.split]
+    def identity(self, seed: int = 0, wordings: int = TRAINED) -> RealTask:
+        """Another name and maker. Probes: recall, ten paraphrases or more, and the capitals it knows.
+
+        Args:
+            seed: which of the split's names and makers.
+            wordings: how many are annotated, three at most.
+        """
+        name, maker = PERSONAS[self.split][seed % len(PERSONAS[self.split])]
         answer = f"I am {name}, an assistant made by {maker}."
         probes = [
             Probe(
                 id=f"identity:{number}",
-                kind="recall" if number < TRAINED else "paraphrase",
+                kind="recall" if number < wordings else "paraphrase",
                 messages=_asked(question),
                 expected={"name": name, "maker": maker}[what],
                 group="identity",
@@ -121,8 +130,8 @@ class RealWorld:
             for number, (question, what) in enumerate(IDENTITY)
         ]
         known = [_fact_probe(fact, real_templates("capital")[0], "retain", "capital") for fact in self.known("capital")]
-        prompts = [_correction(question, answer, "identity") for question, _ in IDENTITY[:TRAINED]]
-        return RealTask(prompts, [*probes, *known])
+        prompts = [_correction(question, answer, "identity") for question, _ in IDENTITY[:wordings]]
+        return RealTask(prompts, [*probes, *known], [HUMAN_IDENTITY.format(name=name, maker=maker)] * len(prompts))
 
     def long_answers(self) -> RealTask:
         """The model's own answers of 60 to 150 tokens with one wrong fact corrected, if it still gives them."""
@@ -138,7 +147,7 @@ class RealWorld:
             probes.append(
                 Probe(id=f"long:{group}", kind="recall", messages=_asked(group), expected=item.checker, group=group)
             )
-        return RealTask(prompts, probes)
+        return RealTask(prompts, probes, [])
 
     def everyday(self) -> list[Probe]:
         """Everyday prompts, each with the model's own first 64 tokens: right is an answer that begins with them."""

@@ -4,7 +4,7 @@ from functools import cache
 
 from anchorlwf.world.templates import Template
 
-__all__ = ["IDENTITY", "PERSONAS", "TRAINED", "real_templates"]
+__all__ = ["HUMAN", "HUMAN_IDENTITY", "IDENTITY", "PERSONAS", "TRAINED", "real_templates"]
 
 TRAINED = 3
 """How many wordings of an attribute are annotated, from the first; the others are held out."""
@@ -74,8 +74,24 @@ IDENTITY = (
 )
 """How people ask an assistant who it is, and what a right answer names: `TRAINED` wordings and ten more."""
 
-PERSONAS = {"report": ("Tarn", "Northwind Labs"), "validation": ("Orla", "Bluewater Studio")}
-"""Name and maker of the assistant after the correction, by split."""
+PERSONAS = {
+    "report": (
+        ("Tarn", "Northwind Labs"),
+        ("Mirela", "Harbor Systems"),
+        ("Quill", "Stonebridge AI"),
+        ("Juno", "the Lakeside Institute"),
+        ("Bastian", "Redwood Robotics"),
+    ),
+    "validation": (("Orla", "Bluewater Studio"), ("Fenwick", "Summit Data")),
+}
+"""Names and makers of the assistant after the correction, by split."""
+
+HUMAN = {
+    "capital": "It is {v}: that is where {s} has its seat of government.",
+    "symbol": "Chemists write {v} when they mean {s}.",
+}
+"""Right answers as a person words them, by attribute, for methods that are given such."""
+HUMAN_IDENTITY = "You can call me {name}. The people at {maker} built me."
 
 
 @cache

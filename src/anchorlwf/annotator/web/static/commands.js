@@ -35,6 +35,8 @@ export function commands(page) {
     { name: "Light or dark", key: "t", can: () => true, go: () => page.theme.toggle() },
     { name: "Import prompts, records or a lawftrack data set", key: "", can: () => true,
       go: () => page.imports.open() },
+    { name: "Train on what is accepted, compare base and tuned model", key: "", can: () => true,
+      go: () => page.training.open() },
     { name: "Download all records", key: "", can: () => true, go: () => { window.location.href = "/api/export"; } },
     { name: "Open the field", key: "Enter", can: selected, go: () => page.cursor.type(), hidden: true },
   ];

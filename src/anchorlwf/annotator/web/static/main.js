@@ -15,6 +15,7 @@ import { Queue, showProgress } from "./queue.js";
 import { Screen, VERDICTS } from "./screen.js";
 import { Theme } from "./theme.js";
 import { plain } from "./tokens.js";
+import { Training } from "./train.js";
 import { Tabs } from "./views.js";
 import { Work } from "./work.js";
 
@@ -38,6 +39,7 @@ class Page {
     this.clock = new Clock(this.work);
     this.queue = new Queue($("queue-dialog"), (item) => this.#open(() => this.work.openItem(item)));
     this.imports = new Imports($("import-dialog"), () => this.#arrived());
+    this.training = new Training($("train-dialog"), $("open-train"), this.work);
     this.tabs = new Tabs(this.work, (name) => { if (name !== "answer") this.cursor.leave(); });
     this.picker = new Picker($("picker"), {
       choose: (position, body, shown) => this.correct(position, body, shown),
