@@ -13,7 +13,7 @@ import torch
 from tiny import CONTEXT, WINDOW
 from token_counting import counting_tokens
 
-from anchorlwf.decoding import greedy as greedy_module
+from anchorlwf.decoding import cache_use as caches
 from anchorlwf.decoding.greedy import TIE, Decoded, GreedyDecoder, decode_batch, greedy_choices
 from anchorlwf.errors import PromptError
 from anchorlwf.model.language_model import LanguageModel, load_model
@@ -89,7 +89,7 @@ def windowed(tiny_folder, prompt_ids):
 
 
 def test_a_sliding_window_goes_back_as_far_as_it_remembers(windowed, prompt_ids, monkeypatch):
-    monkeypatch.setattr(greedy_module, "_REACH", 6)
+    monkeypatch.setattr(caches, "_REACH", 6)
     decoder = GreedyDecoder(windowed)
     ids = decoder.complete(prompt_ids, [], LIMIT).ids
     # It forgets in steps, so it can go back by as much as its reach and by less than twice that.
@@ -107,7 +107,7 @@ def test_a_sliding_window_goes_back_as_far_as_it_remembers(windowed, prompt_ids,
 
 
 def test_a_window_keeps_no_more_than_it_can_go_back(windowed, prompt_ids, monkeypatch):
-    monkeypatch.setattr(greedy_module, "_REACH", 4)
+    monkeypatch.setattr(caches, "_REACH", 4)
     decoder, sizes = GreedyDecoder(windowed), []
     for _ in decoder.stream(prompt_ids, [], 60):
         sizes.append(next(layer.keys.shape[-2] for layer in decoder._cache.layers if layer.is_sliding))

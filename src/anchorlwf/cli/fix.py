@@ -30,6 +30,7 @@ from anchorlwf.cli.shared import (
     Model,
     Paraphrase,
     Retain,
+    Targets,
     TrustCode,
     fix_progress,
     options_from,
@@ -57,6 +58,7 @@ def fix(
     check: Annotated[Path | None, typer.Option(help="JSONL file of prompts whose answers must not change.")] = None,
     retain: Retain = None,
     to: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")] = Path("runs/fix"),
+    targets: Targets = None,
     drift_budget: Annotated[float | None, typer.Option(help="Maximum mean KL at keep tokens, nats per token.")] = None,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
@@ -66,7 +68,7 @@ def fix(
     from anchorlwf.workflow import fix
 
     quiet_libraries()
-    settings = options_from(TrainConfig, config, drift_budget=drift_budget)
+    settings = options_from(TrainConfig, config, drift_budget=drift_budget, targets=targets)
     with fix_progress() as progress:
         report = fix(
             load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code),
@@ -107,6 +109,7 @@ def _print(report: Any, as_json: bool) -> None:
     if (kept := report.results.groups.get("kept")) is not None:
         _print_kept(kept, report)
     training = report.training
+    out.print(f"trained: {training.targets}")
     for kind, drift in training.report.held_out.items():
         interval = f"({drift.low:.5f} to {drift.high:.5f}), in the worst per cent of tokens {drift.worst:.3f}"
         out.print(f"drift on {drift.records} held-out answers, {kind}: {drift.mean:.5f} nats per token {interval}")

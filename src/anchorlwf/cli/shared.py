@@ -36,6 +36,7 @@ __all__ = [
     "PlainProgress",
     "Retain",
     "SkipBad",
+    "Targets",
     "Tokens",
     "TrustCode",
     "count_progress",
@@ -91,6 +92,12 @@ Retain = Annotated[
     str | None,
     typer.Option(
         "--retain", help="What is trained to stay: auto (prompts the model writes itself), none, or a JSONL file."
+    ),
+]
+Targets = Annotated[
+    str | None,
+    typer.Option(
+        help="Layers that get LoRA: auto (default), mlp, all-linear, a pattern, or names separated by commas."
     ),
 ]
 Paraphrase = Annotated[

@@ -37,6 +37,7 @@ from anchorlwf.cli.shared import (
     Paraphrase,
     Retain,
     SkipBad,
+    Targets,
     TrustCode,
     options_from,
     out,
@@ -80,6 +81,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Records per micro-batch on each device.")] = None,
     accumulation: Annotated[int | None, typer.Option(help="Micro-batches per optimizer step.")] = None,
     rank: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
+    targets: Targets = None,
     drift_budget: Annotated[float | None, typer.Option(help="Maximum mean KL at keep tokens, nats per token.")] = None,
     hold: Annotated[float | None, typer.Option(help="Probability at which an anchor holds.")] = None,
     direction: Loss = None,
@@ -173,4 +175,5 @@ def _print(result: Any, wordings: list["Record"], to: Path, as_json: bool) -> No
     for kind, drift in report.held_out.items():
         interval = f"({drift.low:.5f} to {drift.high:.5f}), worst per cent of tokens {drift.worst:.3f}"
         out.print(f"drift on held-out answers, {kind}: {drift.mean:.5f} nats per token {interval}")
+    out.print(f"trained: {result.targets}")
     out.print(f"weights: {result.weights}")

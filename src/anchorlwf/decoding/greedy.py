@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from anchorlwf.decoding.cache_use import cache_bytes, cache_use, generate_use, take_back, trim
 from anchorlwf.decoding.speculation import Speculator
 from anchorlwf.decoding.teacher_forcing import TIE, Choices, choices_of, greedy_choices
 from anchorlwf.model.language_model import LanguageModel
@@ -62,35 +62,6 @@ class Decoded:
     """The token limit or the context ended it."""
 
 
-_REACH = 2048
-"""Tokens behind its window that the cache of a sliding window keeps, so that it can rewind by as many."""
-
-
-def _empty_cache(model: LanguageModel) -> DynamicCache:
-    cache = DynamicCache(config=model.causal.config)
-    for layer in cache.layers:
-        if type(layer) is DynamicSlidingWindowLayer:
-            # Otherwise what leaves the window is gone at once.
-            layer.activate_past_recording()
-    return cache
-
-
-def _without_last(layer: Any, removed: int) -> bool:
-    """Take tokens back from a layer of a cache that rewinds; False, and nothing done, where that reaches too far.
-
-    Not by `crop`, which on a sliding window drops what a second crop would need.
-    """
-    if not layer.is_initialized:
-        return True  # it shares the keys and values of another layer
-    kept = layer.keys.shape[-2] - removed
-    if isinstance(layer, DynamicSlidingWindowLayer):
-        if kept < min(layer.sliding_window - 1, layer.cumulative_length - removed):
-            return False
-        layer.cumulative_length -= removed
-    layer.keys, layer.values = layer.keys[..., :kept, :], layer.values[..., :kept, :]
-    return True
-
-
 @dataclass
 class Pace:
     """How many prompt tokens are fed at once: as many as take so long, for others wait meanwhile."""
@@ -112,8 +83,9 @@ class GreedyDecoder:
     """A key-value cache over one sequence, moved to any prefix at the least cost.
 
     Going back to a position drops the cache behind it. A sliding window keeps what has left it for some time, so that
-    it can go back by 2,048 tokens or more; a cache that cannot rewind (state-space layers) is prefilled again. Either
-    way the ids are those of decoding from scratch (exactly in float32; in bfloat16 up to ties).
+    it can go back by 2,048 tokens or more; a cache that cannot rewind (state-space layers) is prefilled again, and a
+    network without one is fed everything each time. Either way the ids are those of decoding from scratch (exactly in
+    float32; in bfloat16 up to ties).
 
     Args:
         model: decoded as it is (adapter on unless inside `model.reference()`).
@@ -126,44 +98,41 @@ class GreedyDecoder:
         self, model: LanguageModel, top_k: int = 1, *, entropy: bool = False, pace: Pace | None = None
     ) -> None:
         self._model, self._top_k, self._entropy, self._pace = model, top_k, entropy, pace
-        self._cache = _empty_cache(model)
+        self._use = cache_use(model)
+        self._cache = self._use.empty(model)
         self._ids: list[int] = []
         self.stop_ids = model.stop_ids
 
     @property
     def rewinds(self) -> bool:
         """Tokens can be taken back at no cost, so that trying the expected ones is worth while."""
-        # `is_croppable` claims too much for hybrid caches, so only the layers that `_without_last` knows are trusted.
-        return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in self._cache.layers)
+        return self._use.rewinds or self._cache is None
 
     @property
     def nbytes(self) -> int:
         """Bytes the cache holds."""
-        parts = [getattr(layer, name, None) for layer in self._cache.layers for name in ("keys", "values")]
-        return sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))
+        return cache_bytes(self._cache)
 
     def _feed(self, ids: list[int], keep: int = 1) -> Tensor:
         """Logits (float32, [keep, V]) behind the last `keep` of `ids`, once these have been appended to the cache."""
+        if self._ids and (self._cache is None or (len(ids) > 1 and not self._use.appends)):
+            self._cache = self._use.empty(self._model)
+            ids, self._ids = self._ids + ids, []
         inputs_BT = torch.tensor([ids], device=self._model.device)
-        output = self._model.net(input_ids=inputs_BT, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
+        inputs: dict[str, Any] = {"input_ids": inputs_BT, "use_cache": False}
+        if self._cache is not None:
+            inputs = self._use.inputs(self._cache, len(self._ids), inputs_BT)
+        output = self._model.net(**inputs, logits_to_keep=keep)
         self._ids += ids
-        self._trim()
+        trim(self._cache)
         return _checked(self._model, output.logits[0, -keep:].float())
-
-    def _trim(self) -> None:
-        """Let sliding windows forget what nobody goes back to: not with each token, for that would copy each time."""
-        for layer in self._cache.layers:
-            if type(layer) is DynamicSlidingWindowLayer and layer.is_initialized:
-                kept = layer.sliding_window - 1 + _REACH
-                if layer.keys.shape[-2] > kept + _REACH:
-                    layer.keys, layer.values = (part[..., -kept:, :].clone() for part in (layer.keys, layer.values))
 
     def _rewind(self, length: int) -> None:
         removed = len(self._ids) - length
-        if removed and length and self.rewinds and all(_without_last(layer, removed) for layer in self._cache.layers):
+        if removed and length and self.rewinds and take_back(self._cache, removed):
             del self._ids[length:]
         elif removed:
-            self._cache = _empty_cache(self._model)
+            self._cache = self._use.empty(self._model)
             self._ids = []
 
     def shared(self, ids: Sequence[int]) -> int:
@@ -184,9 +153,9 @@ class GreedyDecoder:
         """
         length = self.shared(ids)
         other = GreedyDecoder(self._model, self._top_k, entropy=self._entropy, pace=self._pace)
-        other._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
-        removed = len(self._ids) - length
-        if not self.rewinds or not all(_without_last(layer, removed) for layer in other._cache.layers):
+        if self._cache is not None and other._cache is not None:
+            other._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+        if not self.rewinds or not take_back(other._cache, len(self._ids) - length):
             return None
         other._ids = self._ids[:length]
         return other
@@ -197,7 +166,8 @@ class GreedyDecoder:
 
     def chunks(self, ids: list[int]) -> int:
         """How many chunks `ids` have at the most."""
-        return 0 if self._pace is None else len(ids) // self._pace.smallest
+        # What must be fed at once is not fed in chunks.
+        return 0 if self._pace is None or not self._use.appends else len(ids) // self._pace.smallest
 
     @torch.inference_mode()
     def approach(self, ids: list[int]) -> bool:
@@ -413,24 +383,40 @@ def _answers(
     room: int,
     generation: contextlib.AbstractContextManager[GenerationConfig],
 ) -> list[Decoded]:
+    """The answers of `generate`, in one batch; or in one for each length where padding would change them."""
+    use, answers = generate_use(model), dict[int, Decoded]()
+    with generation as config:
+        config.use_cache = use.use_cache
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        for alike in [range(len(prompts))] if use.pads else _by_length(prompts):
+            rows = _generated(model, [prompts[index] for index in alike], room)
+            for index, row in zip(alike, rows, strict=True):
+                end = next((i + 1 for i, token in enumerate(row) if token in ends), None)
+                answers[index] = Decoded(row[:end], truncated=end is None)
+    return [answers[index] for index in range(len(prompts))]
+
+
+def _by_length(prompts: list[list[int]]) -> list[list[int]]:
+    """Indices of prompts of the same length, together."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    return [list(group) for _, group in itertools.groupby(order, key=lambda index: len(prompts[index]))]
+
+
+def _generated(model: LanguageModel, prompts: list[list[int]], room: int) -> list[list[int]]:
+    """What `generate` puts behind the prompts, which it pads on the left."""
     pad, width = model.codec.pad_id, max(map(len, prompts))
     left = [[pad] * (width - len(prompt)) for prompt in prompts]
     ids_BT = torch.tensor([gap + prompt for gap, prompt in zip(left, prompts, strict=True)], device=model.device)
     mask_BT = torch.tensor([[0] * len(gap) + [1] * (width - len(gap)) for gap in left], device=model.device)
-    with generation as config:
-        output_BT = model.net.generate(
-            input_ids=ids_BT,
-            attention_mask=mask_BT,
-            max_new_tokens=room,
-            tokenizer=model.codec.tokenizer,
-            logits_processor=LogitsProcessorList([_CheckedLogits(model)]),
-        )
-        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    answers = []
-    for row in output_BT[:, width:].tolist():
-        end = next((i + 1 for i, token in enumerate(row) if token in ends), None)
-        answers.append(Decoded(row[:end], truncated=end is None))
-    return answers
+    output_BT = model.net.generate(
+        input_ids=ids_BT,
+        attention_mask=mask_BT,
+        max_new_tokens=room,
+        tokenizer=model.codec.tokenizer,
+        logits_processor=LogitsProcessorList([_CheckedLogits(model)]),
+    )
+    ids: list[list[int]] = output_BT[:, width:].tolist()
+    return ids
 
 
 @torch.inference_mode()
