@@ -41,7 +41,7 @@ def merge(
         print_json(asdict(report))
         return
     out.print(f"{to}: {report.base} with {report.adapter}, in {report.dtype}")
-    gap = f"largest difference of a logit {report.largest_difference:.1e}, mean KL {report.mean_kl:.1e} nats"
+    gap = f"largest difference of a log-probability {report.largest_difference:.1e}, mean KL {report.mean_kl:.1e} nats"
     out.print(f"{gap}, other choices at {report.choices_changed} of {report.tokens} tokens")
     checked = f"{report.reproduced} of {report.records}" if report.records else "not checked; --records names them"
     out.print(f"corrected answers reproduced: {checked}")

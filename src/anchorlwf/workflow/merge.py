@@ -30,7 +30,7 @@ REPORT = "merge.json"
 _RECORDS, _ANSWER = 256, 32
 """Most records that are checked, and most tokens of the answers to everyday prompts."""
 _EXACT = 1e-2
-"""Largest difference of a logit in float32; rounding alone makes about 1e-4."""
+"""Largest difference of a log-probability in float32; rounding alone makes about 1e-4."""
 _ROUNDED = 0.01
 """Largest mean KL(base and adapter || merged) in half precision, nats per token: the drift budget of training."""
 
@@ -47,7 +47,7 @@ class MergeReport:
     tokens: int
     """That were compared: those of the records, and of answers to everyday prompts."""
     largest_difference: float
-    """Of a logit."""
+    """Of a log-probability, at any token of the vocabulary."""
     mean_kl: float
     """KL(base and adapter || merged), nats per token."""
     choices_changed: int
@@ -117,7 +117,7 @@ def merge(
 
 def _told(report: MergeReport) -> str:
     return (
-        f"{report.reproduced} of {report.records} corrected answers, a largest difference of a logit of "
+        f"{report.reproduced} of {report.records} corrected answers, a largest difference of a log-probability of "
         f"{report.largest_difference:.2g} and a mean KL of {report.mean_kl:.2g} nats in {report.dtype}"
     )
 
