@@ -1,4 +1,5 @@
-# make install | demo | real | check | test | docs | results-check | stranger | check-extras | check-lower-bounds | clean
+# make install | demo | real | check | test | models | docs | results-check | stranger | check-extras |
+# check-lower-bounds | clean
 # PYTHON picks the interpreter that makes .venv (3.11 or newer); CI=true keeps the output of pip to its errors.
 
 PYTHON ?= python3
@@ -6,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(filter true,$(CI)),--quiet --no-input)
 
-.PHONY: install demo real check test docs results-check stranger check-extras check-lower-bounds clean
+.PHONY: install demo real check test models docs results-check stranger check-extras check-lower-bounds clean
 
 install: $(STAMP)
 
@@ -33,6 +34,10 @@ check: install
 # One thread per worker: two workers with two threads each on two cores take several times as long.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# One correction of a tiny model of every architecture; writes the table of docs/models.md.
+models: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m anchorlwf.bench.zoo.table docs/models.md
 
 # The pages of docs/ as a site under build/site; a link that leads nowhere fails.
 docs: install

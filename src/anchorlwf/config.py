@@ -1,5 +1,6 @@
 """Options of every stage: frozen, checked, and readable from and to YAML."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -68,6 +69,16 @@ def loading_options(path: str | Path) -> dict[str, str]:
         if not isinstance(value, str):
             raise ConfigError(wrong(f"{path}, {name}", "text", repr(value), "Mend the file."))
     return found
+
+
+def _names(value: object) -> object:
+    """`gate_proj,up_proj` as a list; words for a choice and patterns as they are."""
+    plain = isinstance(value, str) and re.fullmatch(r"[\w.]+(,[\w.]+)*", value)
+    return value.split(",") if isinstance(value, str) and plain and value not in ("auto", "mlp") else value
+
+
+Targets = Annotated[str | list[str], BeforeValidator(_names)]
+"""Words for a choice, a pattern or names of layers; names on a command line are `gate_proj,up_proj`."""
 
 
 class Config(BaseModel):
@@ -188,8 +199,9 @@ class TrainConfig(Config):
     rank: Count = 8
     lora_alpha: Positive = 64.0
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: str | list[str] = "mlp"
-    """Modules that get LoRA: mlp (the layers through which MLP blocks read), all-linear, a pattern or names. A head
+    targets: Targets = "auto"
+    """What gets LoRA: auto, mlp (the layers through which MLP blocks read), all-linear, a pattern or names of layers.
+    auto: as mlp where there are such layers; else the inputs of experts, of attention or of a recurrent mixer. A head
     tied to the embedding is refused."""
     learning_rate: Positive = 3e-4
     max_steps: Count | None = None
@@ -239,7 +251,7 @@ class BaselineConfig(Config):
 
     rank: Count = 8
     lora_alpha: Positive = 64.0
-    targets: str | list[str] = "mlp"
+    targets: Targets = "auto"
     learning_rate: Positive = 3e-4
     """Constant; no weight decay, gradients clipped at norm 1."""
     steps: Count = 100

@@ -69,3 +69,14 @@ def test_where_there_is_no_run_that_is_said(tmp_path):
     with pytest.raises(RecordError, match="expected a run folder"):
         summary_of(tmp_path)
     assert run("runs", tmp_path).code == 2
+
+
+def test_a_run_is_drawn_by_the_command(runs, tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [{"step": step, "anchor_probability": 0.5, "keep_kl": 0.01, "beta": 10.0} for step in (1, 2)]
+    (runs / "whole" / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    well("runs", str(runs / "whole"), "--plot", str(tmp_path / "run.png"))
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+    two = run("runs", str(runs / "whole"), str(runs / "torn"), "--plot", str(tmp_path / "two.png"))
+    assert two.code == 2
+    assert "one run" in two.err

@@ -14,6 +14,7 @@ from anchorlwf.annotator.project import Exchange
 from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.sessions.ledger import Ledger
 from anchorlwf.annotator.store.store import Store
+from anchorlwf.annotator.training_jobs import TrainingJobs
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.jsonl import load_prompts
 from anchorlwf.errors import ConfigError, wrong
@@ -88,6 +89,10 @@ class Work:
                 )
             )
 
+    def jobs(self, exchange: Exchange) -> TrainingJobs:
+        """The trainings of the project, which is open."""
+        return TrainingJobs(exchange.desk, self.out, self.model, trust_remote_code=self.trust_remote_code)
+
     def _memory_bytes(self) -> int:
         if self.memory is None:
             return int(MEMORY * 2**30)
@@ -141,6 +146,7 @@ def open_exchange(
         ahead = Ahead(store, project, decoder, config, desk.prepared) if decode_ahead else None
         if ahead is not None:
             stack.callback(ahead.close)
+            desk.on_begun = ahead.more
         exchange = Exchange(prompts.stem, desk, per_item=per_item, ahead=ahead)
         exchange.add(load_prompts(prompts, skip_bad=skip_bad, check=exchange.fits), ledger.known())
         exchange.publish()

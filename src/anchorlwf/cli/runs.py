@@ -8,6 +8,7 @@ Examples:
   anchorlwf runs
   anchorlwf runs experiments --json
   anchorlwf runs runs/first runs/second
+  anchorlwf runs runs/first --plot first.svg
 """
 
 from collections.abc import Callable
@@ -25,11 +26,16 @@ def runs(
     folders: Annotated[
         list[Path] | None, typer.Argument(help="A folder of runs, or two runs. Default: the folder runs.")
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw one run to this file (.png or .svg): anchors, drift and beta by step.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     from anchorlwf.data.run_summary import is_run, run_differences, runs_below, summary_of
 
     chosen = folders or [Path("runs")]
+    if plot is not None:
+        _plot(chosen, plot)
     single = len(chosen) == 1 and not is_run(chosen[0])
     found = runs_below(chosen[0]) if single else [summary_of(folder) for folder in chosen]
     differing = run_differences(*found) if not single and len(found) == 2 else {}
@@ -39,6 +45,17 @@ def runs(
     _print(found)
     for name, (before, after) in differing.items():
         out.print(f"{name}: {before} -> {after}")
+
+
+def _plot(folders: list[Path], to: Path) -> None:
+    from anchorlwf.errors import ConfigError, wrong
+    from anchorlwf.evaluation.run_plot import plot_run
+    from anchorlwf.extras import require_extra
+
+    if len(folders) != 1:
+        raise ConfigError(wrong("--plot", "one run", f"{len(folders)}", "Name the run to draw."))
+    require_extra("arena", "runs --plot")
+    plot_run(folders[0], to)
 
 
 _COLUMNS: dict[str, Callable[[Any], str]] = {

@@ -36,6 +36,7 @@ __all__ = [
     "PlainProgress",
     "Retain",
     "SkipBad",
+    "Targets",
     "Tokens",
     "TrustCode",
     "count_progress",
@@ -91,6 +92,12 @@ Retain = Annotated[
     str | None,
     typer.Option(
         "--retain", help="What is trained to stay: auto (prompts the model writes itself), none, or a JSONL file."
+    ),
+]
+Targets = Annotated[
+    str | None,
+    typer.Option(
+        help="Layers that get LoRA: auto (default), mlp, all-linear, a pattern, or names separated by commas."
     ),
 ]
 Paraphrase = Annotated[
@@ -274,6 +281,10 @@ def _step(show: Callable[[str, int, int], None], row: dict[str, Any]) -> None:
     show(text, row["step"], row["max_steps"])
 
 
+def _retained(show: Callable[[str, int, int], None], kind: str, done: int, count: int) -> None:
+    show(f"{kind} prompts", done, count)
+
+
 @contextmanager
 def step_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
     """For `train(on_step=...)`: anchors held, answers reproduced, drift and step."""
@@ -283,20 +294,23 @@ def step_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 @contextmanager
 def train_progress() -> Iterator[dict[str, Callable[..., None]]]:
-    """For `train(**...)`: the steps, and before them the reference's batches."""
+    """For `train(**...)`: the steps, and before them the reference's batches.
+
+    `on_retain`, for `records_beside`: the prompts that the model writes before that.
+    """
     with _bars() as show:
-        yield {"on_step": partial(_step, show), "on_reference": partial(show, "reference")}
+        yield {
+            "on_step": partial(_step, show),
+            "on_reference": partial(show, "reference"),
+            "on_retain": partial(_retained, show),
+        }
 
 
 @contextmanager
 def fix_progress() -> Iterator[dict[str, Callable[..., None]]]:
     """For `fix(**...)`: the prompts that the model writes, the steps, and the answers before and after."""
     with _bars() as show:
-        yield {
-            "on_step": partial(_step, show),
-            "on_retain": lambda kind, done, count: show(f"{kind} prompts", done, count),
-            "on_phase": show,
-        }
+        yield {"on_step": partial(_step, show), "on_retain": partial(_retained, show), "on_phase": show}
 
 
 @contextmanager

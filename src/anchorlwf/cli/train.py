@@ -37,6 +37,7 @@ from anchorlwf.cli.shared import (
     Paraphrase,
     Retain,
     SkipBad,
+    Targets,
     TrustCode,
     options_from,
     out,
@@ -80,6 +81,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Records per micro-batch on each device.")] = None,
     accumulation: Annotated[int | None, typer.Option(help="Micro-batches per optimizer step.")] = None,
     rank: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
+    targets: Targets = None,
     drift_budget: Annotated[float | None, typer.Option(help="Maximum mean KL at keep tokens, nats per token.")] = None,
     hold: Annotated[float | None, typer.Option(help="Probability at which an anchor holds.")] = None,
     direction: Loss = None,
@@ -109,7 +111,8 @@ def train(
     require_reporters(settings.report_to)
     with run_folder(to), train_progress() as progress:
         loading = {"name": model, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-        loaded, chosen, wordings = _inputs(loading, records, retain, paraphrase, skip_bad, to)
+        beside = {"retain": retain, "paraphrase": paraphrase, "on_progress": progress.pop("on_retain")}
+        loaded, chosen, wordings = _inputs(loading, records, beside, skip_bad, to)
         result = train(loaded, chosen, out=to, config=settings, resume=resume, **progress)
     if PartialState().is_main_process:
         _print(result, wordings, to, as_json)
@@ -118,7 +121,7 @@ def train(
 
 
 def _inputs(
-    loading: dict[str, Any], records: Path, retain: str | None, paraphrase: list[str] | None, skip_bad: bool, to: Path
+    loading: dict[str, Any], records: Path, beside: dict[str, Any], skip_bad: bool, to: Path
 ) -> tuple[Any, Any, list["Record"]]:
     from accelerate import PartialState
     from torch.utils.data import ConcatDataset
@@ -131,8 +134,8 @@ def _inputs(
     # Whatever has a length and numbers is a dataset to torch, which its types do not say.
     chosen: Any = RecordFile(records, skip_bad=skip_bad)
     loaded = load_model(**loading)
-    retained, reworded = retain not in (None, NONE), paraphrase not in (None, [NONE])
-    if not retained and not reworded:
+    retain, reworded = beside["retain"] or NONE, beside["paraphrase"] not in (None, [NONE])
+    if retain == NONE and not reworded:
         _save_wordings(to, [])
         return loaded, chosen, []
     loaded.codec.pin(chosen[0].model if len(chosen) else None)  # one date in all prompts
@@ -141,12 +144,10 @@ def _inputs(
     corrections = [record for record in wanted if record.anchors and record.status == "complete"]
     # What one process has written is in the cache for the others.
     with PartialState().main_process_first():
-        beside = records_beside(
-            loaded, corrections, retain=retain if retained else NONE, paraphrase=paraphrase, skip_bad=skip_bad
-        )
-    _save_wordings(to, beside.paraphrases)
-    added: Any = [*beside.paraphrases, *beside.keep]
-    return loaded, ConcatDataset([chosen, added]) if added else chosen, beside.paraphrases
+        made = records_beside(loaded, corrections, skip_bad=skip_bad, **{**beside, "retain": retain})
+    _save_wordings(to, made.paraphrases)
+    added: Any = [*made.paraphrases, *made.keep]
+    return loaded, ConcatDataset([chosen, added]) if added else chosen, made.paraphrases
 
 
 def _save_wordings(to: Path, wordings: list["Record"]) -> None:
@@ -174,4 +175,5 @@ def _print(result: Any, wordings: list["Record"], to: Path, as_json: bool) -> No
     for kind, drift in report.held_out.items():
         interval = f"({drift.low:.5f} to {drift.high:.5f}), worst per cent of tokens {drift.worst:.3f}"
         out.print(f"drift on held-out answers, {kind}: {drift.mean:.5f} nats per token {interval}")
+    out.print(f"trained: {result.targets}")
     out.print(f"weights: {result.weights}")

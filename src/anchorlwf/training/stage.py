@@ -53,6 +53,8 @@ class TrainResult:
 
     weights: str
     """Folder of the adapter (or, for full fine-tuning, of the model)."""
+    targets: str
+    """What trained, in words, such as `MLP inputs: gate_proj, up_proj (30 layers)`."""
     steps: int
     """Optimizer steps taken."""
     seconds: float
@@ -236,6 +238,7 @@ def _finish(trainer: AnchorTrainer, rule: StopRule, folder: RunFolder, seconds: 
         report = context.report(step)
     result = TrainResult(
         weights=str(_save(trainer, folder)),
+        targets=str(context.model.targets or "all weights"),
         steps=step,
         seconds=seconds,
         converged=report.passes(context.config.drift_budget),
@@ -281,6 +284,7 @@ def _prepare(model: LanguageModel, config: TrainConfig) -> None:
         fix = "Merge it first, or load the base model alone."
         raise ModelError(wrong("model", "a base model", "one with an adapter", fix))
     probe_head(model)
+    model.stop_dropout()
     if config.method == "full":
         model.keep_reference_copy()
 

@@ -1,5 +1,6 @@
 """The whole loop for one wrong answer: annotate, train, measure, and say what changed and what did not."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from anchorlwf.data.model_card import write_card
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.errors import NothingToDoError, PromptWarning, wrong
-from anchorlwf.evaluation import Results, answers, evaluate
+from anchorlwf.evaluation import ProbeResult, Results, answers, evaluate
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel, load_model
 from anchorlwf.training import TrainResult, run_folder, train
 from anchorlwf.workflow.paraphrased import Paraphrase, records_beside, save_paraphrases
@@ -66,6 +67,18 @@ class FixReport:
     folder: str
     paraphrases: list[Record]
     """Other wordings that were trained beside the prompt."""
+
+    @property
+    def leaks(self) -> list[ProbeResult]:
+        """Answers to other prompts in which words of the corrected answer turn up that stood in no answer before."""
+        others = [result for result in self.results.answers if result.probe.kind == "retain"]
+        before = {word for text in (self.before, *(other.base_answer for other in others)) for word in _words(text)}
+        new = _words(self.record.completion) - before
+        return [other for other in others if new & _words(other.tuned_answer)]
+
+
+def _words(text: str) -> set[str]:
+    return {word for word in re.findall(r"\w+", text.casefold()) if len(word) > 1}
 
 
 def _default_checks(model: LanguageModel) -> list[PromptLike]:

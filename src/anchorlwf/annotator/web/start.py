@@ -1,5 +1,6 @@
 """`anchorlwf annotate --web`: a server over the work."""
 
+import contextlib
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,10 +76,10 @@ def serve_page(work: "Work", options: PageOptions, *, announce: Callable[[str], 
 
     hosts = checked_hosts(options.allow_host)
     people = load_annotators(options.annotators) if options.annotators else {}
-    with work.open() as exchange, _listening(options) as listener:
+    with work.open() as exchange, _listening(options) as listener, contextlib.closing(work.jobs(exchange)) as jobs:
         people = people or {options.name: kept_token(work.beside)}
         settings = WebSettings(people, host=options.host, port=listener.getsockname()[1], hosts=hosts)
-        app = create_app(exchange, settings)
+        app = create_app(exchange, settings, jobs)
         # No access log: addresses hold the token.
         server = uvicorn.Server(
             uvicorn.Config(
