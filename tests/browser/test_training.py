@@ -132,6 +132,7 @@ def test_from_accepted_answers_to_base_against_tuned(begin, new_page, records, e
     kept(other, "compared-390-dark")
     # Escape closes it, and the page's own keys work again.
     page.keyboard.press("Escape")
+    page.wait_for_selector("#train-dialog:not([open])", state="attached")
     page.keyboard.press("q")
     page.wait_for_selector("#queue-dialog[open]")
 
