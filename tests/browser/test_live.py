@@ -181,7 +181,10 @@ def test_going_on_before_the_reply_to_a_stop_has_come_is_not_undone_by_it(serve,
     with page.expect_response("**/api/sessions/1"):  # the page looks where the stop has left it
         ((route, reply),) = stops
         route.fulfill(response=reply)
-    page.wait_for_timeout(50)
+    for _ in range(100):
+        page.wait_for_timeout(50)
+        if streams:
+            break
     (stream,) = streams
     stream.continue_()  # no quicker than the look
     until(page, "before => document.querySelectorAll('#answer .t').length > before + 20", before)
