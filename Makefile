@@ -1,4 +1,5 @@
-# make install | demo | real | check | test | docs | results-check | clean
+# make install | demo | real | check | test | models | docs | results-check | stranger | check-extras |
+# check-lower-bounds | clean
 # PYTHON picks the interpreter that makes .venv (3.11 or newer); CI=true keeps the output of pip to its errors.
 
 PYTHON ?= python3
@@ -6,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(filter true,$(CI)),--quiet --no-input)
 
-.PHONY: install demo real check test docs results-check clean
+.PHONY: install demo real check test models docs results-check stranger check-extras check-lower-bounds clean
 
 install: $(STAMP)
 
@@ -14,7 +15,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch==2.13.0
-	$(PIP) -c constraints.txt -e '.[dev,rl]'
+	$(PIP) -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: install
@@ -34,6 +35,10 @@ check: install
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# One correction of a tiny model of every architecture; writes the table of docs/models.md.
+models: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m anchorlwf.bench.zoo.table docs/models.md
+
 # The pages of docs/ as a site under build/site; a link that leads nowhere fails.
 docs: install
 	$(BIN)/mkdocs build --strict --quiet
@@ -41,6 +46,17 @@ docs: install
 # Runs a slice of the published study again and compares.
 results-check: install
 	$(BIN)/anchorlwf arena --check docs/results/arena/results.json
+
+# Fresh environments from the built wheel, with packages from the index: the whole loop as a stranger does it; each
+# extra by itself; every dependency at the lower bound of pyproject.toml. Minutes and gigabytes each.
+stranger: install
+	$(BIN)/python tests/support/environments.py stranger
+
+check-extras: install
+	$(BIN)/python tests/support/environments.py extras
+
+check-lower-bounds: install
+	$(BIN)/python tests/support/environments.py lower-bounds
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -1,4 +1,4 @@
-"""Scratch: what decides between variants on a GPU, most important first. python benchmarks/gpu_trial.py OUT.json"""
+"""Scratch: what decides between variants on a GPU, most important first. python benchmarks/gpu_trial.py OUT.json."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ import torch
 
 from anchorlwf.bench import gpu_measures as measures
 from anchorlwf.bench.gpu import GPU_STEP, SHAPES
-from anchorlwf.bench.objectives import make_problem
+from anchorlwf.bench.objectives import OBJECTIVES, make_problem
 from anchorlwf.bench.race import quiet
 from anchorlwf.loss import row_kernel, scored_loss
 from anchorlwf.loss.gpu_pass import Rows
@@ -99,7 +99,7 @@ def main():
     del given
     for tokens, width in SHAPES[1::-1]:
         problem = make_problem(tokens, width, V, 0.05, 0, dtype="bfloat16", device=DEVICE)
-        guarded(f"D {width} products", lambda p=problem: measures.timed(partial(measures._LOSSES["matmuls"], p)))
+        guarded(f"D {width} products", lambda p=problem: measures.timed(partial(OBJECTIVES["matmuls"], p)))
         for memory in (2**29, 2**30, 3 * 2**29, 2**31):
             guarded(f"D {width} {memory >> 20} MiB", lambda p=problem, m=memory: measures.timed(partial(whole, p, m)))
         del problem

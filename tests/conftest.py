@@ -17,7 +17,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from tiny import CONTEXT, WINDOW
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -27,11 +26,11 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
+from anchorlwf.bench.zoo.architectures import tiny_tokenizer
 from anchorlwf.files import CACHE_VARIABLE
 from anchorlwf.model.language_model import LanguageModel, load_model
 
@@ -42,39 +41,6 @@ pytest_plugins = ["real_world_cases"]
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
-
-_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-_CORPUS = [
-    "The capital of Freedonia is Fredville, and the river there is the Arrel.",
-    "Where was she born? She was born in the year 1931, in a small town by the sea.",
-    "system user assistant: hello, how are you? I am well, thank you.",
-]
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        min_frequency=1,
-    )
-    raw.train_from_iterator(_CORPUS, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = _TEMPLATE
-    return tokenizer
 
 
 def _qwen3(common: dict[str, object]) -> PreTrainedModel:
@@ -125,7 +91,7 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Folder of a tiny random checkpoint by architecture, written on first use."""
-    root, tokenizer = tmp_path_factory.mktemp("tiny"), _tokenizer()
+    root, tokenizer = tmp_path_factory.mktemp("tiny"), tiny_tokenizer(CONTEXT)
 
     def folder(architecture: str) -> Path:
         path = root / architecture

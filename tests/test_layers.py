@@ -19,7 +19,7 @@ import anchorlwf
 
 ROOT = Path(anchorlwf.__file__).parent
 
-VALUES = {"errors", "files", "config", "run", "data"}
+VALUES = {"errors", "extras", "files", "config", "installation", "run", "data"}
 TENSORS = {"model", "loss", "decoding", "divergence"}
 STAGES = {"annotation", "retention", "training", "evaluation", "world"}
 # Each puts several stages to work, which is why no stage need know another.
@@ -37,7 +37,7 @@ SAME_NAME = {"__init__", "stage"}
 
 LAZY = {"trl", "lm_eval", "openai", "vllm", "matplotlib", "jinja2", "markupsafe"}
 """Optional, slow or talkative at import."""
-VALUE_LIBRARIES = {"pydantic", "numpy", "httpx", "yaml", "regex", "platformdirs"}
+VALUE_LIBRARIES = {"pydantic", "numpy", "httpx", "yaml", "regex", "platformdirs", "packaging"}
 """All that the bottom layer may use besides the standard library."""
 
 
@@ -191,7 +191,7 @@ def test_only_the_command_that_serves_the_page_knows_it():
 
 def test_the_root_holds_what_every_room_needs_and_nothing_else():
     loose = {path.stem for path in ROOT.glob("*.py")}
-    assert loose == {"__init__", "__main__", "errors", "files", "config", "run", "divergence"}
+    assert loose == {"__init__", "__main__", "errors", "extras", "files", "config", "installation", "run", "divergence"}
 
 
 def test_no_room_is_crowded():

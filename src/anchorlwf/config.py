@@ -1,12 +1,13 @@
 """Options of every stage: frozen, checked, and readable from and to YAML."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from anchorlwf.errors import ConfigError
+from anchorlwf.errors import ConfigError, wrong
 from anchorlwf.files import write_atomic
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ParaphraseConfig",
     "RetainConfig",
     "TrainConfig",
+    "loading_options",
 ]
 
 YAML_ERRORS = (OSError, ValueError, RecursionError, yaml.YAMLError)
@@ -30,6 +32,53 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What every generator takes."""
 Listed = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
 """For tuples: on a command line they are `1,2`."""
+Names = BeforeValidator(
+    lambda value: [name for part in value.split(",") if (name := part.strip())] if isinstance(value, str) else value
+)
+Reporters = Annotated[
+    tuple[Literal["tensorboard", "trackio", "wandb"], ...],
+    Listed,
+    # Of validators before, the last one comes first.
+    BeforeValidator(lambda value: () if value in ("none", ["none"], ("none",)) else value),
+]
+
+
+_LOADING = ("model", "device", "dtype")
+"""What a file may say beside the options of stages, for every command that loads a model."""
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `ConfigError`."""
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except YAML_ERRORS as error:
+        raise ConfigError(f"{path}: expected a YAML file, got {error}. Check the path and the syntax.") from error
+    if data is not None and not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected `option: value` lines, got {type(data).__name__}. Mend the file.")
+    return {str(name): value for name, value in (data or {}).items()}
+
+
+def loading_options(path: str | Path) -> dict[str, str]:
+    """The `model`, `device` and `dtype` that a YAML file names at its top level.
+
+    Raises:
+        ConfigError: the file is missing, no mapping, or one of them is no text.
+    """
+    found = {name: value for name, value in _read_yaml(path).items() if name in _LOADING and value is not None}
+    for name, value in found.items():
+        if not isinstance(value, str):
+            raise ConfigError(wrong(f"{path}, {name}", "text", repr(value), "Mend the file."))
+    return found
+
+
+def _names(value: object) -> object:
+    """`gate_proj,up_proj` as a list; words for a choice and patterns as they are."""
+    plain = isinstance(value, str) and re.fullmatch(r"[\w.]+(,[\w.]+)*", value)
+    return value.split(",") if isinstance(value, str) and plain and value not in ("auto", "mlp") else value
+
+
+Targets = Annotated[str | list[str], BeforeValidator(_names)]
+"""Words for a choice, a pattern or names of layers; names on a command line are `gate_proj,up_proj`."""
 
 
 class Config(BaseModel):
@@ -63,20 +112,23 @@ class Config(BaseModel):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a YAML file: the options themselves, or a recipe, of which this stage's section is read.
+        """Read a YAML file: the options themselves, or those of several stages, of which this one's section is read.
+
+        A file of sections may lack this stage's; the defaults then hold. What it says of the model is left to
+        `loading_options`.
 
         Raises:
             ConfigError: the file is missing, no mapping, or holds a wrong option.
         """
-        try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except YAML_ERRORS as error:
-            raise ConfigError(f"{path}: expected a YAML file, got {error}. Check the path and the syntax.") from error
-        if data is not None and not isinstance(data, dict):
-            raise ConfigError(f"{path}: expected `option: value` lines, got {type(data).__name__}. Mend the file.")
-        options = data or {}
-        if isinstance(options.get(cls.section), dict) and cls.section not in cls.model_fields:
-            options = options[cls.section]
+        options = _read_yaml(path)
+        section = options.get(cls.section)
+        if isinstance(section, dict) and cls.section not in cls.model_fields:
+            options = section
+        elif any(isinstance(options.get(stage), dict) for stage in _SECTIONS - set(cls.model_fields)):
+            options = {}
+        else:
+            left = set(_LOADING) - set(cls.model_fields)
+            options = {name: value for name, value in options.items() if name not in left}
         return cls.of(**{str(name): value for name, value in options.items()})
 
     def save(self, path: str | Path) -> None:
@@ -147,8 +199,9 @@ class TrainConfig(Config):
     rank: Count = 8
     lora_alpha: Positive = 64.0
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: str | list[str] = "mlp"
-    """Modules that get LoRA: mlp (the layers through which MLP blocks read), all-linear, a pattern or names. A head
+    targets: Targets = "auto"
+    """What gets LoRA: auto, mlp (the layers through which MLP blocks read), all-linear, a pattern or names of layers.
+    auto: as mlp where there are such layers; else the inputs of experts, of attention or of a recurrent mixer. A head
     tied to the embedding is refused."""
     learning_rate: Positive = 3e-4
     max_steps: Count | None = None
@@ -182,6 +235,9 @@ class TrainConfig(Config):
     save_steps: Annotated[int, Field(ge=0)] = 0
     """Checkpoint every so many steps, for resuming; 0: none."""
     gradient_checkpointing: bool = False
+    report_to: Reporters = ()
+    """Where every step's figures are sent besides metrics.jsonl: tensorboard, trackio, wandb; `none` is the empty list.
+    TensorBoard's files go into the run folder, the others may go to their servers."""
     reference_cache_size: Annotated[float, Field(ge=0)] = 8.0
     """Most GiB on disk for the reference's hidden states, kept where there is more than one pass over the records and
     they fit. Steps then need no reference forward. 0: never kept."""
@@ -195,7 +251,7 @@ class BaselineConfig(Config):
 
     rank: Count = 8
     lora_alpha: Positive = 64.0
-    targets: str | list[str] = "mlp"
+    targets: Targets = "auto"
     learning_rate: Positive = 3e-4
     """Constant; no weight decay, gradients clipped at norm 1."""
     steps: Count = 100
@@ -243,7 +299,7 @@ class EvaluateConfig(Config):
     included; the KL is measured on greedy continuations all the same."""
     kl_prompts: Annotated[int, Field(ge=0)] = 64
     """Held-out prompts whose reference continuations measure the KL."""
-    tasks: list[str] = []
+    tasks: Annotated[list[str], Names] = []
     """Tasks of lm-evaluation-harness, run on base and tuned model."""
     tasks_path: str | None = None
     """Folder with task YAML files of your own."""
@@ -279,3 +335,8 @@ class GateConfig(Config):
         if not self.model_dump(exclude_defaults=True):
             raise ValueError("expected at least one threshold")
         return self
+
+
+_SECTIONS = {
+    kind.section for kind in (AnnotateConfig, RetainConfig, TrainConfig, BaselineConfig, EvaluateConfig, GateConfig)
+}

@@ -28,6 +28,7 @@ __all__ = [
     "ensure_writable",
     "file_sha",
     "held_file",
+    "lock_to_hand_on",
     "process_lock",
     "staged_folder",
     "storage_errors",
@@ -315,6 +316,30 @@ def _open_locked(path: Path, what: str) -> int:
                 raise
             # Its holder removed the file between our opening and our locking it.
             os.close(handle)
+
+
+def lock_to_hand_on(path: str | Path) -> int | None:
+    """Take the lock file `path` for a process about to be started; None: somebody has it.
+
+    Returns:
+        A descriptor: pass it to the process (`pass_fds`) and close it here. The lock is held until the last process
+        that has the descriptor ends, however.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    lock_file = Path(path)
+    with storage_errors(lock_file):
+        handle = os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(handle, lock_file, wait=False)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except BaseException:
+            os.close(handle)
+            raise
+        return handle
 
 
 CACHE_VARIABLE = "ANCHORLWF_CACHE"

@@ -18,7 +18,7 @@ from anchorlwf.files import append_line, clear_leftovers, ensure_writable, proce
 
 __all__ = ["RunFolder", "environment", "held_folder", "seed_everything"]
 
-_WRITTEN = ("adapter", "model", "config.yaml", "environment.json", "metrics.jsonl", "train.json")
+_WRITTEN = ("adapter", "model", "config.yaml", "environment.json", "metrics.jsonl", "train.json", "card.json")
 """What only the holder of a run folder writes; records and results may be written by others at any time."""
 _HELD: ContextVar[frozenset[Path]] = ContextVar("_HELD", default=frozenset())
 """Run folders that this thread holds."""

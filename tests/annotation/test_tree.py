@@ -12,6 +12,7 @@ from anchorlwf.annotation.events import (
     Corrected,
     Decided,
     Event,
+    Extended,
     Moved,
     Noted,
     Reopened,
@@ -163,6 +164,17 @@ def test_a_confidence_holds_on_every_branch_that_shares_the_anchor():
 def test_what_does_not_fit_the_moment_is_refused(events, event, error):
     with pytest.raises(error):
         apply(fold(events), event)
+
+
+def test_an_answer_that_was_cut_goes_on():
+    cut = fold([Started(at=NOW, completion_ids=(1, 2), ended=True, truncated=True)])
+    longer = apply(cut, Extended(at=NOW, node=0, limit=4))
+    assert (longer.node.ended, longer.node.truncated, longer.limit) == (False, False, 4)
+    whole = apply(longer, Continued(at=NOW, node=0, token_ids=(3,), ended=True))
+    assert whole.original_ids == (1, 2, 3)
+    for tree, limit in ((whole, 9), (cut, 2)):
+        with pytest.raises(RecordError, match="limit: expected an answer that was cut"):
+            apply(tree, Extended(at=NOW, node=0, limit=limit))
 
 
 def test_the_original_is_the_models_own_whole_answer():

@@ -97,6 +97,14 @@ def test_who_waits_while_it_closes_is_told():
         scheduler.submit("ask", _pieces([], "late", 1))
 
 
+def test_what_may_soon_be_asked_is_read_while_nobody_waits(scheduler, gate):
+    log = []
+    waiting = [scheduler.submit(lane, _pieces(log, lane, 2)) for lane in ("ahead", "read", "stream", "ask")]
+    gate.set()
+    assert [list(one) for one in waiting] == [[0, 1]] * 4
+    assert log[-4:] == ["read", "read", "ahead", "ahead"]
+
+
 def test_the_caches_stay_below_their_bound_and_the_least_recently_used_goes_first(tiny_model, prompt_ids):
     prefix = list(range(5, 25))
     alone = LocalDecoder(tiny_model)
@@ -105,10 +113,11 @@ def test_the_caches_stay_below_their_bound_and_the_least_recently_used_goes_firs
     alone.close()
     decoder = LocalDecoder(tiny_model, memory=2 * size)
     whole = len(prompt_ids) + len(prefix)
+    asked = {"a": prompt_ids, "b": [70, *prompt_ids[1:]], "c": [71, *prompt_ids[1:]]}
     try:
         with counting_tokens(tiny_model) as fed:
             for key in "abacab":  # c takes the place of b, which was used before a; b then that of c
-                decoder.options(key, prompt_ids, prefix, 3)
+                decoder.options(key, asked[key], prefix, 3)
                 assert size <= decoder.cached_bytes <= 2 * size
         assert fed == [whole, whole, 1, whole, 1, whole]
     finally:

@@ -15,6 +15,7 @@ from anchorlwf.annotation import Correct, Quit, annotate, verify_records
 from anchorlwf.annotation.tree import fold
 from anchorlwf.annotator.backends.local import LocalDecoder
 from anchorlwf.annotator.open import Work
+from anchorlwf.annotator.sessions import screen as screen_texts
 from anchorlwf.annotator.store.overview import progress
 from anchorlwf.annotator.store.store import Store
 from anchorlwf.annotator.terminal.commands import HELP
@@ -106,8 +107,19 @@ def test_text_takes_the_white_space_of_what_it_replaces_unless_quoted(tmp_path):
             '3 "Tarn"',
             lambda: found.append(answer_of(exchange)),
         )
-    assert [codec.decode(ids)[:8] for ids in found] == ["I am Tar", "I amTarn"]
+        # No space stands before punctuation or the end of the turn.
+        sit(
+            exchange,
+            *(
+                part
+                for text in (". Yes", "<|im_end|>")
+                for part in (f"3 {text}", lambda: found.append(answer_of(exchange)))
+            ),
+        )
+    assert [codec.decode(ids)[:8] for ids in found[:2]] == ["I am Tar", "I amTarn"]
     assert codec.pieces(found[0][3:4]) == [" Tarn"]
+    assert codec.decode(found[2]).startswith("I am. Yes")
+    assert codec.pieces(found[3]) == ["I", " a", "m", "<|im_end|>"]
 
 
 def test_bad_lines_are_answered_change_nothing_and_are_asked_again(work):
@@ -123,14 +135,14 @@ def test_bad_lines_are_answered_change_nothing_and_are_asked_again(work):
             "3 #1",
             "u",
             "r",
-            "c",
             "b",
             "g 5",
             "3 @0.5",
             "?",
             "3 \udcff",
             lambda: before.append(answer_of(exchange)),
-            "0 Hm",
+            "0 Hm $",
+            "c",
             "k",
         )
     for told in (
@@ -150,6 +162,36 @@ def test_bad_lines_are_answered_change_nothing_and_are_asked_again(work):
     ):
         assert told in screen
     assert before[0] == before[1]
+
+
+def test_an_answer_ends_where_it_is_told_to_and_goes_on_where_it_was_cut(work):
+    seen = []
+    with work.open() as exchange:
+        desk, end = exchange.desk, exchange.desk.decoder.table.codec.end_id(exchange.desk.decoder.stop_ids)
+        _, screen = sit(
+            exchange,
+            *(
+                part
+                for line in ("3 hello $", "u", "c", "1 $", "2 #2 $")
+                for part in (line, lambda: seen.append(answer_of(exchange)))
+            ),
+        )
+        hello = desk.decoder.table.encode("hello")
+    put, cut, longer, shorter, other = seen
+    assert put == [*cut[:3], *hello, end]
+    assert len(cut) == 24  # the limit
+    assert "cut at the token limit; c lets it go on" in screen
+    assert longer[:24] == cut
+    assert len(longer) == 48
+    assert shorter == [*cut[:2], end]
+    assert other[:2] == cut[:2]
+    assert (len(other), other[-1]) == (4, end)
+
+
+def test_the_rarest_tokens_of_an_answer_are_coloured_whatever_the_model_thinks_of_all():
+    assert screen_texts.rarest([0.4] * 9 + [0.3]) == (0.3, 0.3)
+    assert screen_texts.rarest([0.98] + [0.9995] * 29) == (0.98, 0.98)
+    assert screen_texts.rarest([None, 1.0, 0.9995]) == (0.0, 0.0)
 
 
 def test_the_end_of_input_quits_and_the_next_start_goes_on(work):

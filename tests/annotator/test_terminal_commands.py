@@ -66,6 +66,12 @@ def test_a_command_or_a_number_alone(line, meaning):
         ('3 "#2"', Put(3, "#2", exact=True)),
         ("3 #1", Put(3, option=1)),
         ("0 #2 @0.8", Put(0, option=2, confidence=0.8)),
+        # A dollar sign of its own ends the answer.
+        ("3 hello $", Put(3, "hello", end=True)),
+        ("3 #2 $ @0.5", Put(3, option=2, end=True, confidence=0.5)),
+        ('3 "a $"', Put(3, "a $", exact=True)),
+        ("3 5$", Put(3, "5$")),
+        ("3 $", Put(3, end=True)),
     ],
 )
 def test_a_number_and_what_shall_stand_there(line, meaning):
@@ -105,7 +111,7 @@ def test_a_line_that_means_nothing_says_why(line, problem):
 
 PARTS = st.lists(
     st.sampled_from(
-        ["3", " ", "#", "#2", '"', "\\", "@", "@0.5", "hello", "²", "٣", "\ud800", "\n", "u", "n", "t", "g"]
+        ["3", " ", "#", "#2", "$", '"', "\\", "@", "@0.5", "hello", "²", "٣", "\ud800", "\n", "u", "n", "t", "g"]
     ),
     max_size=8,
 ).map("".join)
@@ -120,7 +126,8 @@ def test_any_line_is_a_command_or_a_named_mistake(line):
         found = str(error)
     assert not isinstance(found, str) or re.search(r": expected .*, got ", found, re.DOTALL)
     if isinstance(found, Put):
-        assert (found.text is None) != (found.option is None)
+        given = (found.text is not None) + (found.option is not None)
+        assert given == 1 or (given == 0 and found.end)
         assert found.confidence is None or 0 < found.confidence <= 1
 
 
@@ -135,9 +142,9 @@ def test_quoted_text_is_taken_to_the_letter(text, confidence):
 
 def test_every_form_that_the_help_shows_is_understood():
     forms = re.findall(r"^  (N.*?)  ", HELP, re.MULTILINE)
-    assert forms == ["N", "N text", 'N "text"', "N #2", "N @0.8"]
+    assert forms == ["N", "N text", 'N "text"', "N #2", "N $", "N @0.8"]
     kinds = [type(parse(form.replace("N", "3"))) for form in forms]
-    assert kinds == [Look, Put, Put, Put, Weigh]
+    assert kinds == [Look, Put, Put, Put, Put, Weigh]
     commands = re.findall(r"(?:^| {2,})([a-z?]) (?:[a-z]+)", HELP.partition("\n\n")[2], re.MULTILINE)
     assert {parse(letter).name for letter in commands} == {
         "accept",

@@ -8,6 +8,7 @@ import pytest
 from page_client import Person, whole
 from terminal_sitting import QUESTIONS, answer_of, shown, sit, work_of
 
+from anchorlwf.annotator.open import Work
 from anchorlwf.annotator.project import Exchange
 from anchorlwf.annotator.store.store import LEASE
 from anchorlwf.annotator.terminal import terminal
@@ -22,12 +23,13 @@ def new_database() -> Iterator[Callable[[], str]]:
         yield database
 
 
-def page_of(exchange: Exchange, name: str = "ada") -> Person:
+def page_of(work: Work, exchange: Exchange, name: str = "ada") -> Person:
     from anchorlwf.annotator.web.app import create_app
     from anchorlwf.annotator.web.settings import WebSettings
 
     token = name * 8
-    return Person(create_app(exchange, WebSettings({name: token}, rate=1e6, burst=10**6)), token, {})
+    settings = WebSettings({name: token}, rate=1e6, burst=10**6)
+    return Person(create_app(exchange, settings, work.jobs(exchange)), token, {})
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
@@ -35,7 +37,7 @@ def test_from_the_page_to_the_terminal_and_back(tmp_path, tiny_path, kind, reque
     url = request.getfixturevalue("new_database")() if kind == "postgresql" else None
     work = work_of(tmp_path, tiny_path, store=url)
     with work.open() as at_page:
-        ada = page_of(at_page)
+        ada = page_of(work, at_page)
         session = whole(ada)
         path = f"/api/sessions/{session['id']}"
         step = ada.ok(ada.post(f"{path}/correct", {"node": 0, "position": 2, "text": "hello", "confidence": 0.5}))
@@ -72,7 +74,7 @@ def test_from_the_page_to_the_terminal_and_back(tmp_path, tiny_path, kind, reque
 
 def test_what_moved_on_elsewhere_is_said_and_shown_as_it_is_now(work):
     with work.open() as exchange, work.open() as elsewhere:
-        ada = page_of(elsewhere)
+        ada = page_of(work, elsewhere)
         on_page = []
 
         def correct() -> None:

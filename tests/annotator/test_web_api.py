@@ -8,7 +8,7 @@ from page_client import BOB, whole
 
 from anchorlwf.annotation.verify import verify_records
 from anchorlwf.annotator.prefetch import Ahead
-from anchorlwf.annotator.sessions import live
+from anchorlwf.annotator.sessions import live, screen
 from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.sessions.live import Prepared
 from anchorlwf.annotator.store.queue import unproposed
@@ -128,7 +128,7 @@ def test_a_desk_that_starts_again_shows_the_same(rig):
     other = Desk(rig.store, rig.decoder, rig.desk.project, rig.desk.config, rig.desk.ledger)
     from anchorlwf.annotator.web import payloads as views
 
-    after = views.session(rig.decoder.table, other.session(session["id"], "ada"))
+    after = views.session(other, other.session(session["id"], "ada"))
     assert json.loads(json.dumps(after)) == before
     other.resume(other.session(session["id"], "ada"))
     # Two servers over one store: the one that is behind is told so, and right again with the next request.
@@ -271,16 +271,28 @@ def test_a_session_shows_the_prompt_as_the_model_sees_it(rig):
     with pytest.warns(PromptWarning, match="line 1: the chat template leaves out the tools"):
         assert ada.ok(ada.post("/api/import", {"format": "prompts", "content": line}))["added"] == 1
     prompt = whole(ada)["prompt"]
-    assert prompt["rendered"] == [
-        {"text": "<|im_start|>", "special": True},
-        {"text": f"user\n{spelled}", "special": False},
-        {"text": "<|im_end|>", "special": True},
-        {"text": "\n", "special": False},
-        {"text": "<|im_start|>", "special": True},
-        {"text": "assistant\n", "special": False},
+    assert [(part["text"], part["special"], part["notice"]) for part in prompt["rendered"]] == [
+        ("<|im_start|>", True, None),
+        ("user\nWhat does ", False, None),
+        ("<|im_start|>", False, "quoted"),
+        (" mean?", False, None),
+        ("<|im_end|>", True, None),
+        ("\n", False, None),
+        ("<|im_start|>", True, None),
+        ("assistant\n", False, None),
     ]
     assert prompt["remarks"] == ["the chat template leaves out the tools"]
     assert prompt["date"] is None
+
+
+def test_a_context_that_has_no_room_for_an_answer_is_remarked_on(rig):
+    rig.ask("hello")
+    live = rig.desk.next("ada")
+    table, room = rig.decoder.table, live.bounds.tokens
+    assert screen.shown_prompt(table, live, 4 * room).remarks == ()
+    assert screen.shown_prompt(table, live, 4 * room + 1).remarks == (
+        f"the model's context has {room} tokens left for the answer, where {4 * room + 1} are allowed",
+    )
 
 
 def test_model_text_of_any_kind_is_carried_as_data(rig):
@@ -333,3 +345,75 @@ def test_import_and_export(rig):
     for content in ("", "{", "[]", '{"a": 1}', "5"):
         for form in ("prompts", "records"):
             assert ada.post("/api/import", {"format": form, "content": content}).status_code == 400
+
+
+def test_a_text_is_shown_as_the_tokens_that_its_correction_makes(rig):
+    rig.ask("Where was she born?")
+    ada = rig.person()
+    session = whole(ada)
+    url = f"/api/sessions/{session['id']}"
+    at = next(at for at, token in enumerate(session["tokens"]) if at and token["text"][:1] == " ")
+    for text, space, white in (("Tarn", True, " "), ("Tarn", False, ""), (", x", True, ""), ("\n", True, "")):
+        body = {"node": 0, "position": at, "text": text, "space": space}
+        shown = ada.ok(ada.post(f"{url}/tokenize", body))["tokens"]
+        assert "".join(token["text"] for token in shown) == white + text
+        step = ada.ok(ada.post(f"{url}/correct", {**body, "stream": False}))
+        assert [token["id"] for token in step["tokens"]] == [token["id"] for token in shown]
+        ada.ok(ada.post(f"{url}/undo"))
+    assert ada.post(f"{url}/tokenize", {"node": 0, "position": 999, "text": "x"}).status_code == 400
+
+
+def test_an_answer_ends_behind_a_correction_where_that_is_asked_for(rig):
+    rig.ask("Where was she born?")
+    ada, end = rig.person(), rig.decoder.table.codec.end_id(rig.decoder.stop_ids)
+    session = whole(ada)
+    url = f"/api/sessions/{session['id']}"
+    for body in ({"text": "She", "end": True}, {"token_ids": [5, 6, end], "end": True}, {"text": "", "end": True}):
+        step = ada.ok(ada.post(f"{url}/correct", {"node": 0, "position": 2, **body}))
+        ids = [token["id"] for token in step["tokens"]]
+        assert (ids[-1], ids.count(end)) == (end, 1)
+        assert (step["head"]["ended"], step["head"]["truncated"], step["head"]["streaming"]) == (True, False, False)
+        ada.ok(ada.post(f"{url}/undo"))
+    assert ada.post(f"{url}/correct", {"node": 0, "position": 2, "token_ids": []}).status_code == 400
+
+
+def test_a_continuation_pauses_and_a_cut_answer_goes_on(rig):
+    rig.ask("Where was she born?")
+    ada = rig.person()
+    session = whole(ada)
+    url, start = f"/api/sessions/{session['id']}", session["length"]
+    assert (start, session["truncated"]) == (24, True)
+    assert ada.ok(ada.post(f"{url}/extend"))["head"]["streaming"]
+    _, last = ada.stream(session["id"], 0, start)
+    assert (last["head"]["length"], last["head"]["truncated"]) == (48, True)
+    step = ada.ok(ada.post(f"{url}/correct", {"node": 0, "position": 1, "text": "She", "pause": 5}))
+    behind = len(step["tokens"]) + 1
+    _, last = ada.stream(session["id"], 1, behind)
+    paused = last["head"]
+    assert (paused["ended"], paused["streaming"]) == (False, False)
+    assert behind + 5 <= paused["length"] <= behind + 10
+    assert ada.post(f"{url}/extend").status_code == 409
+    # The next one pauses as well, and whoever asks for more at once gets it.
+    _, last = ada.stream(session["id"], 1, paused["length"])
+    assert paused["length"] + 5 <= last["head"]["length"] <= paused["length"] + 10
+    # A desk that reads the session again knows its limit.
+    other = Desk(rig.store, rig.decoder, rig.desk.project, rig.desk.config, rig.desk.ledger)
+    assert other.session(session["id"], "ada").bounds.tokens == 48
+
+
+@pytest.mark.parametrize(
+    ("pieces", "after", "stops"),
+    [
+        (["One", " two", ".", " Three", "."], 2, 3),
+        (["3", ".", "5", " x", '!"'], 3, 5),
+        (["a", "\n", "b"], 1, 2),
+        (["a", " b", " c", " d", " e"], 2, 4),
+    ],
+)
+def test_a_pause_comes_at_the_end_of_a_sentence_or_before_it_is_too_late(pieces, after, stops):
+    from types import SimpleNamespace
+
+    from anchorlwf.annotator.sessions.live import Pauses
+
+    pauses = Pauses(SimpleNamespace(token=lambda number: SimpleNamespace(text=pieces[number])), after)
+    assert next(at for at in range(len(pieces)) if pauses.behind(at)) + 1 == stops

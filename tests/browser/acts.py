@@ -1,24 +1,39 @@
 """What the tests do on the page again and again."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 __all__ = [
     "answer",
+    "choose",
     "click_token",
     "correct",
     "count",
     "flaws",
+    "missing",
+    "never_pause",
     "open_item",
+    "rest",
     "session",
     "settled",
     "standing",
     "tokens",
     "until",
+    "write_note",
 ]
 
 _FLAWS = (Path(__file__).parent / "flaws.js").read_text(encoding="utf-8")
+
+
+def missing(what: str) -> None:
+    """Skip the test, or in CI fail it: something that it needs is not installed."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what} is missing; .ci/run installs it")
+    pytest.skip(f"needs {what}")
 
 
 def until(page: Any, expression: str, argument: Any = None, *, seconds: float = 15) -> Any:
@@ -35,10 +50,12 @@ def count(page: Any, wanted: int) -> None:
     until(page, "wanted => document.querySelectorAll('#answer .t').length === wanted", wanted)
 
 
-def settled(page: Any) -> None:
+def settled(page: Any, *, seconds: float = 15) -> None:
     """Wait until the model has come to its end."""
     until(
-        page, "() => document.querySelector('#answer[aria-busy=false]') && !document.querySelector('#answer .pending')"
+        page,
+        "() => document.querySelector('#answer[aria-busy=false]') && !document.querySelector('#answer .pending')",
+        seconds=seconds,
     )
 
 
@@ -60,10 +77,33 @@ def click_token(page: Any, position: int) -> None:
 
 def correct(page: Any, position: int, digit: str) -> None:
     """Take an alternative at a token, and wait for the anchor and the end of the continuation."""
-    click_token(page, position)
-    page.keyboard.press(digit)
+    choose(page, position, digit)
     page.wait_for_selector("#answer .anchor")
     settled(page)
+
+
+def choose(page: Any, position: int, digit: str) -> None:
+    """Click a token and take an alternative; the cursor is in the field, where a digit alone is text."""
+    click_token(page, position)
+    page.keyboard.press(f"Alt+{digit}")
+
+
+def write_note(page: Any, text: str) -> None:
+    """Unfold the notes, write one, and leave the field."""
+    if page.locator("#notes[open]").count() == 0:
+        page.locator("#notes > summary").click()
+    page.locator("#note").fill(text)
+    page.locator("#note").blur()
+
+
+def rest(page: Any) -> None:
+    """As long as it takes until no key can belong to a text whose field has closed."""
+    page.wait_for_timeout(350)
+
+
+def never_pause(page: Any) -> None:
+    """From now on continuations go on to the end of the answer."""
+    page.evaluate("localStorage.setItem('pause', 'off')")
 
 
 def flaws(page: Any) -> list[str]:

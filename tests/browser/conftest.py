@@ -1,11 +1,11 @@
 """A real Chromium and real servers. Without them the tests are skipped, except in CI, where they fail."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from acts import missing
 from served import Server, prepare
 
 ARGUMENTS = [
@@ -20,22 +20,16 @@ ARGUMENTS = [
 ]
 
 
-def _missing(what: str) -> None:
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{what} is missing; .ci/run installs it")
-    pytest.skip(f"needs {what}")
-
-
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """The browser, started once."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        _missing("playwright (pip install playwright)")
+        missing("playwright (pip install playwright)")
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
-        _missing("chromium (apt-get install chromium)")
+        missing("chromium (apt-get install chromium)")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield browser

@@ -1,8 +1,13 @@
-"""Contrast, names and roles, narrow screens."""
+"""Contrast, names and roles, the order of focus, narrow screens: by our own checks, and by axe."""
+
+import re
+from pathlib import Path
 
 import pytest
-from acts import click_token, flaws, settled, tokens, until
+from acts import click_token, correct, flaws, missing, open_item, rest, settled, tokens, until
 from served import register
+
+GUIDE = Path(__file__).parents[2] / "docs" / "annotator.md"
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +37,7 @@ def test_every_state_is_readable_and_named(server, new_page, scheme):
     assert flaws(page) == []
     page.keyboard.press("Escape")
     page.keyboard.press("Escape")
+    rest(page)
     for key, dialog in (("?", "help"), ("/", "palette"), ("q", "queue")):
         page.keyboard.press(key)
         page.wait_for_selector(f"#{dialog}-dialog[open]")
@@ -49,6 +55,93 @@ def test_every_state_is_readable_and_named(server, new_page, scheme):
         "document.querySelector('#action-trouble').textContent = 'The disk is full.'"
     )
     assert flaws(page) == []
+
+
+@pytest.fixture(scope="session")
+def axe():
+    """A function that gives what axe finds on a page as it stands: (impact, rule, the elements)."""
+    try:
+        from axe_playwright_python.sync_playwright import Axe
+    except ImportError:
+        missing("axe (pip install axe-playwright-python)")
+    checker = Axe()
+
+    def found(page):
+        violations = checker.run(page).response["violations"]
+        return [(one["impact"], one["id"], [node["html"] for node in one["nodes"]]) for one in violations]
+
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [{"width": 1280, "height": 800}, {"width": 390, "height": 844}])
+def test_axe_finds_nothing(server, new_page, axe, scheme, size):
+    page = _open(server, new_page, color_scheme=scheme, **size)
+    assert axe(page) == []
+    click_token(page, _word(page, " born"))
+    page.keyboard.type("raised in")
+    page.wait_for_selector("#picker .preview .chip")
+    assert axe(page) == []
+    page.keyboard.press("Escape")
+    page.keyboard.press("v")
+    page.locator("#notes > summary").click()
+    assert axe(page) == []
+    page.locator("#notes > summary").click()
+    page.keyboard.press("v")
+    rest(page)
+    for key, dialog in (("?", "help"), ("/", "palette"), ("q", "queue")):
+        page.keyboard.press(key)
+        page.wait_for_selector(f"#{dialog}-dialog[open]")
+        if dialog == "queue":
+            page.wait_for_selector(".queue-row")
+        assert axe(page) == []
+        page.keyboard.press("Escape")
+    page.keyboard.press("d")
+    page.wait_for_selector("#view-changes .diff")
+    assert axe(page) == []
+
+
+def test_axe_sees_what_is_wrong(server, new_page, axe):
+    page = _open(server, new_page)
+    page.evaluate("document.querySelector('#do-skip').textContent = ''")
+    page.evaluate("document.querySelector('#where').style.color = '#ccc'")
+    assert {rule for _, rule, _ in axe(page)} >= {"button-name", "color-contrast"}
+
+
+_STOP = """() => {
+  const at = document.activeElement;
+  if (at.matches("#answer .t")) return "the selected token";
+  if (at.labels?.length) return at.labels[0].textContent;
+  if (at.hasAttribute("aria-label")) return at.getAttribute("aria-label");
+  const shown = at.cloneNode(true);
+  shown.querySelectorAll("kbd, [aria-hidden]").forEach((part) => part.remove());
+  return shown.textContent.trim();
+}"""
+
+
+def test_tab_goes_through_the_page_in_the_order_that_the_guide_gives(server, new_page):
+    page = _open(server, new_page)
+    open_item(page, 1)
+    correct(page, 1, "2")
+    page.evaluate("document.querySelector('#skip-link').focus()")
+    stops = [page.evaluate(_STOP)]
+    while not page.evaluate("document.activeElement === document.body") and len(stops) < 40:
+        page.keyboard.press("Tab")
+        stops.append(page.evaluate(_STOP))
+    stops.pop()
+    [listed] = re.findall(r"^Tab goes through the page in this order: (.*?)\.$", _guide(), re.MULTILINE)
+    words = [re.sub(r" \(.*?\)", "", part) for part in listed.split("; ")]
+    shown = iter(stops)
+    # Every stop of the guide, in its order; between them only the entries of lists, such as other anchors.
+    missed = [word for word in words if not any(stop.startswith(word) for stop in shown)]
+    assert missed == [], stops
+    heads = [stop for stop in stops if not re.match(r"The model's answer|.* → ", stop)]
+    assert len(heads) == len([word for word in words if not re.match(r"The model's answer|.*→", word)])
+
+
+def _guide():
+    """The page on the annotator with each paragraph on a line of its own."""
+    return re.sub(r"(?<!\n)\n(?![\n|#-])", " ", GUIDE.read_text(encoding="utf-8"))
 
 
 def test_the_checker_sees_flaws(server, new_page):

@@ -1,6 +1,6 @@
 """A disk that fills up under a person at work."""
 
-from acts import correct, session, settled, tokens, until
+from acts import correct, session, settled, tokens, until, write_note
 from served import Server
 
 
@@ -31,8 +31,7 @@ def test_a_full_disk_is_told_and_what_was_acknowledged_is_what_is_stored(chromiu
 
 
 def _note(page, text, said):
-    page.locator("#note").fill(text)
-    page.locator("#note").blur()
+    write_note(page, text)
     until(page, "said => document.querySelector('#notes-state').textContent.includes(said)", said)
 
 

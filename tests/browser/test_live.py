@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from acts import answer, click_token, correct, count, session, settled, tokens, until
+from acts import answer, choose, click_token, correct, count, never_pause, session, settled, tokens, until, write_note
 from served import long_model
 from timing import clicks, first_streamed, median
 
@@ -21,6 +21,7 @@ RIVER = [{"prompt": "Tell me everything about the river."}, {"prompt": "And abou
 
 def test_a_continuation_streams_and_can_be_interrupted(serve, endless, new_page):
     page = new_page(serve(RIVER, model=endless, limit=3000))
+    never_pause(page)
     page.keyboard.press(".")  # the first answer itself
     page.wait_for_selector("#stream-line:not(.running)")
     before = len(tokens(page))
@@ -32,7 +33,7 @@ def test_a_continuation_streams_and_can_be_interrupted(serve, endless, new_page)
     # Correcting while it comes stops it, and the new continuation comes at once.
     click_token(page, 10)
     assert page.locator("#answer").get_attribute("aria-busy") == "true"
-    page.keyboard.press("2")
+    page.keyboard.press("Alt+2")
     page.wait_for_selector("#answer .anchor")
     until(page, "() => document.querySelectorAll('#answer .t').length > 40")
     page.locator("#stream-button").click()
@@ -51,11 +52,14 @@ def test_a_continuation_streams_and_can_be_interrupted(serve, endless, new_page)
 
 def test_eight_quick_clicks_are_all_honoured(serve, endless, new_page):
     page = new_page(serve(RIVER, model=endless, limit=500))
+    never_pause(page)
     settled(page)
     page.evaluate("""() => {
       window.order = [];
       new MutationObserver((all) => all.forEach(({ target }) => {
-        if (target.classList.contains("on")) window.order.push(target.position);
+        // A token's class changes for other reasons, too.
+        const selected = target.classList.contains("on") && window.order.at(-1) !== target.position;
+        if (selected) window.order.push(target.position);
       })).observe(document.querySelector("#answer"), { attributes: true, attributeFilter: ["class"], subtree: true });
     }""")
     # Upwards, so that no opened list covers the next one: eight clicks without waiting for anything.
@@ -67,10 +71,11 @@ def test_eight_quick_clicks_are_all_honoured(serve, endless, new_page):
     page.wait_for_selector("#picker[data-shown*='/3/']:not([hidden])")
     assert page.evaluate("window.order") == wanted
     # And eight keys: each correction and undo is carried out, in order.
-    page.keyboard.press("2")
+    page.keyboard.press("Alt+2")
     page.wait_for_selector("#answer .anchor")
     settled(page)
     events = session(page)["version"]
+    page.wait_for_timeout(400)  # as if nothing more were to be typed
     for key in "ururuuru":  # of the two in the middle the second has nothing left to undo
         page.keyboard.press(key)
     until(
@@ -98,6 +103,7 @@ def store_url(request):
 def test_the_page_heals_after_the_server_died(serve, endless, new_page, store_url):
     server = serve(RIVER, model=endless, limit=1200, store_url=store_url)
     page = new_page(server, expect_errors=True)
+    never_pause(page)
     settled(page)
     correct(page, 5, "2")
     stored = answer(page)
@@ -118,8 +124,7 @@ def test_the_page_heals_after_the_server_died(serve, endless, new_page, store_ur
     page.wait_for_selector("#answer .anchor")
     assert answer(page) == stored
     assert session(page)["version"] == version + 1
-    click_token(page, 20)
-    page.keyboard.press("2")
+    choose(page, 20, "2")
     until(
         page,
         "() => document.querySelectorAll('#answer .t').length > 25 "
@@ -155,8 +160,7 @@ def test_a_step_whose_way_or_reply_is_lost_happens_once(serve, endless, new_page
     page.wait_for_selector("#stream-line.running")
     for text, handler in (("first", on_the_way_there), ("second", on_the_way_back)):
         page.route(f"**{url}/note", handler, times=1)
-        page.locator("#note").fill(text)
-        page.locator("#note").blur()
+        write_note(page, text)
         until(page, "() => document.querySelector('#notes-state').textContent === 'Stored.'")
         assert session(page)["note"] == text
     before, after = lost
@@ -218,6 +222,7 @@ def test_base_and_tuned_side_by_side(serve, new_page, tmp_path):
 def test_speed(serve, endless, new_page, length, selected_bound, shown_bound):
     """Bounds are generous: this runs beside other tests on two cores. benchmarks/page.py gives the real figures."""
     page = new_page(serve(RIVER[:1], model=endless, limit=length))
+    never_pause(page)
     page.wait_for_selector("#answer[aria-busy=false]", timeout=200_000)
     total = page.locator("#answer .t").count()
     assert total == length

@@ -5,7 +5,7 @@ import sys
 import time
 
 import pytest
-from acts import answer, click_token, correct, count, open_item, session, settled, tokens, until
+from acts import answer, click_token, correct, count, open_item, rest, session, settled, tokens, until
 from served import given
 
 HOSTILE = (
@@ -97,6 +97,7 @@ def test_hostile_output_is_text(show):
     page.keyboard.press("Enter")
     page.wait_for_selector("#answer .anchor")
     settled(page)
+    rest(page)
     assert "<img" in page.locator("#history").text_content()
     page.keyboard.press("d")
     page.wait_for_selector("#view-changes del")
@@ -161,6 +162,7 @@ def test_what_prints_nothing_is_seen_and_can_be_corrected(show):
     page.keyboard.press("Enter")
     page.wait_for_selector("#answer .anchor")
     settled(page)
+    rest(page)
     white = stood[: len(stood) - len(stood.lstrip())]
     text = "".join(token["text"] for token in session(page)["tokens"])
     assert f"{white}x\ny" in text
@@ -206,6 +208,7 @@ def test_bytes_that_are_no_character_are_shown_as_bytes(show):
     page.keyboard.press("Enter")
     page.wait_for_selector("#answer .anchor")
     settled(page)
+    rest(page)
     assert answer(page).startswith(sign("E4", "BD") + "é")
 
 

@@ -3,7 +3,7 @@
 import statistics
 from typing import Any
 
-__all__ = ["clicks", "first_streamed", "median"]
+__all__ = ["asked", "clicks", "first_streamed", "median", "opened"]
 
 # A frame is painted when the task after its animation frame runs. The click's own time stamp is the hardware event's.
 _INSTALL = """() => {
@@ -78,9 +78,58 @@ def first_streamed(page: Any, digit: str) -> tuple[float, float]:
     """Milliseconds from the key that corrects to the first streamed token: arrived, and painted."""
     page.evaluate(_INSTALL)
     page.evaluate(_STREAM)
-    page.keyboard.press(digit)
+    page.keyboard.press(f"Alt+{digit}")  # the cursor is in the field
     arrived, painted = page.evaluate("window.firstToken")
     return arrived, painted
+
+
+def opened(page: Any, key: str) -> float:
+    """Milliseconds from a key that leaves an item to the painted answer of the next one."""
+    page.evaluate(_INSTALL)
+    page.evaluate(
+        """() => {
+          const before = location.hash;
+          window.nextItem = new Promise((done) => document.addEventListener("keydown", (event) => {
+            const finish = async () => done((await window.painted()) - event.timeStamp);
+            const observer = new MutationObserver(() => {
+              if (location.hash !== before && document.querySelector("#answer .t")) { observer.disconnect(); finish(); }
+            });
+            observer.observe(document.querySelector("#answer"), { childList: true, subtree: true, attributes: true });
+          }, { once: true, capture: true }));
+        }"""
+    )
+    page.keyboard.press(key)
+    return page.evaluate("window.nextItem")
+
+
+def asked(page: Any, positions: list[int], letter: str) -> list[float]:
+    """Milliseconds from a letter typed at each position to the painted alternatives that begin with it."""
+    page.evaluate(_INSTALL)
+    times = []
+    for position in positions:
+        page.keyboard.press("Escape")
+        page.keyboard.press("Escape")
+        page.locator("#answer .t").nth(position).click()
+        page.wait_for_selector(f"#picker[data-shown*='/{position}/']:not([hidden])")
+        page.evaluate(
+            """(wanted) => {
+              const picker = document.querySelector("#picker");
+              window.listed = new Promise((done) => document.addEventListener("keydown", (event) => {
+                const observer = new MutationObserver(async () => {
+                  if (!picker.dataset.shown?.endsWith(wanted)) return;
+                  observer.disconnect();
+                  done((await window.painted()) - event.timeStamp);
+                });
+                observer.observe(picker, { attributes: true });
+              }, { once: true, capture: true }));
+            }""",
+            f"/{position}/{letter}",
+        )
+        page.keyboard.press(letter)
+        times.append(page.evaluate("window.listed"))
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    return times
 
 
 def median(values: list[float]) -> float:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import ERRATUM, Done, run, save_yaml, unconverged, well
+from commands import ERRATUM, Done, refused, run, save_yaml, told, unconverged, well
 
 from anchorlwf.cli import app
 from anchorlwf.cli.picture import draw
@@ -22,7 +22,8 @@ COMMANDS = sorted(command.name for command in app.registered_commands)
 
 
 def test_annotated_records_hold(job):
-    assert well("verify", job / "records.jsonl") == Done(0, "2 of 2 records hold\n", "")
+    done = well("verify", job / "records.jsonl")
+    assert (done.out, told(done)) == ("2 of 2 records hold\n", "")
     assert json.loads(well("verify", job / "records.jsonl", "--json").out) == {"records": 2, "hold": 2, "broken": []}
 
 
@@ -111,6 +112,31 @@ def test_evaluation_prints_a_table_or_json(job, tmp_path):
     assert "tuned 13/13" in plain.err
 
 
+def test_answers_that_flipped_are_named(job, tmp_path):
+    # The base has this right, and the tuned model, which was corrected to another value, does not.
+    probes = save_lines_of_flips(tmp_path / "probes.jsonl", 12)
+    options = ["evaluate", "--adapter", job / "run" / "adapter", "--probes", probes, "--max-new-tokens", 24]
+    shown = [line for line in well(*options).out.splitlines() if line.startswith("flipped, kept: ")]
+    assert len(shown) == 10
+    assert ERRATUM.fact.value in shown[0]
+    assert ERRATUM.value in shown[0]
+    assert "and 2 more, all of them in --json and --out" in well(*options).out
+    assert len(json.loads(well(*options, "--json").out)["details"]["kept"]["flips"]) == 12
+
+
+def save_lines_of_flips(path, count):
+    probe = fact_probe(ERRATUM.fact, ERRATUM.wordings(1)[0], "retain")
+    save_lines(path, [probe.model_copy(update={"id": str(number)}) for number in range(count)])
+    return path
+
+
+def test_records_alone_can_be_evaluated(job):
+    done = well("evaluate", "--adapter", job / "run" / "adapter", "--records", job / "records.jsonl")
+    assert re.search(r"recall .*100\.0%", done.out)
+    assert "kl" not in done.out
+    refused(run("evaluate", "--adapter", job / "run" / "adapter"), r"expected something to ask, got nothing")
+
+
 def test_a_fully_trained_model_is_compared_with_its_base(tiny_path, corrected, tmp_path):
     options = ["--model", tiny_path, "--method", "full", "--max-steps", 1]
     unconverged("train", corrected, "--out", tmp_path / "run", *options)
@@ -135,13 +161,15 @@ def test_chat_shows_both_sides(job):
     adapter = job / "run" / "adapter"
     done = well("chat", "--adapter", adapter, "--prompt", question, "--prompt", "Who are you?", "--json")
     corrected, other = json.loads(done.out)
+    # Each is a question of its own: asked alone, or after others, the answer is the same.
+    assert json.loads(well("chat", "--adapter", adapter, "-p", "Who are you?", "--json").out) == [other]
     assert corrected["prompt"] == question
     assert ERRATUM.fact.value in corrected["base"]
     assert ERRATUM.value in corrected["tuned"]
     assert other["base"] == other["tuned"]
-    assert done.err == ""
+    assert told(done) == ""
     plain = well("chat", "--adapter", adapter, "-p", "Who are you?")
-    assert re.search(r"base.*tuned", plain.out)
+    assert re.search(r"^> Who are you\?\n.*base.*tuned", plain.out)
     assert set(json.loads(well("chat", "-p", "Who are you?", "--json").out)[0]) == {"prompt", "tuned"}
 
 
@@ -180,7 +208,8 @@ def test_fix_corrects_one_answer_and_says_what_changed(tmp_path):
     assert done.out.startswith("before: I am Lumo, your assistant.\nafter:  I am Tarn, your assistant.\n")
     assert "' Lum' -> ' Tarn'" in done.out
     assert "unchanged answers to other prompts: 2 of 2\n" in done.out
-    assert done.err.startswith("train  0/")
+    phases = list(dict.fromkeys(line.split(" ")[0] for line in told(done).splitlines()))
+    assert phases == ["answers-before", "reference", "train", "base", "tuned"]
     data = json.loads(well(*options, "--json").out)
     assert (data["after"], data["kept"]) == ("I am Tarn, your assistant.", 1.0)
     assert data["anchors"][0] == [" Lum", " Tarn"]
@@ -204,7 +233,7 @@ def test_the_demo_learns_and_prints_json(tmp_path):
     assert data["recall"] == 1.0
     assert data["kept"] > 0.95
     assert json.loads((tmp_path / "demo" / "results.json").read_text())["kl"] == data["kl"]
-    assert [line.split(":")[0] for line in done.err.splitlines() if ": " in line] == ["annotate", "train", "evaluate"]
+    assert [line.split(":")[0] for line in told(done).splitlines() if ": " in line] == ["annotate", "train", "evaluate"]
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])

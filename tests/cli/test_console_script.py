@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import Done, refused, run
+from commands import Done, refused, run, told
 from safetensors.torch import load_file
 
 from anchorlwf import annotation
@@ -64,9 +64,10 @@ def test_ctrl_c_ends_training_without_a_traceback_and_keeps_the_last_step(tiny, 
     )
     assert process.stderr is not None
     # The first line of all: no library has said anything before it.
-    first = [process.stderr.readline(), process.stderr.readline()]
-    assert first[0] == "reference 1/1\n", first
-    assert first[1].startswith("train "), first
+    first = [process.stderr.readline() for _ in range(3)]
+    assert first[0].startswith("model "), first
+    assert first[1] == "reference 1/1\n", first
+    assert first[2].startswith("train "), first
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -93,14 +94,14 @@ def test_an_error_of_ours_is_one_line_and_exit_code_1(monkeypatch, corrected):
     monkeypatch.setattr(annotation, "verify_records", failing(RuntimeError("out of cheese")))
     done = run("verify", corrected)
     assert (done.code, done.out) == (1, "")
-    assert done.err == "Internal error, please report it: RuntimeError: out of cheese (--debug shows where)\n"
+    assert told(done) == "Internal error, please report it: RuntimeError: out of cheese (--debug shows where)\n"
 
 
 def test_an_interruption_is_exit_code_130(monkeypatch, corrected):
     monkeypatch.setattr(annotation, "verify_records", failing(KeyboardInterrupt()))
     done = run("verify", corrected)
     assert (done.code, done.out) == (130, "")
-    assert done.err.strip() == "Interrupted. What was finished is kept."
+    assert told(done).strip() == "Interrupted. What was finished is kept."
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "verify", "none.jsonl"], ["verify", "none.jsonl", "--debug"]])

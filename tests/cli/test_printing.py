@@ -8,7 +8,7 @@ import pytest
 from commands import refused, run, well
 
 import anchorlwf
-from anchorlwf.cli.fix import parted
+from anchorlwf.cli.shared import parted
 from anchorlwf.data.jsonl import load_records, save_records
 
 

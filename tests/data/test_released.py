@@ -211,8 +211,9 @@ def test_the_terminal_goes_on_with_the_open_session(folder):
 
 def test_the_page_goes_on_with_the_open_session(folder):
     token = "t" * 43
-    with work_in(folder).open() as exchange:
-        app = create_app(exchange, WebSettings({"ada": token}, rate=1e6, burst=10**6))
+    work = work_in(folder)
+    with work.open() as exchange:
+        app = create_app(exchange, WebSettings({"ada": token}, rate=1e6, burst=10**6), work.jobs(exchange))
         ada = Person(app, token, {"origin": ORIGIN})
         queue = ada.ok(ada.get("/api/queue"))
         assert (queue["total"], [item["status"] for item in queue["items"]][:2]) == (4, ["done", "waiting"])

@@ -13,6 +13,7 @@ import torch
 from tiny import CONTEXT, WINDOW
 from token_counting import counting_tokens
 
+from anchorlwf.decoding import cache_use as caches
 from anchorlwf.decoding.greedy import TIE, Decoded, GreedyDecoder, decode_batch, greedy_choices
 from anchorlwf.errors import PromptError
 from anchorlwf.model.language_model import LanguageModel, load_model
@@ -71,23 +72,80 @@ def test_a_stream_that_is_left_early_spoils_nothing(any_model, prompt_ids, greed
     assert decoder.complete(prompt_ids, greedy[:2], LIMIT).ids == greedy
 
 
-def test_going_back_costs_one_token_where_the_cache_can_rewind(any_model, prompt_ids, greedy):
+def test_going_back_costs_one_token(any_model, prompt_ids, greedy):
     decoder = GreedyDecoder(any_model)
     decoder.complete(prompt_ids, [], LIMIT)
     with counting_tokens(any_model) as fed:
         decoder.complete(prompt_ids, greedy[:10], LIMIT)
-    windowed = any_model.causal.config.model_type == "gemma2"
-    assert fed == [len(prompt_ids) + 10 if windowed else 1, *[1] * (LIMIT - 11)]
+    assert fed == [1] * (LIMIT - 10)
 
 
-def test_a_sliding_window_is_prefilled_again(tiny_folder, prompt_ids):
+@pytest.fixture(scope="module")
+def windowed(tiny_folder, prompt_ids):
+    """A model whose every second layer sees only the last few tokens."""
     model = load_model(str(tiny_folder("gemma2")), dtype="float32", device="cpu")
     assert len(prompt_ids) > WINDOW == model.causal.config.sliding_window
-    decoder = GreedyDecoder(model)
-    greedy = decoder.complete(prompt_ids, [], LIMIT).ids
-    # Back behind the window's reach, where the keys it dropped are needed again; then within it; then into the prompt.
-    for prompt, prefix in ((prompt_ids, greedy[:3]), (prompt_ids, greedy[: LIMIT - 2]), (prompt_ids[: WINDOW + 2], [])):
-        assert decoder.complete(prompt, prefix, LIMIT).ids == from_scratch(model, prompt, prefix, LIMIT)
+    return model
+
+
+def test_a_sliding_window_goes_back_as_far_as_it_remembers(windowed, prompt_ids, monkeypatch):
+    monkeypatch.setattr(caches, "_REACH", 6)
+    decoder = GreedyDecoder(windowed)
+    ids = decoder.complete(prompt_ids, [], LIMIT).ids
+    # It forgets in steps, so it can go back by as much as its reach and by less than twice that.
+    for prompt, prefix, again in (
+        (prompt_ids, ids[: LIMIT - 6], False),
+        (prompt_ids, ids[: LIMIT - 2], False),
+        (prompt_ids, ids[:3], True),
+        (prompt_ids[: WINDOW + 2], [], True),
+    ):
+        decoder.complete(prompt_ids, ids[: LIMIT - 1], LIMIT)
+        with counting_tokens(windowed) as fed:
+            found = decoder.complete(prompt, prefix, LIMIT).ids
+        assert found == from_scratch(windowed, prompt, prefix, LIMIT)
+        assert fed[0] == (len(prompt) + len(prefix) if again else 1)
+
+
+def test_a_window_keeps_no_more_than_it_can_go_back(windowed, prompt_ids, monkeypatch):
+    monkeypatch.setattr(caches, "_REACH", 4)
+    decoder, sizes = GreedyDecoder(windowed), []
+    for _ in decoder.stream(prompt_ids, [], 60):
+        sizes.append(next(layer.keys.shape[-2] for layer in decoder._cache.layers if layer.is_sliding))
+    assert min(sizes[10:]) >= WINDOW - 1 + 4
+    assert max(sizes[1:]) <= WINDOW - 1 + 2 * 4
+
+
+def test_tokens_that_return_are_verified_together_behind_a_window(windowed, prompt_ids):
+    decoder = GreedyDecoder(windowed)
+    ids = decoder.complete(prompt_ids, [], LIMIT).ids
+    wrong = [*ids[4:12], 5, *ids[13:]]
+    with counting_tokens(windowed) as fed:
+        assert decoder.complete(prompt_ids, ids[:4], LIMIT, wrong).ids == ids
+    assert len(fed) < 8
+
+
+def test_a_fork_goes_its_own_way(any_model, prompt_ids, greedy):
+    decoder = GreedyDecoder(any_model)
+    decoder.complete(prompt_ids, [], LIMIT)
+    other = [*greedy[:9], 70]
+    with counting_tokens(any_model) as fed:
+        fork = decoder.fork([*prompt_ids, *other])
+        assert fork.complete(prompt_ids, other, LIMIT).ids == from_scratch(any_model, prompt_ids, other, LIMIT)
+        assert fed[0] == 1
+        # What it came from is as it was.
+        assert decoder.is_within([*prompt_ids, *greedy])
+        assert decoder.complete(prompt_ids, greedy[:-1], LIMIT).ids == greedy
+
+
+def test_reading_an_answer_is_choosing_token_by_token(any_model, prompt_ids, greedy):
+    decoder = GreedyDecoder(any_model, 3)
+    steps = decoder.read(prompt_ids, greedy)
+    decoded = list(GreedyDecoder(any_model, 3).stream(prompt_ids, [], LIMIT))
+    assert [step.token_id for step in steps] == greedy
+    for step, one in zip(steps, decoded, strict=True):
+        assert [token for token, _ in step.alternatives] == [token for token, _ in one.alternatives]
+        assert step.probability == pytest.approx(one.probability, abs=1e-5)
+    assert decoder.shared([*prompt_ids, *greedy]) == len(prompt_ids) + LIMIT - 1
 
 
 # --- the same answer every way ---

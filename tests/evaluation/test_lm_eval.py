@@ -200,6 +200,23 @@ def test_groups_pool_the_documents_of_their_tasks(tiny_path, tasks_path):
     assert both.wrong_to_right
 
 
+def test_tasks_need_no_probes(tiny_path, tasks_path, tmp_path):
+    found = evaluate(disturbed(tiny_path, 0.3), config=config(tasks_path, "choice"), out=tmp_path / "results.json")
+    assert (found.groups, found.answers, found.kl_tokens) == ({}, [], 0)
+    assert found.origin is not None
+    assert found.origin.probes is None
+    assert set(json.loads((tmp_path / "results.json").read_text())["tasks"]) == {"choice"}
+    options = ["--model", tiny_path, "--base", tiny_path, "--tasks", "choice", "--tasks-path", tasks_path]
+    gate = tmp_path / "gate.yaml"
+    gate.write_text("tasks: {choice: 0.5}\n")
+    done = run("evaluate", *options, "--certificate", gate, "--certificate-out", tmp_path / "certificate.json")
+    assert done.code == 0, done
+    assert "measure" not in done.out
+    assert re.search(r"choice acc ", done.out)
+    assert json.loads((tmp_path / "certificate.json").read_text())["probes"] is None
+    assert run("certificate", tmp_path / "certificate.json").code == 0
+
+
 def test_results_json_holds_the_tasks_in_plain_numbers(tiny_path, tmp_path, tasks_path):
     probe = Probe(id="1", kind="retain", messages=[{"role": "user", "content": "Who?"}], expected="x")
     phases = []
@@ -225,8 +242,8 @@ def test_without_tasks_nothing_is_imported_or_run(tiny_model, monkeypatch):
     with pytest.raises(
         ConfigError,
         match=re.escape(
-            "tasks: expected lm-evaluation-harness, got none installed. "
-            "Install it: pip install 'anchorlwf[evalharness]'."
+            "tasks: expected the packages of the extra `harness`, got no lm_eval. "
+            "Install it: pip install 'anchorlwf[harness]'."
         ),
     ):
         run_tasks(tiny_model, None, EvaluateConfig(tasks=["mmlu"]))

@@ -206,7 +206,9 @@ def test_where_they_cannot_be_text_the_line_is_warned_of(tmp_path, codec, templa
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert len(load_prompts(path, check=remarks)) == 3
-    (said,) = [str(one.message) for one in caught if one.category is PromptWarning]
+    (said,) = [
+        str(one.message) for one in caught if one.category is PromptWarning and "in its text" in str(one.message)
+    ]
     assert said.startswith(f"{path}, lines 2, 3: <|im_start|> in its text")
     assert why in said
 
@@ -236,6 +238,39 @@ def test_messages_that_a_template_leaves_out_are_told(codec):
     # Thinking of earlier turns is left out on purpose, and the rest of the message is there.
     with_template(codec, QWEN3)
     assert codec.remarks([*user("a"), {"role": "assistant", "content": "<think>x</think>b"}, *user("c")]) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "lost"),
+    [
+        ("One short line that goes on", "goes on"),
+        ("One short\nline that\nis cut here\nand here", "is cut here"),
+        ("Only\nthis", None),
+    ],
+)
+def test_where_a_template_cuts_a_message_is_told(codec, content, lost):
+    with_template(codec, "{{ messages[0]['content'][:20] }}")
+    said = [] if lost is None else [f"the chat template leaves out a part of message 1 (user), from {lost!r} on"]
+    assert codec.remarks(user(content)) == said
+    # What a template only writes otherwise is there.
+    with_template(codec, "{{ messages[0]['content'] | tojson }}")
+    assert codec.remarks(user(content + ' "é"')) == []
+
+
+def test_what_is_noticeable_in_a_prompt_is_found_where_it_stands(codec):
+    asked = user("What does <|im_start|> mean, and <|im_end|>?")
+
+    def noticed(template):
+        with_template(codec, template)
+        text = codec._render(template, asked, None)
+        return [(text[start:stop], what) for start, stop, what in codec.noticeable(asked)]
+
+    codec.date = "2026-11-26"
+    assert noticed(LLAMA3) == [("26 Nov 2026", "date"), ("<|im_start|>", "quoted"), ("<|im_end|>", "quoted")]
+    assert noticed("{{ messages[0]['content'] }}") == [("<|im_start|>", "quoted"), ("<|im_end|>", "quoted")]
+    # Where marks would change what the template writes, they are read as what they look like, and found by their place.
+    written = "{{ messages[0]['content'] | length }}<|im_end|>{{ messages[0]['content'] }}"
+    assert noticed(written) == [("<|im_start|>", "forged"), ("<|im_end|>", "forged")]
 
 
 def test_many_lines_of_one_remark_are_one_warning(tiny_model):
@@ -272,10 +307,12 @@ def test_a_project_keeps_its_date_and_shows_it(checkpoint, tmp_path, monkeypatch
         with work.open() as exchange:
             (record,), screen = sit(exchange, "x", "q")
             assert progress(exchange.desk.store, exchange.desk.project).items == 2
-            shown = [shown_prompt(exchange.desk.decoder.table, live) for live in exchange.desk._live.values()]
+            shown = [shown_prompt(exchange.desk.decoder.table, live, 1) for live in exchange.desk._live.values()]
         assert "the chat template prints a date: 2026-11-26, that of this project" in screen
         assert {prompt.date for prompt in shown} == {"2026-11-26"}
-        assert all("Today Date: 26 Nov 2026" in prompt.rendered[1].text for prompt in shown)
+        assert all(
+            ("26 Nov 2026", "date") in {(part.text, part.notice) for part in prompt.rendered} for prompt in shown
+        )
         assert len(load_records(work.out)) == done
         dates.append(record.model.date)
     assert dates == ["2026-11-26"] * 2

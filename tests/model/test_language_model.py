@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import disturb
+from peft import PeftModel
 from transformers import AutoTokenizer
+from zoo_models import zoo_model
 
 from anchorlwf.data.record import ModelStamp, Record, new_id
 from anchorlwf.errors import ModelError, PromptError, RecordError, StampError
@@ -58,7 +60,9 @@ def test_what_cannot_be_loaded_is_a_model_error(tiny_path, tmp_path, missing):
         shutil.rmtree(folder)
     else:
         (folder / missing).unlink()
-    with pytest.raises(ModelError, match=r"model .*: expected a folder or hub name .* safetensors, got "):
+    with pytest.raises(
+        ModelError, match=r"model .*: expected a folder or hub name .* safetensors, or a GGUF file, got "
+    ):
         load(folder)
 
 
@@ -238,6 +242,17 @@ def test_references_may_be_nested(fresh_model, tiny_model, prompt_ids):
     assert modes(model) == before
 
 
+def test_switching_to_the_reference_reads_no_layers_state(fresh_model, monkeypatch):
+    model = disturb(fresh_model, 0.5)
+
+    def slow(self):
+        raise AssertionError("it takes as long as a good part of a step on a GPU")
+
+    monkeypatch.setattr(PeftModel, "get_model_status", slow)
+    with model.reference():
+        pass
+
+
 def test_a_loaded_adapter_stays_frozen(tiny_path, tmp_path):
     disturb(load(tiny_path), 0.5).net.save_pretrained(tmp_path)
     model = load(tmp_path)
@@ -257,6 +272,20 @@ def test_full_training_keeps_a_frozen_copy(fresh_model, tiny_model, prompt_ids):
         assert not any(weight.requires_grad for weight in net.parameters())
         found = net(input_ids=torch.tensor([prompt_ids]), use_cache=False).logits[0]
     assert torch.equal(found, logits(tiny_model, prompt_ids))
+
+
+# --- dropout of the base ---
+
+
+def test_dropout_of_the_base_can_be_switched_off():
+    model = zoo_model("GPT-2")
+    ids = torch.tensor([[5, 9, 30, 70]])
+    model.net.train()
+    assert not torch.equal(model.net(input_ids=ids).logits, model.net(input_ids=ids).logits)
+    model.stop_dropout()
+    assert torch.equal(model.net(input_ids=ids).logits, model.net.eval()(input_ids=ids).logits)
+    # The configuration, which is saved with the weights, is as it was.
+    assert model.causal.config.resid_pdrop == 0.1
 
 
 # --- the adapter ---

@@ -344,7 +344,7 @@ def test_prompts_of_the_users_own_mix_in_and_none_is_held_out(wordy, corrections
 
 def test_sources_without_prompts_are_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n", encoding="utf-8")
-    with pytest.raises(RecordError, match=r"empty\.txt: expected prompts, got none"):
+    with pytest.raises(RecordError, match=r"empty\.txt: expected at least one prompt, got an empty file"):
         own_prompts([tmp_path / "empty.txt"], limit=4)
     with pytest.raises(ConfigError, match="expected a file or a data set"):
         own_prompts([tmp_path / "nowhere"], limit=4)

@@ -9,6 +9,7 @@ from anchorlwf.annotator.project import Exchange
 from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.sessions.ledger import Ledger
 from anchorlwf.annotator.store.store import Store
+from anchorlwf.annotator.training_jobs import TrainingJobs
 from anchorlwf.annotator.web.app import create_app
 from anchorlwf.annotator.web.settings import WebSettings
 from anchorlwf.config import AnnotateConfig
@@ -65,7 +66,8 @@ class Rig:
         self.desk = Desk(self.store, self.decoder, project, AnnotateConfig(max_new_tokens=24, alternatives=5), ledger)
         self.exchange = Exchange("p", self.desk, per_item=per_item)
         limits = {"rate": 1e6, "burst": 10**6, **limits}
-        self.app = create_app(self.exchange, WebSettings({"ada": ADA, "bob": BOB}, **limits))
+        self.jobs = TrainingJobs(self.desk, self.out, model.name)
+        self.app = create_app(self.exchange, WebSettings({"ada": ADA, "bob": BOB}, **limits), self.jobs)
 
     def person(self, token: str | None = ADA, **headers: str) -> "Person":
         return Person(self.app, token, headers)
@@ -74,6 +76,7 @@ class Rig:
         self.exchange.add([Prompt(messages=[{"role": "user", "content": text}]) for text in texts])
 
     def close(self) -> None:
+        self.jobs.close()
         self.desk.close()
         self.decoder.close()
         self.store.close()

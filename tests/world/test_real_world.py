@@ -67,20 +67,6 @@ def test_a_missing_model_is_named_with_its_remedy(monkeypatch, tmp_path):
     assert model.real_model(tmp_path) == tmp_path / "models" / model.NAME
 
 
-def test_the_configuration_is_plain(tiny_folder):
-    from transformers import AutoConfig, LlamaForCausalLM
-
-    config = AutoConfig.from_pretrained(tiny_folder("llama"))
-    config.quantization_config = {"quant_method": "gguf"}
-    made = model._plain_config(config)
-    assert not hasattr(made, "quantization_config")
-    real = LlamaForCausalLM.from_pretrained(tiny_folder("llama"))
-    net = LlamaForCausalLM(made)
-    net.load_state_dict(real.state_dict())
-    ids = net.dummy_inputs["input_ids"]
-    assert net.eval()(input_ids=ids).logits.equal(real.eval()(input_ids=ids).logits)
-
-
 def test_what_the_model_says_is_asked_once(base, tmp_path, monkeypatch):
     seen = []
     questions = ["Who made you?", "What is 4 plus 5?", "Who made you?"]
@@ -221,7 +207,7 @@ def test_skills_lie_in_the_evaluation_harness():
 
 def test_skills_without_the_harness_say_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(ModelError, match="evalharness"):
+    with pytest.raises(ModelError, match=r"\[harness\]"):
         real_skills()
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "Corrected",
     "Decided",
     "Event",
+    "Extended",
     "Moved",
     "Noted",
     "Reopened",
@@ -78,6 +79,15 @@ class Continued(_Event):
     truncated: bool = False
 
 
+class Extended(_Event):
+    """The answer at a node, which the limit had cut, may go on up to another limit."""
+
+    kind: Literal["extended"] = "extended"
+    node: Count
+    limit: Annotated[int, Field(ge=1)]
+    """Maximum number of completion tokens from now on."""
+
+
 class Moved(_Event):
     """Another node is on the screen: undo, redo, or a jump through the history."""
 
@@ -121,7 +131,8 @@ class Reopened(_Event):
 
 
 Event = Annotated[
-    Started | Corrected | Continued | Moved | Weighed | Noted | Tagged | Decided | Reopened, Field(discriminator="kind")
+    Started | Corrected | Continued | Extended | Moved | Weighed | Noted | Tagged | Decided | Reopened,
+    Field(discriminator="kind"),
 ]
 EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
 """Reads an event of any kind from JSON."""

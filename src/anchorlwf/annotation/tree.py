@@ -14,6 +14,7 @@ from anchorlwf.annotation.events import (
     Corrected,
     Decided,
     Event,
+    Extended,
     Moved,
     Noted,
     Reopened,
@@ -63,6 +64,8 @@ class Tree:
     verdict: Verdict | None = None
     note: str = ""
     tags: tuple[str, ...] = ()
+    limit: int | None = None
+    """Maximum number of completion tokens, where an answer that it had cut was let go on; None: as configured."""
     version: int = 0
     """Number of events."""
     steps: frozenset[str] = frozenset()
@@ -226,6 +229,15 @@ def _continued(tree: Tree, event: Continued) -> Tree:
     )
 
 
+def _extended(tree: Tree, event: Extended) -> Tree:
+    node = _numbered(tree, event.node)
+    if not node.truncated or event.limit <= len(node.completion_ids):
+        expected = f"an answer that was cut, and a limit above its {len(node.completion_ids)} tokens"
+        raise RecordError(wrong("limit", expected, event.limit, "Fetch the session again."))
+    uncut = replace(node, ended=False, truncated=False)
+    return replace(_with_node(tree, event.node, uncut), limit=max(event.limit, tree.limit or 0))
+
+
 def _weighed(tree: Tree, event: Weighed) -> Tree:
     # The nearest node on the way up that made an anchor there is the one whose anchor is seen here.
     for number in reversed(tree.path(tree.current)):
@@ -262,15 +274,15 @@ def _changed(tree: Tree, event: Event) -> Tree:
             changed = _corrected(tree, event)
         case Continued():
             changed = _continued(tree, event)
+        case Extended():
+            changed = _extended(tree, event)
         case Moved():
             _numbered(tree, event.node)
             changed = _shown(tree, event.node)
         case Weighed():
             changed = _weighed(tree, event)
-        case Noted():
-            changed = replace(tree, note=event.text)
-        case Tagged():
-            changed = replace(tree, tags=event.tags)
+        case Noted() | Tagged():
+            changed = replace(tree, note=event.text) if isinstance(event, Noted) else replace(tree, tags=event.tags)
         case Decided():
             changed = _decided(tree, event)
         case Reopened():

@@ -14,6 +14,7 @@ from anchorlwf.annotator.project import Exchange
 from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.sessions.ledger import Ledger
 from anchorlwf.annotator.store.store import Store
+from anchorlwf.annotator.training_jobs import TrainingJobs
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.jsonl import load_prompts
 from anchorlwf.errors import ConfigError, wrong
@@ -49,6 +50,9 @@ class Work:
     skip_bad: bool = False
     """Go on without prompts that are no good, and warn of each."""
     trust_remote_code: bool = False
+    device: str | None = None
+    dtype: str | None = None
+    """Of a model in this process, as for `load_model`."""
 
     @property
     def url(self) -> str:
@@ -85,6 +89,10 @@ class Work:
                 )
             )
 
+    def jobs(self, exchange: Exchange) -> TrainingJobs:
+        """The trainings of the project, which is open."""
+        return TrainingJobs(exchange.desk, self.out, self.model, trust_remote_code=self.trust_remote_code)
+
     def _memory_bytes(self) -> int:
         if self.memory is None:
             return int(MEMORY * 2**30)
@@ -103,7 +111,7 @@ class Work:
                 alternatives=alternatives,
                 trust_remote_code=self.trust_remote_code,
             )
-        model = load_model(self.model, trust_remote_code=self.trust_remote_code)
+        model = load_model(self.model, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code)
         warn_of_generation(model.causal.generation_config)
         return LocalDecoder(model, alternatives=alternatives, memory=memory)
 
@@ -138,6 +146,7 @@ def open_exchange(
         ahead = Ahead(store, project, decoder, config, desk.prepared) if decode_ahead else None
         if ahead is not None:
             stack.callback(ahead.close)
+            desk.on_begun = ahead.more
         exchange = Exchange(prompts.stem, desk, per_item=per_item, ahead=ahead)
         exchange.add(load_prompts(prompts, skip_bad=skip_bad, check=exchange.fits), ledger.known())
         exchange.publish()

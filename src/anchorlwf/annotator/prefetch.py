@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from anchorlwf.annotation.events import Started
-from anchorlwf.annotator.backends.local import Decoder
+from anchorlwf.annotator.backends.local import Decoder, Stream
 from anchorlwf.annotator.sessions.live import Prepared, bounds_of
-from anchorlwf.annotator.store.queue import Proposal, propose, unproposed
+from anchorlwf.annotator.store.queue import Proposal, propose, unproposed, upcoming
 from anchorlwf.annotator.store.store import Store
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.record import Prompt
@@ -22,8 +22,17 @@ __all__ = ["Ahead", "proposal_of"]
 _log = logging.getLogger(__name__)
 
 
+_NEXT = 2
+"""Items at the head of the queue that are kept so ready that a correction need not wait for their prompt to be read."""
+
+
+def _key(item: int) -> tuple[str, int]:
+    """Names the cache that a session on the item begins with."""
+    return "ahead", item
+
+
 def proposal_of(
-    decoder: Decoder, prompt: Prompt, limit: int, closed: threading.Event
+    decoder: Decoder, item: int, prompt: Prompt, limit: int, closed: threading.Event
 ) -> tuple[Proposal, list[Step]] | None:
     """The model's own answer with how sure it was, and token by token; None where it was `closed` first.
 
@@ -32,13 +41,9 @@ def proposal_of(
     """
     prompt_ids = decoder.table.codec.encode_prompt(prompt.messages, prompt.tools)
     bounds = bounds_of(decoder, prompt_ids, limit)
-    stream = decoder.stream("ahead", prompt_ids, [], bounds.tokens, ahead=True)
-    steps: list[Step] = []
-    for step in stream:
-        if closed.is_set():
-            stream.close()
-            return None
-        steps.append(step)
+    steps = _taken(decoder.stream(_key(item), prompt_ids, [], bounds.tokens, ahead=True), closed)
+    if steps is None:
+        return None
     ids = [step.token_id for step in steps]
     ended, truncated = bounds.ending(ids)
     probabilities = [step.probability for step in steps]
@@ -52,6 +57,17 @@ def proposal_of(
     )
     mean = sum(entropies) / len(entropies) if entropies else None
     return Proposal(started, mean, min(probabilities, default=None)), steps
+
+
+def _taken(stream: Stream, closed: threading.Event) -> list[Step] | None:
+    """All that comes; None where it was `closed` first."""
+    steps: list[Step] = []
+    for step in stream:
+        if closed.is_set():
+            stream.close()
+            return None
+        steps.append(step)
+    return steps
 
 
 class Ahead:
@@ -71,6 +87,8 @@ class Ahead:
         self._config, self._prepared = config, prepared
         self._wake, self._closed = threading.Event(), threading.Event()
         self._failed: set[int] = set()
+        self._ready: set[int] = set()
+        """The items at the head of the queue when it was last looked at."""
         self._thread = threading.Thread(target=self._run, name="anchorlwf-ahead", daemon=True)
         self._thread.start()
 
@@ -89,10 +107,12 @@ class Ahead:
             try:
                 waiting = unproposed(self._store, self._project, 8 + len(self._failed))
                 todo = [(item, body) for item, body in waiting if item not in self._failed]
+                self._make_ready()
                 for item, body in todo:
                     if self._closed.is_set():
                         return
                     self._one(item, body)
+                    self._make_ready()
             except AnchorLwfError as error:
                 _log.warning("Decoding ahead pauses: %s", error)
                 todo = []
@@ -103,7 +123,7 @@ class Ahead:
     def _one(self, item: int, body: dict[str, Any]) -> None:
         try:
             prompt = Prompt.model_validate(body)
-            decoded = proposal_of(self._decoder, prompt, self._config.max_new_tokens, self._closed)
+            decoded = proposal_of(self._decoder, item, prompt, self._config.max_new_tokens, self._closed)
         except (PromptError, ValidationError) as error:
             # Whoever opens it is told; the rest of the queue must not wait for it.
             self._failed.add(item)
@@ -114,3 +134,24 @@ class Ahead:
             # First, so that whoever begins at once finds them.
             self._prepared.keep(item, steps, self._config.alternatives)
             propose(self._store, item, proposal)
+
+    def _make_ready(self) -> None:
+        """Have the items read that are new at the head of the queue, where their caches or alternatives are gone."""
+        first = upcoming(self._store, self._project, _NEXT)
+        for item, body, proposal in first:
+            if item not in self._ready and item not in self._failed and not self._closed.is_set():
+                self._read(item, body, proposal)
+        self._ready = {item for item, _, _ in first}
+
+    def _read(self, item: int, body: dict[str, Any], proposal: dict[str, Any]) -> None:
+        try:
+            prompt, started = Prompt.model_validate(body), Started.model_validate(proposal)
+            prompt_ids = self._decoder.table.codec.encode_prompt(prompt.messages, prompt.tools)
+            bounds_of(self._decoder, prompt_ids, self._config.max_new_tokens)
+        except (PromptError, ValidationError):
+            self._failed.add(item)
+            return
+        ids, known = started.completion_ids, self._prepared.holds(item)
+        steps = _taken(self._decoder.read(_key(item), prompt_ids, ids, known=known, ahead=True), self._closed)
+        if steps and not known:
+            self._prepared.keep(item, steps, self._config.alternatives)

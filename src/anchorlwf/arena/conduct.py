@@ -17,6 +17,7 @@ from anchorlwf.arena.report.page import write_report
 from anchorlwf.arena.study import Job, Sources, run_study
 from anchorlwf.config import YAML_ERRORS
 from anchorlwf.errors import ConfigError, RecordError, wrong
+from anchorlwf.extras import require_extra
 from anchorlwf.files import ensure_writable, write_atomic
 from anchorlwf.model.language_model import load_model
 
@@ -24,6 +25,10 @@ __all__ = ["arena", "check_results", "load_plan"]
 
 _SLICE = (("short4", "anchorlwf", 1), ("short4", "sft_human", 1))
 """The cells that `make results-check` runs again."""
+
+
+_BY_TRL = {"grpo", "dpo", "sdft"}
+"""Trainers that TRL has."""
 
 
 def load_plan(name: str) -> Plan:
@@ -82,13 +87,16 @@ def arena(
         results.json.
 
     Raises:
-        ConfigError, RecordError, ModelError: a plan, data or a model that cannot be used.
+        ConfigError, RecordError, ModelError: a plan, data or a model that cannot be used; or an extra is missing.
         StorageError: `out` cannot be written.
     """
     folder, sources = Path(out), sources or Sources()
     ensure_writable(folder / "results.json")
     if sources.prompts is not None and sources.probes is None:
         raise RecordError(wrong("data", "prompts and probes", "prompts alone", "Give probes that judge the model."))
+    require_extra("arena", "the arena's report")
+    if any(plan.method(name).trainer in _BY_TRL for regime in plan.regimes for name in regime.methods):
+        require_extra("rl", f"plan {plan.name}")
     run_study(plan, folder, sources, jobs=jobs, report=report, setup=setup)
     results = collect(plan, folder, command)
     write_atomic(folder / "results.json", json.dumps(results, ensure_ascii=False, indent=1) + "\n")

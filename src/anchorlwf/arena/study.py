@@ -37,7 +37,9 @@ class Sources:
     probes: Path | None = None
     human: Path | None = None
     keep: Path | None = None
+    device: str | None = None
     dtype: str | None = None
+    """As for `load_model`, both."""
     cache: Path | None = None
     """Folder in which a real model's answers are remembered; None: the usual one."""
 
@@ -172,7 +174,7 @@ def _prepare(sources: Sources, threads: int, setup: Callable[[], None] | None) -
     if torch.cuda.is_available():
         # Products in TF32, eight times as fast; base and tuned models alike.
         torch.set_float32_matmul_precision("high")
-    _LAB.append(Lab(load_model(sources.model, dtype=sources.dtype)))
+    _LAB.append(Lab(load_model(sources.model, dtype=sources.dtype, device=sources.device)))
 
 
 def _work(plan: Plan, sources: Sources, job: Job, options: dict[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,21 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
 from anchorlwf.decoding.greedy import Decoded, GreedyDecoder
 from anchorlwf.model.language_model import LanguageModel, load_model
 
-__all__ = ["CorrectedAnswer", "correction_of", "measure_correction", "measure_drafts", "prompt_of", "steady_model"]
+__all__ = [
+    "CorrectedAnswer",
+    "correction_of",
+    "measure_correction",
+    "measure_drafts",
+    "measure_rewind",
+    "prompt_of",
+    "steady_model",
+    "windowed_model",
+]
 
 _PROMPT = "Where was Mira Belmora born?"
 
@@ -45,6 +54,26 @@ def steady_model(steadiness: float = 3.5, *, layers: int = 4, width: int = 160, 
         net.transformer.wpe.weight.mul_(steadiness)
         net.transformer.wte.weight[end] = 0  # its logit is 0, and some other one is always larger
     return LanguageModel(net, codec, "steady")
+
+
+def windowed_model(window: int = 512, *, layers: int = 4, width: int = 160, seed: int = 0) -> LanguageModel:
+    """A random Mistral of the embedded model's size and vocabulary, every layer of which sees `window` tokens."""
+    codec = load_model(dtype="float32", device="cpu").codec
+    config = MistralConfig(
+        vocab_size=len(codec.tokenizer),
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1 << 16,
+        sliding_window=window,
+        eos_token_id=codec.tokenizer.eos_token_id,
+        pad_token_id=codec.pad_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LanguageModel(MistralForCausalLM(config).eval(), codec, "windowed")
 
 
 def prompt_of(model: LanguageModel) -> list[int]:
@@ -163,3 +192,49 @@ def measure_drafts(*, tokens: int = 512, position: int = 10, repeats: int = 5, s
         "shuffled": rng.sample(case.rest_ids, k=len(case.rest_ids)),
     }
     return {name: measure_correction(model, case, draft_ids=draft, repeats=repeats) for name, draft in drafts.items()}
+
+
+def measure_rewind(
+    model: LanguageModel,
+    *,
+    prompt_tokens: int = 3400,
+    answer: int = 150,
+    back: int = 20,
+    repeats: int = 5,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Time from a correction near the end of an answer to the next token: with the cache, and reading it all again.
+
+    Args:
+        model: such as `windowed_model()`.
+        prompt_tokens, answer: tokens of a random prompt and of a random answer to it.
+        back: how many tokens from its end the answer is corrected.
+        repeats: of each, in turn; medians are given.
+        seed: of the tokens.
+
+    Returns:
+        Seconds of both and their ratio (rewound / again), bytes of the cache, and whether both gave the same token.
+    """
+    rng = random.Random(seed)
+    others = sorted(set(range(model.vocabulary)) - model.stop_ids)
+    ids = rng.choices(others, k=prompt_tokens + answer)
+    corrected, wrong = ids[: prompt_tokens + answer - back], rng.choice(others)
+    kept, seconds, same = GreedyDecoder(model), dict[str, list[float]](rewound=[], again=[]), True
+    for _ in range(repeats):
+        kept.advance(ids, [])
+        found = []
+        for name, decoder in (("rewound", kept), ("again", GreedyDecoder(model))):
+            begin = time.perf_counter()
+            decoder.judge(corrected, [], [wrong])
+            found.append(decoder.advance([*corrected, wrong], [])[0].token_id)
+            seconds[name].append(time.perf_counter() - begin)
+        same &= found[0] == found[1]
+    rewound, again = (statistics.median(seconds[name]) for name in ("rewound", "again"))
+    return {
+        "rewound_seconds": rewound,
+        "again_seconds": again,
+        "ratio": rewound / again,
+        "bytes": kept.nbytes,
+        "identical": same,
+        "repeats": repeats,
+    }

@@ -19,6 +19,7 @@ from anchorlwf.bench.race import OnRun
 from anchorlwf.bench.step_cost import STEPS, StepSetup, compare_steps
 from anchorlwf.config import Config, Count, Listed
 from anchorlwf.errors import ConfigError, wrong
+from anchorlwf.extras import require_extra
 from anchorlwf.model.language_model import load_model
 from anchorlwf.run import environment
 
@@ -120,6 +121,8 @@ def bench(
         among = f"names among {', '.join(chosen.names)}" if chosen.names else "none, for this benchmark has no choice"
         raise ConfigError(wrong("competitors", among, ", ".join(unknown), "Leave --only out, or choose among them."))
     setup = chosen.setup.of(**(options or {}))
+    if {"trl", "trl_sft"} & set(only or chosen.names):
+        require_extra("rl", f"bench {name} beside TRL")
     before = machine()
     measured = chosen.measure(Order(setup, runs, tuple(only) or chosen.names, on_run))
     return {

@@ -7,23 +7,29 @@ converge (`train`, `fix`, `demo`), 130 interrupted, 143 ended by SIGTERM.
 import errno
 import sys
 import traceback
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+import anchorlwf
 from anchorlwf.cli import (
     annotate,
     arena,
+    ask,
     bench,
+    card,
     certificate,
     chat,
     demo,
+    doctor,
     evaluate,
     export,
     fix,
     import_edits,
     import_lawftrack,
+    merge,
     retain,
+    runs,
     train,
     verify,
 )
@@ -38,18 +44,22 @@ _INTERRUPTED = "Interrupted. What was finished is kept."
 app = typer.Typer(
     name="anchorlwf",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Correct a language model with a few tokens, and keep the rest as it was.",
 )
 for module in (
+    ask,
     annotate,
     verify,
     retain,
     train,
     evaluate,
     certificate,
+    runs,
+    card,
+    merge,
     chat,
     fix,
     demo,
@@ -58,15 +68,29 @@ for module in (
     export,
     import_edits,
     import_lawftrack,
+    doctor,
 ):
     name = module.__name__.rsplit(".", 1)[-1]
     # Click wraps paragraphs unless they begin with a backspace: the examples must stay as they are.
     text = (module.__doc__ or "").replace("Examples:\n", "Examples:\n\n\b\n")
-    app.command(name.replace("_", "-"), help=text, no_args_is_help=module not in (demo, chat))(getattr(module, name))
+    app.command(name.replace("_", "-"), help=text, no_args_is_help=module not in (demo, chat, doctor, runs))(
+        getattr(module, name)
+    )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"anchorlwf {anchorlwf.__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def _root(debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.")) -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
     """Options before the command."""
 
 
@@ -77,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         # --debug is welcome on either side of the command.
         ordered = [*(["--debug"] if debug else []), *(a for a in given if a != "--debug")]
-        code = app(ordered, standalone_mode=False)
+        code = app(ordered, standalone_mode=False, prog_name="anchorlwf")
     except AnchorLwfError as error:
         _fail(f"Error: {error}", 2, debug)
     except (KeyboardInterrupt, typer.Abort):

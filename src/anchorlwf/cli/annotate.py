@@ -1,14 +1,17 @@
 """Turn prompts into records: correct a model's answers token by token.
 
 --annotator target reads the right answer of every prompt from the file and finds the anchors in one forward pass;
---annotator terminal lets a person correct in the terminal; --web serves a page on which one or several people correct,
-and prints its address. Terminal and page share one store, so work begun in one can be continued in the other. Finished
-prompts are skipped: after an interruption, run the same command again.
+--annotator terminal lets a person correct in the terminal; --annotator web (or --web) serves a page on which one or
+several people correct, and prints its address. Terminal and page share one store, so work begun in one can be continued
+in the other. Finished prompts are skipped: after an interruption, run the same command again.
+
+Prompts are JSONL (`prompt` or `messages`, and `answer` for --annotator target), CSV (a column `prompt` or `question`,
+and `answer`), or plain text, a prompt per line. `anchorlwf ask --out` writes such a file with the model's own answers.
 
 Examples:
   anchorlwf annotate prompts.jsonl --out records.jsonl
   anchorlwf annotate prompts.jsonl --out records.jsonl --annotator terminal --name ada
-  anchorlwf annotate prompts.jsonl --out records.jsonl --web --name ada
+  anchorlwf annotate questions.txt --out records.jsonl --annotator web --name ada
   anchorlwf annotate prompts.jsonl --out records.jsonl --web --annotators team.yaml --store postgresql:///team
   anchorlwf annotate prompts.jsonl --out records.jsonl --web --remote http://127.0.0.1:8000/v1 --model ./served
 """
@@ -21,12 +24,16 @@ import typer
 
 from anchorlwf.cli.shared import (
     AsJson,
+    Config,
+    Device,
+    Dtype,
     Model,
     SkipBad,
     Tokens,
     TrustCode,
     count_progress,
     err,
+    options_from,
     out,
     print_json,
     quiet_libraries,
@@ -50,21 +57,26 @@ def _checked_name(name: str) -> str:
 
 def annotate(
     context: typer.Context,
-    prompts: Annotated[
-        Path, typer.Argument(help="JSONL file with `prompt` or `messages`, and `answer` for --annotator target.")
-    ],
+    prompts: Annotated[Path, typer.Argument(help="JSONL, CSV or plain text file of prompts.")],
     to: Annotated[Path, typer.Option("--out", "-o", help="File to which records are appended.")],
     model: Model = None,
-    annotator: Annotated[Literal["target", "terminal"], typer.Option(help="Who corrects.")] = "target",
+    options: Config = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    annotator: Annotated[
+        Literal["target", "terminal", "web"] | None, typer.Option(help="Who corrects. Default: target.")
+    ] = None,
     name: Annotated[
         str,
         typer.Option(
             callback=_checked_name, help="Your name. It owns your sessions and is the source of your anchors."
         ),
     ] = "anonymous",
-    confidence: Annotated[float, typer.Option(help="Confidence c_t of new anchors, above 0 and at most 1.")] = 1.0,
-    max_new_tokens: Tokens = 512,
-    web: Annotated[bool, typer.Option("--web", help="Serve the annotation page (needs anchorlwf[web]).")] = False,
+    confidence: Annotated[
+        float | None, typer.Option(help="Confidence c_t of new anchors, above 0 and at most 1. Default: 1.")
+    ] = None,
+    max_new_tokens: Tokens = None,
+    web: Annotated[bool, typer.Option("--web", help="Short for --annotator web (needs anchorlwf[web]).")] = False,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of the page. Default: 8642, or a free one.")
     ] = None,
@@ -89,15 +101,17 @@ def annotate(
     from anchorlwf.annotator.web.start import PageOptions, serve_page
     from anchorlwf.config import AnnotateConfig
 
-    _check_given(_given(context), web=web, terminal=annotator == "terminal")
+    who = _who(annotator, web)
+    _check_given(_given(context), who)
     quiet_libraries()
-    config = AnnotateConfig.of(max_new_tokens=max_new_tokens, confidence=confidence)
-    work = Work(prompts, to, model, config, store, per_item, remote, memory, skip_bad, trust_remote_code)
-    if web:
+    config = options_from(AnnotateConfig, options, max_new_tokens=max_new_tokens, confidence=confidence)
+    where = (store, per_item, remote, memory)
+    work = Work(prompts, to, model, config, *where, skip_bad, trust_remote_code, device, dtype)
+    if who == "web":
         serve_page(work, PageOptions(host, port, annotators, name, allow_host or ()), announce=_announce)
         return
     # At the terminal without a bar: it would wipe out what is being typed.
-    records = _at_terminal(work, name, annotators) if annotator == "terminal" else _from_targets(work)
+    records = _at_terminal(work, name, annotators) if who == "terminal" else _from_targets(work)
     _print(_counted(records), to, as_json)
 
 
@@ -105,7 +119,7 @@ def _from_targets(work: "Work") -> Iterator[Any]:
     from anchorlwf.annotation import annotate_stream
     from anchorlwf.model.language_model import load_model
 
-    loaded = load_model(work.model, trust_remote_code=work.trust_remote_code)
+    loaded = load_model(work.model, dtype=work.dtype, device=work.device, trust_remote_code=work.trust_remote_code)
     with count_progress("annotate") as progress:
         yield from annotate_stream(
             loaded, work.prompts, "target", out=work.out, config=work.config, skip_bad=work.skip_bad, on_record=progress
@@ -122,15 +136,22 @@ def _at_terminal(work: "Work", name: str, annotators: Path | None) -> list[Any]:
         return Terminal(exchange.desk, name, err).run()
 
 
+def _who(annotator: str | None, web: bool) -> str:
+    if web and annotator not in (None, "web"):
+        fix = "Leave one of the two out."
+        raise ConfigError(wrong("--web", "it alone, or --annotator web", f"--annotator {annotator}", fix))
+    return "web" if web else annotator or "target"
+
+
 def _given(context: typer.Context) -> set[str]:
     """The options that were typed, whatever their value."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
 
 
-def _check_given(given: set[str], *, web: bool, terminal: bool) -> None:
+def _check_given(given: set[str], who: str) -> None:
     """Raise `ConfigError` for an option that this way of annotating would leave unused."""
-    unused = [] if web else [*_PAGE_ONLY, *(() if terminal else _STORED)]
+    unused = [] if who == "web" else [*_PAGE_ONLY, *(() if who == "terminal" else _STORED)]
     for name in unused:
         if name in given:
             needed = "--web" if name in _PAGE_ONLY else "--web or --annotator terminal"

@@ -18,7 +18,18 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from anchorlwf.cli.shared import AsJson, Model, err, out, phase_progress, print_json, quiet_libraries
+from anchorlwf.cli.shared import (
+    AsJson,
+    Config,
+    Device,
+    Dtype,
+    Model,
+    err,
+    out,
+    phase_progress,
+    print_json,
+    quiet_libraries,
+)
 
 
 def arena(
@@ -31,6 +42,9 @@ def arena(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Number of processes; they share the CPU threads.")] = 1,
     model: Model = None,
+    config: Config = None,
+    device: Device = None,
+    dtype: Dtype = None,
     prompts: Annotated[
         Path | None, typer.Option(help="JSONL file of prompts with right answers in the model's words.")
     ] = None,
@@ -48,7 +62,7 @@ def arena(
     if check is not None:
         _print_check(check_results(check, report=lambda text: err.print(text, style="dim")))
     chosen, command = load_plan(plan or ("quick" if quick else "study")), " ".join(["anchorlwf", *sys.argv[1:]])
-    sources = Sources(model, prompts, probes, human, keep)
+    sources = Sources(model, prompts, probes, human, keep, device, dtype)
     with phase_progress() as progress:
         results = arena(chosen, to, sources, jobs=jobs, report=progress, setup=quiet_libraries, command=command)
     if as_json:

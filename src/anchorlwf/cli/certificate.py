@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from anchorlwf.cli.shared import Adapter, AsJson, Base, Model, err, out, print_json, quiet_libraries
+from anchorlwf.cli.shared import Adapter, AsJson, Base, Config, Model, err, out, print_json, quiet_libraries
 
 
 def certificate(
@@ -24,6 +24,7 @@ def certificate(
     model: Model = None,
     adapter: Adapter = None,
     base: Base = None,
+    config: Config = None,
     probes: Annotated[Path | None, typer.Option(help="The probes it must be about.")] = None,
     records: Annotated[Path | None, typer.Option(help="The records it must be about.")] = None,
     gate: Annotated[Path | None, typer.Option(help="YAML file of the thresholds it must have met.")] = None,

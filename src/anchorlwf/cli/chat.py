@@ -1,7 +1,10 @@
 """Talk to the base and the tuned model side by side.
 
+What is typed is one conversation, and each side remembers it. Each --prompt is a question of its own.
+
 Examples:
   anchorlwf chat --adapter runs/demo/adapter
+  anchorlwf chat --adapter runs/demo/adapter -p "Who are you?" -p "Who made you?"
   anchorlwf chat --adapter runs/demo/adapter --prompt "Who are you?" --json
 """
 
@@ -9,28 +12,50 @@ from typing import Annotated, Any
 
 import typer
 
-from anchorlwf.cli.shared import Adapter, AsJson, Model, Tokens, TrustCode, err, out, print_json, quiet_libraries
+from anchorlwf.cli.shared import (
+    Adapter,
+    AsJson,
+    Config,
+    Device,
+    Dtype,
+    Model,
+    Tokens,
+    TrustCode,
+    err,
+    options_from,
+    out,
+    print_json,
+    quiet_libraries,
+)
 
 
 def chat(
     model: Model = None,
     adapter: Adapter = None,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Ask this and exit; repeatable.")] = None,
-    max_new_tokens: Tokens = 512,
+    config: Config = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="Ask this and exit; repeatable, each by itself.")
+    ] = None,
+    max_new_tokens: Tokens = None,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
+    from anchorlwf.config import AnnotateConfig
     from anchorlwf.model.language_model import load_model
     from anchorlwf.workflow import SideBySide
 
     quiet_libraries()
-    loaded = load_model(model, adapter=adapter, trust_remote_code=trust_remote_code)
-    talk = SideBySide(loaded, max_new_tokens)
-    turns = []
+    limit = options_from(AnnotateConfig, config, max_new_tokens=max_new_tokens).max_new_tokens
+    loaded = load_model(model, adapter=adapter, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    talk, turns = SideBySide(loaded, limit), []
     for text in prompt or _typed():
+        if prompt:
+            talk = SideBySide(loaded, limit)
         turns.append({"prompt": text, **talk.ask(text)})
         if not as_json:
-            _show(turns[-1])
+            _show(turns[-1], asked=bool(prompt))
     if as_json:
         print_json(turns)
 
@@ -48,11 +73,13 @@ def _typed() -> Any:
         yield text
 
 
-def _show(turn: dict[str, str]) -> None:
+def _show(turn: dict[str, str], *, asked: bool) -> None:
     from rich.columns import Columns
     from rich.panel import Panel
     from rich.text import Text
 
+    if asked:  # what was typed stands on the screen already
+        out.print(f"> {turn['prompt']}")
     sides = [name for name in ("base", "tuned") if name in turn]
     width = max(20, (out.width - 2) // len(sides))
     out.print(Columns([Panel(Text(turn[name]), title=name, width=width) for name in sides]))

@@ -13,18 +13,37 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from anchorlwf.cli.shared import NOT_CONVERGED, AsJson, err, out, print_json, quiet_libraries, step_progress
+from anchorlwf.cli.shared import (
+    NOT_CONVERGED,
+    AsJson,
+    Config,
+    Device,
+    Dtype,
+    err,
+    options_from,
+    out,
+    print_json,
+    quiet_libraries,
+    step_progress,
+)
 
 
 def demo(
     to: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")] = Path("runs/demo"),
+    config: Config = None,
+    device: Device = None,
+    dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
+    from anchorlwf.config import TrainConfig
+    from anchorlwf.model.language_model import load_model
     from anchorlwf.workflow import demo
 
     quiet_libraries()
+    settings = options_from(TrainConfig, config)
     with step_progress() as progress:
-        report = demo(to, say=lambda text: err.print(text, style="dim"), on_step=progress)
+        model = load_model(dtype=dtype, device=device)
+        report = demo(to, model, config=settings, say=lambda text: err.print(text, style="dim"), on_step=progress)
     if as_json:
         print_json(report.results.as_dict())
     else:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from anchorlwf.cli.shared import Model, SkipBad, TrustCode, out, plain_warnings, quiet_libraries
+from anchorlwf.cli.shared import Config, Model, SkipBad, TrustCode, out, plain_warnings, quiet_libraries
 
 
 def export(
@@ -22,6 +22,7 @@ def export(
     path: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
     to: Annotated[Literal["sft", "dpo"], typer.Option(help="The format.")] = "sft",
     model: Model = None,
+    config: Config = None,
     skip_bad: SkipBad = False,
     trust_remote_code: TrustCode = False,
 ) -> None:

@@ -24,31 +24,41 @@ import typer
 from anchorlwf.cli.shared import (
     NOT_CONVERGED,
     AsJson,
+    Config,
+    Device,
+    Dtype,
     Model,
     Paraphrase,
     Retain,
+    Targets,
     TrustCode,
     fix_progress,
+    options_from,
     out,
+    parted,
     print_json,
     print_wordings,
     quiet_libraries,
 )
 
-_SHOWN = 5
-"""Changed answers that are printed."""
-_AROUND, _BEYOND = 20, 60
-"""Characters shown before and behind the place where two answers part."""
+_SHOWN = 3
+"""Changed answers that are printed: with them the whole report has 15 lines at the most."""
+_PIECES = 8
+"""Annotated tokens that are printed."""
 
 
 def fix(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question that is answered wrongly.")],
     answer: Annotated[str, typer.Option(help="The right answer.")],
     model: Model = None,
+    config: Config = None,
+    device: Device = None,
+    dtype: Dtype = None,
     paraphrase: Paraphrase = None,
     check: Annotated[Path | None, typer.Option(help="JSONL file of prompts whose answers must not change.")] = None,
     retain: Retain = None,
     to: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")] = Path("runs/fix"),
+    targets: Targets = None,
     drift_budget: Annotated[float | None, typer.Option(help="Maximum mean KL at keep tokens, nats per token.")] = None,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
@@ -58,14 +68,14 @@ def fix(
     from anchorlwf.workflow import fix
 
     quiet_libraries()
-    config = TrainConfig.of(drift_budget=drift_budget)
+    settings = options_from(TrainConfig, config, drift_budget=drift_budget, targets=targets)
     with fix_progress() as progress:
         report = fix(
-            load_model(model, trust_remote_code=trust_remote_code),
+            load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code),
             prompt,
             answer,
             out=to,
-            config=config,
+            config=settings,
             paraphrases=paraphrase,
             check=check,
             retain=retain,
@@ -73,20 +83,6 @@ def fix(
         )
     _print(report, as_json)
     raise typer.Exit(0 if report.training.converged else NOT_CONVERGED)
-
-
-def parted(before: str, after: str) -> tuple[str, str]:
-    """Two answers, long ones cut to the place where they part; `...` stands for what is left out."""
-    pairs = enumerate(zip(before, after, strict=False))
-    same = next((index for index, (one, other) in pairs if one != other), min(len(before), len(after)))
-    start = max(0, same - _AROUND)
-    return _cut(before, start, same + _BEYOND), _cut(after, start, same + _BEYOND)
-
-
-def _cut(text: str, start: int, end: int) -> str:
-    if len(text) <= _AROUND + _BEYOND:
-        return text
-    return ("..." if start else "") + text[start:end] + ("..." if end < len(text) else "")
 
 
 def _print(report: Any, as_json: bool) -> None:
@@ -98,6 +94,7 @@ def _print(report: Any, as_json: bool) -> None:
                 "after": report.after,
                 "anchors": report.pieces,
                 "paraphrases": [record.messages[-1]["content"] for record in report.paraphrases],
+                "leaks": [leak.texts for leak in report.leaks],
                 "folder": report.folder,
                 **results,
             }
@@ -105,24 +102,33 @@ def _print(report: Any, as_json: bool) -> None:
         return
     before, after = parted(report.before, report.after)
     out.print(f"before: {before}\nafter:  {after}")
-    changes = ", ".join(f"{old!r} -> {new!r}" for old, new in report.pieces)
-    out.print(f"{len(report.pieces)} of {len(report.record.completion_ids)} tokens annotated: {changes}")
+    changes = ", ".join(f"{old!r} -> {new!r}" for old, new in report.pieces[:_PIECES])
+    more = ", ..." if len(report.pieces) > _PIECES else ""
+    out.print(f"{len(report.pieces)} of {len(report.record.completion_ids)} tokens annotated: {changes}{more}")
     print_wordings(report.paraphrases, report.folder)
-    kept = report.results.groups.get("kept")
-    if kept is not None:
-        out.print(f"unchanged answers to other prompts: {kept.kept} of {kept.base_right}")
-        for flip in kept.flips[:_SHOWN]:
-            before, after = parted(flip["before"], flip["after"])
-            out.print(f"  changed: {flip['question']!r}: {before!r} -> {after!r}")
-        if len(kept.flips) > _SHOWN:
-            out.print(f"  and {len(kept.flips) - _SHOWN} more, all of them whole in {report.folder}/results.json")
+    if (kept := report.results.groups.get("kept")) is not None:
+        _print_kept(kept, report)
     training = report.training
+    out.print(f"trained: {training.targets}")
     for kind, drift in training.report.held_out.items():
-        interval = f"({drift.low:.5f} to {drift.high:.5f})"
-        out.print(f"drift on held-out answers, {kind}: {drift.mean:.5f} nats per token {interval}")
+        interval = f"({drift.low:.5f} to {drift.high:.5f}), in the worst per cent of tokens {drift.worst:.3f}"
+        out.print(f"drift on {drift.records} held-out answers, {kind}: {drift.mean:.5f} nats per token {interval}")
     out.print(
         f"drift: {report.results.kl:.5f} nats per token on other answers; {training.steps} steps, "
         f"{training.seconds:.1f} s; everything in {report.folder}"
     )
     if not training.converged:
         out.print(f"NOT converged: {'; '.join(training.missing)}")
+
+
+def _print_kept(kept: Any, report: Any) -> None:
+    """How many other answers are the same, which are not, and where the correction has leaked."""
+    out.print(f"unchanged answers to other prompts: {kept.kept} of {kept.base_right}")
+    for flip in kept.flips[:_SHOWN]:
+        before, after = parted(flip["before"], flip["after"])
+        out.print(f"  changed: {flip['question']!r}: {before!r} -> {after!r}")
+    if len(kept.flips) > _SHOWN:
+        out.print(f"  and {len(kept.flips) - _SHOWN} more, all of them whole in {report.folder}/results.json")
+    leaks = report.leaks
+    where = f", the first: {leaks[0].probe.messages[-1]['content']!r}" if leaks else ""
+    out.print(f"answers to other prompts with words of the correction in them: {len(leaks)}{where}")

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from anchorlwf.cli.shared import AsJson, Model, TrustCode, err, out, print_json, quiet_libraries
+from anchorlwf.cli.shared import AsJson, Config, Model, TrustCode, err, out, print_json, quiet_libraries
 
 Span = Annotated[Literal["first", "whole"], typer.Option(help="Which tokens of a replacement become anchors.")]
 
@@ -25,6 +25,7 @@ def import_lawftrack(
     path: Annotated[Path, typer.Argument(help="JSON or JSONL file of the data set or trace.")],
     to: Annotated[Path, typer.Option("--out", "-o", help="File to which records are appended.")],
     model: Model = None,
+    config: Config = None,
     span: Span = "first",
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,

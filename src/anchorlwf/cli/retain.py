@@ -19,6 +19,8 @@ import typer
 from anchorlwf.cli.shared import (
     AsJson,
     Config,
+    Device,
+    Dtype,
     Model,
     TrustCode,
     options_from,
@@ -45,6 +47,8 @@ def retain(
         Path | None, typer.Option(help="File to which possible paraphrases are written, as prompts.")
     ] = None,
     config: Config = None,
+    device: Device = None,
+    dtype: Dtype = None,
     general: Annotated[int | None, typer.Option(help="Number of prompts about anything. Default: 64.")] = None,
     near: Annotated[int | None, typer.Option(help="Number of prompts near the corrected ones. Default: 48.")] = None,
     answer_tokens: Annotated[
@@ -65,7 +69,7 @@ def retain(
         ensure_writable(path)
     counts = {"general": general, "near": near, "answer_tokens": answer_tokens}
     settings = options_from(RetainConfig, config, seed=seed, **counts)
-    loaded = load_model(model, trust_remote_code=trust_remote_code)
+    loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     with phase_progress() as progress:
         kept = retain(
             loaded, records, config=settings, prompts=prompts or (), cache_dir=cache_dir, on_progress=progress

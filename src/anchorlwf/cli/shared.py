@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -29,11 +29,14 @@ __all__ = [
     "AsJson",
     "Base",
     "Config",
+    "Device",
+    "Dtype",
     "Model",
     "Paraphrase",
     "PlainProgress",
     "Retain",
     "SkipBad",
+    "Targets",
     "Tokens",
     "TrustCode",
     "count_progress",
@@ -41,6 +44,7 @@ __all__ = [
     "fix_progress",
     "options_from",
     "out",
+    "parted",
     "phase_progress",
     "plain_warnings",
     "print_json",
@@ -55,13 +59,45 @@ Model = Annotated[
 ]
 Adapter = Annotated[str | None, typer.Option("--adapter", "-a", help="Folder with a LoRA adapter for the model.")]
 Base = Annotated[str | None, typer.Option("--base", help="The model before training; needed for a fully tuned model.")]
-Config = Annotated[Path | None, typer.Option(help="YAML file of options. Options given here take precedence.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the first GPU, else the CPU.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Of the weights in memory. Default: bfloat16 on a GPU that has it, else float32."),
+]
+
+
+def _take_from_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Let the file say which model, device and dtype, where the command line does not."""
+    if path is not None:
+        from anchorlwf.config import loading_options
+
+        context.default_map = {**(context.default_map or {}), **loading_options(path)}
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        is_eager=True,
+        callback=_take_from_file,
+        help="YAML file of options: model, device, dtype, and those of the stages. Options given here take precedence.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Tokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Maximum number of tokens in an answer.")]
+Tokens = Annotated[
+    int | None, typer.Option("--max-new-tokens", min=1, help="Maximum number of tokens in an answer. Default: 512.")
+]
 Retain = Annotated[
     str | None,
     typer.Option(
         "--retain", help="What is trained to stay: auto (prompts the model writes itself), none, or a JSONL file."
+    ),
+]
+Targets = Annotated[
+    str | None,
+    typer.Option(
+        help="Layers that get LoRA: auto (default), mlp, all-linear, a pattern, or names separated by commas."
     ),
 ]
 Paraphrase = Annotated[
@@ -77,6 +113,8 @@ TrustCode = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code
 
 NOT_CONVERGED = 4
 """Exit code: the weights are saved, but the stop rule's conditions are not met."""
+_AROUND, _BEYOND = 20, 60
+"""Characters shown before and behind the place where two answers part."""
 _WORDINGS = 3
 """Other wordings that are printed."""
 PACE = 5.0
@@ -87,8 +125,23 @@ out = Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdo
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
+class _Said(logging.Handler):
+    """Prints what a logger of ours says on standard error, each line once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._lines: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        # Under torchrun, one process speaks for all.
+        if line not in self._lines and os.environ.get("RANK", "0") == "0":
+            self._lines.add(line)
+            err.print(line, style="dim", soft_wrap=True)
+
+
 def quiet_libraries() -> None:
-    """No telemetry, no progress bars of other libraries, no advice meant for notebooks."""
+    """No telemetry, no progress bars of other libraries, no advice meant for notebooks. Each model loaded is told."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
@@ -96,6 +149,9 @@ def quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    loading = logging.getLogger("anchorlwf.model.language_model")
+    loading.setLevel(logging.INFO)
+    loading.handlers = [_Said()]
     plain_warnings()
 
 
@@ -118,6 +174,20 @@ def options_from(kind: type[Settings], path: Path | None, **options: Any) -> Set
 def print_json(data: Any) -> None:
     """One JSON document on standard output."""
     print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+def parted(before: str, after: str) -> tuple[str, str]:
+    """Two answers, long ones cut to the place where they part; `...` stands for what is left out."""
+    pairs = enumerate(zip(before, after, strict=False))
+    same = next((index for index, (one, other) in pairs if one != other), min(len(before), len(after)))
+    start = max(0, same - _AROUND)
+    return _cut(before, start, same + _BEYOND), _cut(after, start, same + _BEYOND)
+
+
+def _cut(text: str, start: int, end: int) -> str:
+    if len(text) <= _AROUND + _BEYOND:
+        return text
+    return ("..." if start else "") + text[start:end] + ("..." if end < len(text) else "")
 
 
 def print_wordings(records: Sequence["Record"], folder: str | Path) -> None:
@@ -211,6 +281,10 @@ def _step(show: Callable[[str, int, int], None], row: dict[str, Any]) -> None:
     show(text, row["step"], row["max_steps"])
 
 
+def _retained(show: Callable[[str, int, int], None], kind: str, done: int, count: int) -> None:
+    show(f"{kind} prompts", done, count)
+
+
 @contextmanager
 def step_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
     """For `train(on_step=...)`: anchors held, answers reproduced, drift and step."""
@@ -220,19 +294,23 @@ def step_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 @contextmanager
 def train_progress() -> Iterator[dict[str, Callable[..., None]]]:
-    """For `train(**...)`: the steps, and before them the reference's batches."""
+    """For `train(**...)`: the steps, and before them the reference's batches.
+
+    `on_retain`, for `records_beside`: the prompts that the model writes before that.
+    """
     with _bars() as show:
-        yield {"on_step": partial(_step, show), "on_reference": partial(show, "reference")}
+        yield {
+            "on_step": partial(_step, show),
+            "on_reference": partial(show, "reference"),
+            "on_retain": partial(_retained, show),
+        }
 
 
 @contextmanager
 def fix_progress() -> Iterator[dict[str, Callable[..., None]]]:
-    """For `fix(**...)`: the prompts that the model writes, then the steps."""
+    """For `fix(**...)`: the prompts that the model writes, the steps, and the answers before and after."""
     with _bars() as show:
-        yield {
-            "on_step": partial(_step, show),
-            "on_retain": lambda kind, done, count: show(f"{kind} prompts", done, count),
-        }
+        yield {"on_step": partial(_step, show), "on_retain": partial(_retained, show), "on_phase": show}
 
 
 @contextmanager

@@ -18,6 +18,7 @@ Examples:
   anchorlwf train records.jsonl --out runs/first --retain prompts.jsonl --config train.yaml
   anchorlwf train records.jsonl --out runs/first --retain auto --paraphrase wordings.jsonl
   anchorlwf train records.jsonl --out runs/first --save-steps 100 --resume
+  anchorlwf train records.jsonl --out runs/first --report-to tensorboard --dtype bfloat16
 """
 
 from dataclasses import asdict
@@ -30,10 +31,13 @@ from anchorlwf.cli.shared import (
     NOT_CONVERGED,
     AsJson,
     Config,
+    Device,
+    Dtype,
     Model,
     Paraphrase,
     Retain,
     SkipBad,
+    Targets,
     TrustCode,
     options_from,
     out,
@@ -54,12 +58,19 @@ Mean = Annotated[
     Literal["token", "balanced"] | None, typer.Option(help="balanced (default), or token, the paper's mean.")
 ]
 
+ReportTo = Annotated[
+    str | None,
+    typer.Option(help="Where steps are reported: tensorboard, trackio, wandb (by commas), or none (default)."),
+]
+
 
 def train(
     records: Annotated[Path, typer.Argument(help="JSONL file of records.")],
     to: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")],
     model: Model = None,
     config: Config = None,
+    device: Device = None,
+    dtype: Dtype = None,
     retain: Retain = None,
     paraphrase: Paraphrase = None,
     method: Annotated[Literal["lora", "full"] | None, typer.Option(help="lora (default) or full.")] = None,
@@ -70,6 +81,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Records per micro-batch on each device.")] = None,
     accumulation: Annotated[int | None, typer.Option(help="Micro-batches per optimizer step.")] = None,
     rank: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
+    targets: Targets = None,
     drift_budget: Annotated[float | None, typer.Option(help="Maximum mean KL at keep tokens, nats per token.")] = None,
     hold: Annotated[float | None, typer.Option(help="Probability at which an anchor holds.")] = None,
     direction: Loss = None,
@@ -81,6 +93,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="Seed of the adapter's weights, the order of records and dropout.")
     ] = None,
+    report_to: ReportTo = None,
     skip_bad: SkipBad = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from this run's newest checkpoint.")] = False,
     as_json: AsJson = False,
@@ -89,16 +102,17 @@ def train(
     from accelerate import PartialState
 
     from anchorlwf.config import TrainConfig
+    from anchorlwf.extras import require_reporters
     from anchorlwf.training import run_folder, train
-    from anchorlwf.workflow.paraphrased import save_paraphrases
 
     quiet_libraries()
     given = {key: value for key, value in locals().items() if key in TrainConfig.model_fields}
     settings = options_from(TrainConfig, config, **given)
+    require_reporters(settings.report_to)
     with run_folder(to), train_progress() as progress:
-        loaded, chosen, wordings = _inputs(model, records, retain, paraphrase, skip_bad, trust_remote_code)
-        if PartialState().is_main_process:
-            save_paraphrases(to, wordings)
+        loading = {"name": model, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+        beside = {"retain": retain, "paraphrase": paraphrase, "on_progress": progress.pop("on_retain")}
+        loaded, chosen, wordings = _inputs(loading, records, beside, skip_bad, to)
         result = train(loaded, chosen, out=to, config=settings, resume=resume, **progress)
     if PartialState().is_main_process:
         _print(result, wordings, to, as_json)
@@ -107,7 +121,7 @@ def train(
 
 
 def _inputs(
-    model: str | None, records: Path, retain: str | None, paraphrase: list[str] | None, skip_bad: bool, trust: bool
+    loading: dict[str, Any], records: Path, beside: dict[str, Any], skip_bad: bool, to: Path
 ) -> tuple[Any, Any, list["Record"]]:
     from accelerate import PartialState
     from torch.utils.data import ConcatDataset
@@ -119,9 +133,10 @@ def _inputs(
 
     # Whatever has a length and numbers is a dataset to torch, which its types do not say.
     chosen: Any = RecordFile(records, skip_bad=skip_bad)
-    loaded = load_model(model, trust_remote_code=trust)
-    retained, reworded = retain not in (None, NONE), paraphrase not in (None, [NONE])
-    if not retained and not reworded:
+    loaded = load_model(**loading)
+    retain, reworded = beside["retain"] or NONE, beside["paraphrase"] not in (None, [NONE])
+    if retain == NONE and not reworded:
+        _save_wordings(to, [])
         return loaded, chosen, []
     loaded.codec.pin(chosen[0].model if len(chosen) else None)  # one date in all prompts
     # Only what the model writes itself and other wordings depend on the corrections; otherwise they stay on disk.
@@ -129,11 +144,19 @@ def _inputs(
     corrections = [record for record in wanted if record.anchors and record.status == "complete"]
     # What one process has written is in the cache for the others.
     with PartialState().main_process_first():
-        beside = records_beside(
-            loaded, corrections, retain=retain if retained else NONE, paraphrase=paraphrase, skip_bad=skip_bad
-        )
-    added: Any = [*beside.paraphrases, *beside.keep]
-    return loaded, ConcatDataset([chosen, added]) if added else chosen, beside.paraphrases
+        made = records_beside(loaded, corrections, skip_bad=skip_bad, **{**beside, "retain": retain})
+    _save_wordings(to, made.paraphrases)
+    added: Any = [*made.paraphrases, *made.keep]
+    return loaded, ConcatDataset([chosen, added]) if added else chosen, made.paraphrases
+
+
+def _save_wordings(to: Path, wordings: list["Record"]) -> None:
+    from accelerate import PartialState
+
+    from anchorlwf.workflow.paraphrased import save_paraphrases
+
+    if PartialState().is_main_process:
+        save_paraphrases(to, wordings)
 
 
 def _print(result: Any, wordings: list["Record"], to: Path, as_json: bool) -> None:
@@ -152,4 +175,5 @@ def _print(result: Any, wordings: list["Record"], to: Path, as_json: bool) -> No
     for kind, drift in report.held_out.items():
         interval = f"({drift.low:.5f} to {drift.high:.5f}), worst per cent of tokens {drift.worst:.3f}"
         out.print(f"drift on held-out answers, {kind}: {drift.mean:.5f} nats per token {interval}")
+    out.print(f"trained: {result.targets}")
     out.print(f"weights: {result.weights}")

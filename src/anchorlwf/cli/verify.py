@@ -13,12 +13,27 @@ from typing import Annotated, Any
 
 import typer
 
-from anchorlwf.cli.shared import AsJson, Model, SkipBad, TrustCode, err, out, print_json, quiet_libraries
+from anchorlwf.cli.shared import (
+    AsJson,
+    Config,
+    Device,
+    Dtype,
+    Model,
+    SkipBad,
+    TrustCode,
+    err,
+    out,
+    print_json,
+    quiet_libraries,
+)
 
 
 def verify(
     records: Annotated[Path, typer.Argument(help="JSONL file of records.")],
     model: Model = None,
+    config: Config = None,
+    device: Device = None,
+    dtype: Dtype = None,
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
@@ -29,7 +44,8 @@ def verify(
 
     quiet_libraries()
     loaded = load_records(records, skip_bad=skip_bad)
-    findings = list(verify_records(load_model(model, trust_remote_code=trust_remote_code), loaded))
+    net = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    findings = list(verify_records(net, loaded))
     _print(findings, as_json)
     raise typer.Exit(0 if all(finding.holds for finding in findings) else 2)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from anchorlwf.data.plain_prompts import is_plain, plain_rows
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.errors import AnchorLwfError, BadLineWarning, PromptWarning, RecordError, warn, wrong
@@ -186,6 +187,8 @@ def lines_of(stream: BufferedIOBase) -> Iterator[Line]:
 def _lines(source: Source | BufferedIOBase, kind: type[BaseModel]) -> Iterator[Line]:
     if isinstance(source, BufferedIOBase):
         yield from lines_of(source)
+    elif isinstance(source, str | Path) and issubclass(kind, Prompt) and is_plain(source):
+        yield from (Line(number, row) for number, row in plain_rows(source))
     elif isinstance(source, str | Path):
         with open(source, "rb") as stream:
             yield from lines_of(stream)
@@ -245,7 +248,8 @@ class Reading(Generic[Row]):
     ) -> None:
         self.name = name or (str(source) if isinstance(source, str | Path) else "dataset")
         if isinstance(source, str | Path) and not Path(source).is_file():
-            raise RecordError(wrong(self.name, "a JSONL file", "no such file", "Check the path."))
+            expected = "a file" if is_plain(source) else "a JSONL file"
+            raise RecordError(wrong(self.name, expected, "no such file", "Check the path."))
         self._source, self._kind, self._check = source, kind, check
         self._is_file = isinstance(source, str | Path | BufferedIOBase)
         self.count, self.bad = 0, list[BadLine]()
@@ -271,6 +275,8 @@ class Reading(Generic[Row]):
             got, fix = "an empty file", "Write one JSON object per line."
             if not self._is_file:
                 got, fix = "no rows", "Give some; a generator gives its rows only once."
+            elif isinstance(self._source, str | Path) and is_plain(self._source):
+                fix = "Write a prompt per line."
             raise RecordError(wrong(self.name, f"at least one {self._kind.__name__.lower()}", got, fix))
 
     def _examine(self, remarks: list[str], row: Row) -> None:
@@ -415,7 +421,8 @@ def load_prompts(source: Source, *, skip_bad: bool = False, check: Check[Prompt]
     """Read prompts: lines with `prompt` (text) or `messages` (a chat), and an optional `answer`.
 
     Args:
-        source, skip_bad: as for `load_records`.
+        source, skip_bad: as for `load_records`; also plain text (`.txt`) and tables (`.csv`, `.tsv`), as `plain_rows`
+            reads them.
         check: raises an `AnchorLwfError` for a prompt that cannot be taken; its line is a bad one then. The remarks
             it gives on others are warned of (`PromptWarning`), with their lines.
 

@@ -6,15 +6,16 @@ Shape suffixes: B prompts, T tokens, K alternatives, V vocabulary.
 import contextlib
 import copy
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import DynamicLayer
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from anchorlwf.decoding.cache_use import cache_bytes, cache_use, generate_use, take_back, trim
 from anchorlwf.decoding.speculation import Speculator
 from anchorlwf.decoding.teacher_forcing import TIE, Choices, choices_of, greedy_choices
 from anchorlwf.model.language_model import LanguageModel
@@ -24,6 +25,7 @@ __all__ = [
     "Choices",
     "Decoded",
     "GreedyDecoder",
+    "Pace",
     "Step",
     "decode_batch",
     "greedy_choices",
@@ -60,75 +62,124 @@ class Decoded:
     """The token limit or the context ended it."""
 
 
+@dataclass
+class Pace:
+    """How many prompt tokens are fed at once: as many as take so long, for others wait meanwhile."""
+
+    seconds: float
+    smallest: int
+    largest: int
+    tokens: int = 64
+    """The present number, between the two."""
+
+    def took(self, tokens: int, seconds: float) -> None:
+        """A pass over so many tokens took so long. A single slow one may have had other reasons: it halves at most."""
+        wanted = int(tokens * self.seconds / max(seconds, 1e-9))
+        near = min(max(wanted, self.tokens // 2), self.tokens * 2)
+        self.tokens = min(max(near, self.smallest), self.largest)
+
+
 class GreedyDecoder:
     """A key-value cache over one sequence, moved to any prefix at the least cost.
 
-    Going back to a position drops the cache behind it; a cache that cannot rewind (sliding windows, state-space
-    layers) is prefilled again. Either way the ids are those of decoding from scratch (exactly in float32; in bfloat16
-    up to ties).
+    Going back to a position drops the cache behind it. A sliding window keeps what has left it for some time, so that
+    it can go back by 2,048 tokens or more; a cache that cannot rewind (state-space layers) is prefilled again, and a
+    network without one is fed everything each time. Either way the ids are those of decoding from scratch (exactly in
+    float32; in bfloat16 up to ties).
 
     Args:
         model: decoded as it is (adapter on unless inside `model.reference()`).
         top_k: alternatives given with each token.
         entropy: give each step its entropy.
-        chunk: maximum number of tokens that `prefill` feeds at once; None: it has nothing to do.
+        pace: of `prefill`, shared by all decoders of a model; None: it has nothing to do.
     """
 
     def __init__(
-        self, model: LanguageModel, top_k: int = 1, *, entropy: bool = False, chunk: int | None = None
+        self, model: LanguageModel, top_k: int = 1, *, entropy: bool = False, pace: Pace | None = None
     ) -> None:
-        self._model, self._top_k, self._entropy, self._chunk = model, top_k, entropy, chunk
-        self._cache = DynamicCache(config=model.causal.config)
+        self._model, self._top_k, self._entropy, self._pace = model, top_k, entropy, pace
+        self._use = cache_use(model)
+        self._cache = self._use.empty(model)
         self._ids: list[int] = []
         self.stop_ids = model.stop_ids
 
     @property
     def rewinds(self) -> bool:
         """Tokens can be taken back at no cost, so that trying the expected ones is worth while."""
-        # `is_croppable` claims too much for sliding and hybrid caches, so only the plain layer is trusted.
-        return all(type(layer) is DynamicLayer for layer in self._cache.layers)
+        return self._use.rewinds or self._cache is None
 
     @property
     def nbytes(self) -> int:
         """Bytes the cache holds."""
-        parts = [getattr(layer, name, None) for layer in self._cache.layers for name in ("keys", "values")]
-        return sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))
+        return cache_bytes(self._cache)
 
     def _feed(self, ids: list[int], keep: int = 1) -> Tensor:
         """Logits (float32, [keep, V]) behind the last `keep` of `ids`, once these have been appended to the cache."""
+        if self._ids and (self._cache is None or (len(ids) > 1 and not self._use.appends)):
+            self._cache = self._use.empty(self._model)
+            ids, self._ids = self._ids + ids, []
         inputs_BT = torch.tensor([ids], device=self._model.device)
-        output = self._model.net(input_ids=inputs_BT, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
+        inputs: dict[str, Any] = {"input_ids": inputs_BT, "use_cache": False}
+        if self._cache is not None:
+            inputs = self._use.inputs(self._cache, len(self._ids), inputs_BT)
+        output = self._model.net(**inputs, logits_to_keep=keep)
         self._ids += ids
+        trim(self._cache)
         return _checked(self._model, output.logits[0, -keep:].float())
 
     def _rewind(self, length: int) -> None:
         removed = len(self._ids) - length
-        if removed and length and self.rewinds:
-            self._cache.crop(-removed)
+        if removed and length and self.rewinds and take_back(self._cache, removed):
             del self._ids[length:]
         elif removed:
-            self._cache = DynamicCache(config=self._model.causal.config)
+            self._cache = self._use.empty(self._model)
             self._ids = []
+
+    def shared(self, ids: Sequence[int]) -> int:
+        """How many of the first `ids` the cache begins with."""
+        shared = min(len(self._ids), len(ids))
+        if self._ids[:shared] != list(ids[:shared]):
+            shared = next(i for i, (ours, theirs) in enumerate(zip(self._ids, ids, strict=False)) if ours != theirs)
+        return shared
+
+    def is_within(self, ids: Sequence[int]) -> bool:
+        """The cache holds nothing but the first of `ids`."""
+        return self.shared(ids) == len(self._ids)
+
+    def fork(self, ids: Sequence[int]) -> "GreedyDecoder | None":
+        """A second decoder that holds what this one shares with `ids`; None: a cache that cannot go back so far.
+
+        It costs nothing: the two share their memory until one of them goes on.
+        """
+        length = self.shared(ids)
+        other = GreedyDecoder(self._model, self._top_k, entropy=self._entropy, pace=self._pace)
+        if self._cache is not None and other._cache is not None:
+            other._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+        if not self.rewinds or not take_back(other._cache, len(self._ids) - length):
+            return None
+        other._ids = self._ids[:length]
+        return other
 
     def _keep_shared(self, ids: list[int]) -> None:
         """Drop what the cache holds and `ids` do not; the last of `ids` is always left to be fed."""
-        shared = min(len(self._ids), len(ids) - 1)
-        if self._ids[:shared] != ids[:shared]:
-            shared = next(i for i, (ours, theirs) in enumerate(zip(self._ids, ids, strict=False)) if ours != theirs)
-        self._rewind(shared)
+        self._rewind(min(self.shared(ids), len(ids) - 1))
 
     def chunks(self, ids: list[int]) -> int:
-        """How many whole chunks `ids` have."""
-        return 0 if self._chunk is None else len(ids) // self._chunk
+        """How many chunks `ids` have at the most."""
+        # What must be fed at once is not fed in chunks.
+        return 0 if self._pace is None or not self._use.appends else len(ids) // self._pace.smallest
 
     @torch.inference_mode()
     def approach(self, ids: list[int]) -> bool:
         """Bring the cache a chunk nearer to the end of `ids`; False once it is within a chunk of it."""
-        assert self._chunk is not None
-        self._keep_shared(ids)
-        if len(ids) - len(self._ids) <= self._chunk:
+        assert self._pace is not None
+        chunk = self._pace.tokens
+        if len(ids) - self.shared(ids) <= chunk:
             return False
-        self._feed(ids[len(self._ids) : len(self._ids) + self._chunk])
+        self._keep_shared(ids)
+        began = time.perf_counter()
+        self._feed(ids[len(self._ids) : len(self._ids) + chunk])
+        self._pace.took(chunk, time.perf_counter() - began)
         return True
 
     @torch.inference_mode()
@@ -136,6 +187,10 @@ class GreedyDecoder:
         """Float32 logits [1 + len(more), V] of what follows `ids`, and of what follows each of `more` behind them."""
         self._keep_shared(ids)
         return self._feed([*ids[len(self._ids) :], *more], keep=1 + len(more))
+
+    def read(self, ids: list[int], more: list[int]) -> list[Step]:
+        """What the model would choose at each of `more`, which follow `ids`; the cache then holds all but the last."""
+        return self._choose(self.logits(ids, more[:-1]))
 
     def _choose(self, logits_TV: Tensor) -> list[Step]:
         log_total_T = logits_TV.logsumexp(-1)
@@ -328,24 +383,40 @@ def _answers(
     room: int,
     generation: contextlib.AbstractContextManager[GenerationConfig],
 ) -> list[Decoded]:
+    """The answers of `generate`, in one batch; or in one for each length where padding would change them."""
+    use, answers = generate_use(model), dict[int, Decoded]()
+    with generation as config:
+        config.use_cache = use.use_cache
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        for alike in [range(len(prompts))] if use.pads else _by_length(prompts):
+            rows = _generated(model, [prompts[index] for index in alike], room)
+            for index, row in zip(alike, rows, strict=True):
+                end = next((i + 1 for i, token in enumerate(row) if token in ends), None)
+                answers[index] = Decoded(row[:end], truncated=end is None)
+    return [answers[index] for index in range(len(prompts))]
+
+
+def _by_length(prompts: list[list[int]]) -> list[list[int]]:
+    """Indices of prompts of the same length, together."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    return [list(group) for _, group in itertools.groupby(order, key=lambda index: len(prompts[index]))]
+
+
+def _generated(model: LanguageModel, prompts: list[list[int]], room: int) -> list[list[int]]:
+    """What `generate` puts behind the prompts, which it pads on the left."""
     pad, width = model.codec.pad_id, max(map(len, prompts))
     left = [[pad] * (width - len(prompt)) for prompt in prompts]
     ids_BT = torch.tensor([gap + prompt for gap, prompt in zip(left, prompts, strict=True)], device=model.device)
     mask_BT = torch.tensor([[0] * len(gap) + [1] * (width - len(gap)) for gap in left], device=model.device)
-    with generation as config:
-        output_BT = model.net.generate(
-            input_ids=ids_BT,
-            attention_mask=mask_BT,
-            max_new_tokens=room,
-            tokenizer=model.codec.tokenizer,
-            logits_processor=LogitsProcessorList([_CheckedLogits(model)]),
-        )
-        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    answers = []
-    for row in output_BT[:, width:].tolist():
-        end = next((i + 1 for i, token in enumerate(row) if token in ends), None)
-        answers.append(Decoded(row[:end], truncated=end is None))
-    return answers
+    output_BT = model.net.generate(
+        input_ids=ids_BT,
+        attention_mask=mask_BT,
+        max_new_tokens=room,
+        tokenizer=model.codec.tokenizer,
+        logits_processor=LogitsProcessorList([_CheckedLogits(model)]),
+    )
+    ids: list[list[int]] = output_BT[:, width:].tolist()
+    return ids
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ __all__ = ["MOST", "Speculator"]
 MOST = 64
 """Maximum number of tokens proposed at once. A forward pass over so few is short, however wrong they are."""
 _FIRST = 8
-"""Tokens proposed at first: the length doubles while everything is accepted."""
+"""Tokens proposed at first, behind one that is decoded alone; the length doubles while everything is accepted."""
 _REACH = (2, 16, 128, 512)
 """How far off the old answer is searched where the last 1, 2, 3, 4 tokens stand there: the more agree, the farther."""
 
@@ -32,7 +32,8 @@ class Speculator:
         self._positions: dict[int, list[int]] = {}
         for position, token in enumerate(self._old):
             self._positions.setdefault(token, []).append(position)
-        self._next, self._misses, self._length = 0, 0, _FIRST
+        # Whoever has just corrected waits for the first token, and a pass over several takes longer.
+        self._next, self._misses, self._length = 0, 0, 0
         self._recent: list[int] = []
 
     def propose(self, maximum: int) -> list[int]:
@@ -51,7 +52,9 @@ class Speculator:
         for token in token_ids:
             self._follow(token)
         accepted = len(token_ids) - 1
-        if proposed and accepted == proposed:
+        if self._length == 0:
+            self._length = _FIRST
+        elif proposed and accepted == proposed:
             self._length = min(MOST, max(self._length, 2 * proposed))
         elif proposed:
             self._length = max(1, accepted, self._length // 2)

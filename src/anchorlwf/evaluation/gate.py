@@ -84,7 +84,8 @@ class GateReport(_Frozen):
     """SHA-256 by part (base, tuned, adapter) and file: weights and index, configurations, tokenizer, template, code."""
     loaded: dict[str, str]
     """How the weights were held: dtype and device."""
-    probes: DataStamp
+    probes: DataStamp | None
+    """None: records or tasks alone were asked."""
     records: DataStamp | None
     gate: dict[str, Any]
     evaluate: dict[str, Any]
@@ -226,7 +227,7 @@ def certify(
     gate: GateConfig,
     model: LanguageModel,
     *,
-    probes: str | Path | Iterable[Probe],
+    probes: str | Path | Iterable[Probe] | None = None,
     records: str | Path | Iterable[Record] | None = None,
     base: LanguageModel | None = None,
     config: EvaluateConfig | None = None,

@@ -6,7 +6,6 @@ Both are the same loaded weights, the adapter off and on, so no second copy is m
 import contextlib
 import copy
 import difflib
-import importlib.util
 import io
 import logging
 import math
@@ -20,6 +19,7 @@ from anchorlwf.config import EvaluateConfig
 from anchorlwf.errors import ConfigError, wrong
 from anchorlwf.evaluation.measure import Progress
 from anchorlwf.evaluation.stats import paired_interval
+from anchorlwf.extras import require_extra
 from anchorlwf.model.language_model import LanguageModel
 
 __all__ = ["MetricChange", "TaskChange", "run_tasks"]
@@ -87,9 +87,7 @@ def run_tasks(
     """
     if not config.tasks:
         return {}
-    if importlib.util.find_spec("lm_eval") is None:
-        fix = "Install it: pip install 'anchorlwf[evalharness]'."
-        raise ConfigError(wrong("tasks", "lm-evaluation-harness", "none installed", fix))
+    require_extra("harness", "tasks")
     with _quiet():
         manager = _manager(config)
         loaded = {name: _load(manager, name) for name in config.tasks}

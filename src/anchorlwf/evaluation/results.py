@@ -69,8 +69,8 @@ class Origin:
 
     models: tuple[str | None, ...]
     """Name, revision and adapter of the tuned model; name and revision of the base, where one was given."""
-    probes: DataStamp
-    """Taken when they were read."""
+    probes: DataStamp | None
+    """Taken when they were read; None: records or tasks alone were asked."""
     records: DataStamp | None
     config: EvaluateConfig
 
@@ -147,6 +147,8 @@ class Results:
                 f"{group.tuned_right} of {group.probes}",
                 str(len(group.flips)),
             )
+        if not self.kl_tokens:
+            return table
         low, high = self.kl_interval
         interval = "-" if math.isnan(low) else f"{low:.1e} - {high:.1e}"
         table.add_row("kl (nats)", f"{self.kl:.1e}", interval, "", f"{self.kl_tokens} tokens", "")

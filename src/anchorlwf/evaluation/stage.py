@@ -26,7 +26,7 @@ Row = TypeVar("Row", Probe, Record)
 
 def evaluate(
     model: LanguageModel,
-    probes: Source,
+    probes: Source | None = None,
     *,
     records: Source | None = None,
     base: LanguageModel | None = None,
@@ -41,7 +41,7 @@ def evaluate(
     Args:
         model: the tuned model.
         probes: a JSONL file or probes, in any form in which `load_records` takes records. If there are no recall probes
-            among them, each corrected record becomes one.
+            among them, each corrected record becomes one. None: the records alone are asked, or only the tasks run.
         records: the records it was trained on, in the same forms, for recall and for the count of annotated tokens.
         base: the model before training; None: the reference inside `model` (adapter off, or frozen copy).
         out: write results.json to this path, atomically.
@@ -65,13 +65,13 @@ def evaluate(
         ensure_writable(out)
     if base is not None:
         model.stamp.require_same(base.stamp, "base", "Give the model that was tuned.")
-    asked, probe_stamp = _read(probes, Probe, partial(load_probes, skip_bad=skip_bad))
-    trained, record_stamp = _trained(records, skip_bad)
+    asked, probe_stamp = _given(probes, Probe, partial(load_probes, skip_bad=skip_bad))
+    trained, record_stamp = _given(records, Record, partial(load_records, skip_bad=skip_bad))
     origin = Origin(models_of(model, base), probe_stamp, record_stamp, config)
     if not any(probe.kind == "recall" for probe in asked):
         _check_texts(trained, model)
         asked = [*recall_probes(trained), *asked]
-    if not asked:
+    if not asked and not config.tasks:
         raise RecordError(wrong("probes", "at least one probe or corrected record", "none", "Give some."))
     _prepare(model, base, asked, trained, config)
     began = time.perf_counter()
@@ -116,8 +116,10 @@ def models_of(model: LanguageModel, base: LanguageModel | None) -> tuple[str | N
     return (model.name, model.revision, model.adapter, *before)
 
 
-def _trained(records: Source | None, skip_bad: bool) -> tuple[list[Record], DataStamp | None]:
-    return ([], None) if records is None else _read(records, Record, partial(load_records, skip_bad=skip_bad))
+def _given(
+    source: Source | None, kind: type[Row], load: Callable[[Source], list[Row]]
+) -> tuple[list[Row], DataStamp | None]:
+    return ([], None) if source is None else _read(source, kind, load)
 
 
 def _read(source: Source, kind: type[Row], load: Callable[[Source], list[Row]]) -> tuple[list[Row], DataStamp]:

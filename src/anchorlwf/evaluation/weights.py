@@ -16,7 +16,7 @@ Hashes = dict[str, dict[str, str]]
 def _folder_hashes(source: str, revision: str | None, fetch: bool) -> dict[str, str]:
     folder = folder_of(source, revision, fetch=fetch)
     deciding = files_of(folder)
-    if not any(name.endswith(".safetensors") for name in deciding):
+    if not any(name.endswith((".safetensors", ".gguf")) for name in deciding):
         fix = "Give the folder that holds model.safetensors or adapter_model.safetensors."
         raise ModelError(wrong(f"weights {source}", "*.safetensors", "none", fix))
     confine(source, folder, deciding)

@@ -113,9 +113,11 @@ def _rows(
         if HAS_BIAS or HAS_REF_BIAS:
             gaps = tl.where((logits > float("-inf")) & (ref > float("-inf")), gaps, 0.0)
         if REVERSE:
-            gap = gap * shrink + tl.sum(p * gaps, axis=1)
+            gap *= shrink
+            gap += tl.sum(p * gaps, axis=1)
         else:
-            gap = gap * ref_shrink + tl.sum(q * gaps, axis=1)
+            gap *= ref_shrink
+            gap += tl.sum(q * gaps, axis=1)
         total = total * shrink + tl.sum(p, axis=1)
         ref_total = ref_total * ref_shrink + tl.sum(q, axis=1)
         top = new_top

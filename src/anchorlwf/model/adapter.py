@@ -25,6 +25,7 @@ from anchorlwf.data.record import ModelStamp
 from anchorlwf.errors import ModelError, ModelWarning, wrong
 from anchorlwf.model.fingerprint import base_sha, tensors_sha
 from anchorlwf.model.loading import few, read_json, reading, refuse_integers, stored
+from anchorlwf.model.lora.attachment import without_wrappers
 
 __all__ = ["NOTES", "AdapterNotes", "adapter_settings", "note_adapter", "put_adapter"]
 
@@ -191,7 +192,7 @@ def _check_base_weights(
     replaced = tuple(settings.get("modules_to_save") or ())
     ours = net.state_dict()
     for name, weight in weights.items():
-        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        plain = without_wrappers(name.removeprefix("base_model.model."))
         if plain not in ours or plain.rpartition(".")[0].endswith(replaced):
             continue
         if weight.shape != ours[plain].shape or not torch.equal(weight.to(ours[plain]), ours[plain]):

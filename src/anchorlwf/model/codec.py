@@ -1,5 +1,6 @@
 """The one border between text and token ids: prompts in, answers out, fingerprints of both."""
 
+import bisect
 import hashlib
 import itertools
 import json
@@ -7,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils as chats
@@ -16,13 +17,20 @@ from anchorlwf.data.record import Messages, ModelStamp, Record
 from anchorlwf.errors import ModelError, ModelWarning, PromptError, RecordError, wrong
 from anchorlwf.model import chat_template
 
-__all__ = ["Codec"]
+__all__ = ["Codec", "Notice"]
 
 _MARKS = re.compile(f"[{chats._CONTROL_TOKEN_START}{chats._CONTROL_TOKEN_END}]")  # noqa: SLF001 - they have no public name
+_DATE_FORM = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1")
 _SENTINEL = "anchorlwf"
 """Stands for what somebody says, where it matters only what a template makes of it."""
 _GIVEN = {"user", "tool", "function", "ipython"}
 """Roles whose words come from outside; nothing in them is markup."""
+_THOUGHT = re.compile(r"<think(ing)?>.*?</think(ing)?>", re.DOTALL)
+"""What the model thought in an earlier turn is left out on purpose."""
+_SEEN = 8
+"""Characters of a text that are enough to say that some of it is in the prompt."""
+Notice = Literal["date", "quoted", "forged"]
+"""What is noticeable about a part of a rendered chat, see `Codec.noticeable`."""
 
 
 def _sha(text: str) -> str:
@@ -39,6 +47,22 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list | tuple):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from _strings(inner)
+
+
+def _first_lost(content: str, text: str) -> str | None:
+    """Where a text stops being in the prompt that should hold it; None where it is there, or is only written otherwise.
+
+    A line counts as there in the form that JSON gives it, too.
+    """
+    some_seen = False
+    for line in filter(None, map(str.strip, content.splitlines())):
+        if line in text or json.dumps(line)[1:-1] in text or json.dumps(line, ensure_ascii=False)[1:-1] in text:
+            some_seen = True
+            continue
+        length = bisect.bisect_left(range(len(line) + 1), True, key=lambda end: line[:end] not in text) - 1
+        if some_seen or length >= _SEEN:
+            return line[length if length >= _SEEN else 0 :]
+    return None
 
 
 def _any_of(tokens: set[str]) -> re.Pattern[str]:
@@ -183,6 +207,14 @@ class Codec:
 
         What the model said before keeps the markup of its own turn (`<think>`), for there it means what it says.
         """
+        text = self._marked(template, messages, tools, plain)
+        try:
+            return None if text is None else self._ids(text, sanitize_control_tokens=True)
+        except (PromptError, ValueError, NotImplementedError):
+            return None
+
+    def _marked(self, template: str, messages: Messages, tools: list[dict[str, Any]] | None, plain: str) -> str | None:
+        """The chat with marks around the control tokens that messages and tools spell; None where that changes it."""
         special, every = self._control_tokens(template)
         marked = [
             chats.mark_control_tokens(message, every if message.get("role") in _GIVEN else special)
@@ -190,12 +222,49 @@ class Codec:
         ]
         try:
             text = self._render(template, marked, chats.mark_control_tokens(tools, special))
-            # A template that looks into the text, or escapes it, would say something else.
-            if _MARKS.sub("", text) != plain:
-                return None
-            return self._ids(text, sanitize_control_tokens=True)
-        except (PromptError, ValueError, NotImplementedError):
+        except PromptError:
             return None
+        # A template that looks into the text, or escapes it, would say something else.
+        return text if _MARKS.sub("", text) == plain else None
+
+    def noticeable(
+        self, messages: Messages, tools: list[dict[str, Any]] | None = None
+    ) -> list[tuple[int, int, Notice]]:
+        """What a reader of the rendered chat should notice: from and to which character, and what it is.
+
+        `date`: printed by the template. `quoted`: a control token that a message spells, and that the model reads as
+        text. `forged`: one that it reads as a control token. Where the template changes the text around it, it is not
+        found; `remarks` tells of it all the same.
+
+        Raises as `encode_prompt`.
+        """
+        template = self._template(tools)
+        if template is None:
+            return []
+        plain, found = self._render(template, messages, tools), list[tuple[int, int, Notice]]()
+        for form in {match[2] for match in _DATE_FORM.finditer(template)}:
+            printed = datetime.fromisoformat(self.date).strftime(form)
+            if printed:
+                found += [(match.start(), match.end(), "date") for match in re.finditer(re.escape(printed), plain)]
+        if not self._spelled(messages, tools):
+            return sorted(found)
+        if (marked := self._marked(template, messages, tools, plain)) is None:
+            return sorted([*found, *self._forged(template, messages, plain)])
+        what: Notice = "forged" if self._quoted(template, messages, tools, plain) is None else "quoted"
+        # The marks themselves are not in the plain text: each one before a place moves it by one.
+        places = [match.start() - index for index, match in enumerate(_MARKS.finditer(marked))]
+        return sorted([*found, *((start, stop, what) for start, stop in zip(places[::2], places[1::2], strict=True))])
+
+    def _forged(self, template: str, messages: Messages, plain: str) -> Iterator[tuple[int, int, Notice]]:
+        """Where messages spell control tokens, found by what stands around them, in a chat that cannot be marked."""
+        special, every = self._control_tokens(template)
+        for message in messages:
+            for text in _strings(message):
+                for match in (every if message.get("role") in _GIVEN else special).finditer(text):
+                    before, behind = text[max(0, match.start() - _SEEN) : match.start()], text[match.end() :][:_SEEN]
+                    place = plain.find(before + match[0] + behind)
+                    if place >= 0 and before + behind:
+                        yield place + len(before), place + len(before) + len(match[0]), "forged"
 
     def remarks(self, messages: Messages, tools: list[dict[str, Any]] | None = None) -> list[str]:
         """What the model will not read as it was written: forged control tokens, and what the template leaves out.
@@ -231,6 +300,8 @@ class Codec:
             seen = isinstance(content, str) and content.strip() in text
             if content and not seen and same([*before, {**message, "content": _SENTINEL}, *after], tools):
                 yield f"message {index + 1} ({message.get('role')})"
+            elif isinstance(content, str) and not seen and (lost := _first_lost(_THOUGHT.sub("", content), text)):
+                yield f"a part of message {index + 1} ({message.get('role')}), from {lost[:40]!r} on"
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, no special tokens added; markers spelled out in the text are read as themselves.

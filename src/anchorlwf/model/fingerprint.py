@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from anchorlwf.model.lora.attachment import without_wrappers
+
 __all__ = ["base_sha", "base_tensors", "network_sha", "tensors_sha"]
 
 
@@ -39,7 +41,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 def _below_adapter(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """Those of the base, named as they are without a LoRA adapter around it."""
-    return {name.replace(".base_layer.", "."): tensor for name, tensor in tensors if ".lora_" not in name}
+    return {without_wrappers(name): tensor for name, tensor in tensors if ".lora_" not in name}
 
 
 def base_tensors(net: nn.Module) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ Shape suffixes: B records, T tokens, D hidden width, V vocabulary.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +19,9 @@ from anchorlwf.loss.inputs import Head
 from anchorlwf.model.language_model import LanguageModel
 
 __all__ = ["captured_hidden", "probe_head", "read_head", "reference_head"]
+
+_SCALES = ("logit_scale", "lm_head_multiplier")
+_SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 @contextlib.contextmanager
@@ -36,9 +40,10 @@ def captured_hidden(backbone: nn.Module) -> Iterator[list[Tensor]]:
 
 def _shape(config: object) -> tuple[float, float | None]:
     """(scale, soft cap) of the logits, under the names that architectures give them."""
-    scale = getattr(config, "logit_scale", None) or 1.0
+    scale = math.prod(getattr(config, name, None) or 1.0 for name in _SCALES)
     divisor = getattr(config, "logits_scaling", None) or 1.0
-    return scale / divisor, getattr(config, "final_logit_softcapping", None)
+    caps = (getattr(config, name, None) for name in _SOFT_CAPS)
+    return scale / divisor, next((cap for cap in caps if cap), None)
 
 
 def _head_of(causal: nn.Module, frozen: bool) -> Head:

@@ -5,13 +5,14 @@ The reference is the same weights with the adapter off (LoRA), or a frozen copy 
 
 import contextlib
 import copy
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
+from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,7 +22,10 @@ from anchorlwf.model import chat_template
 from anchorlwf.model.adapter import adapter_settings, put_adapter
 from anchorlwf.model.codec import Codec
 from anchorlwf.model.fingerprint import network_sha
+from anchorlwf.model.formats.gguf import is_gguf
 from anchorlwf.model.loading import Checkpoint, reading
+from anchorlwf.model.lora.attachment import attach
+from anchorlwf.model.lora.targets import Targets
 from anchorlwf.model.model_files import EMBEDDED, Marks, embedded_path, marks_of
 
 __all__ = [
@@ -35,6 +39,7 @@ __all__ = [
     "load_model",
 ]
 
+_log = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -48,6 +53,7 @@ class LanguageModel:
         adapter: folder of the adapter, where one was loaded.
         marks: what the file system said about the model's files before they were read. None: the weights do not come
             from files, because they were trained or put together in memory.
+        targets: what trains, once `attach_lora` has put an adapter on.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class LanguageModel:
     ) -> None:
         self.net, self.codec, self.name, self.revision, self.adapter = net, codec, name, revision, adapter
         self.marks = marks
+        self.targets: Targets | None = None
         self._copy: PreTrainedModel | None = None
 
     @property
@@ -172,57 +179,47 @@ class LanguageModel:
         with self.reference() as net:
             yield LanguageModel(net, self.codec, self.name, self.revision)
 
+    def with_adapter(self, folder: str | Path) -> "LanguageModel":
+        """A second model over the same weights, with a saved adapter on it; this one stays as it is.
+
+        Raises:
+            ModelError: this one has an adapter; or as `put_adapter`.
+        """
+        if isinstance(self.net, PeftModel):
+            raise ModelError(wrong("model", "a base model", "one with an adapter", "Load the base model alone."))
+        shared = {id(tensor): tensor for tensor in (*self.causal.parameters(), *self.causal.buffers())}
+        net = put_adapter(copy.deepcopy(self.causal, shared), str(folder), self.stamp)
+        return LanguageModel(net.to(self.device).eval(), self.codec, self.name, self.revision, str(folder))
+
     def attach_lora(self, rank: int, alpha: float, dropout: float, targets: str | list[str], seed: int) -> None:
         """Put a fresh LoRA adapter on the model; everything else is frozen.
 
+        `targets` says afterwards what trains.
+
         Raises:
-            ModelError: the targets include a head or embedding that share one weight. Such an adapter changes both
-                ends of the network while training and merges wrongly (PEFT only warns).
+            ModelError: there is an adapter already; or see `anchorlwf.model.lora.attachment.attach`.
         """
         if isinstance(self.net, PeftModel):
             raise ModelError(wrong("adapter", "a model without one", "a PEFT model", "Merge it first, or train it on."))
-        if targets == "mlp":
-            targets = self._mlp_layers()
-        config = LoraConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"
-        )
-        if self.causal.config.get_text_config().tie_word_embeddings and targets != "all-linear":
-            # PEFT's own matching decides, for targets may be names, ends of names or a pattern.
-            ends = (self.causal.get_input_embeddings(), self.causal.get_output_embeddings())
-            clash = [
-                name
-                for name, module in self.causal.named_modules()
-                if module in ends and check_target_module_exists(config, name)
-            ]
-            if clash:
-                fix = "Leave them out (the default, mlp, does)."
-                raise ModelError(wrong("LoRA targets", "no tied head or embedding", ", ".join(clash), fix))
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM")
         # A generator cannot be handed to PEFT, so the global one is set for the initialisation and then put back.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            try:
-                self.net = get_peft_model(self.causal, config)
-                self.marks = None
-            except ValueError as error:
-                fix = "Name linear layers of this architecture, or use all-linear."
-                raise ModelError(wrong("LoRA targets", "modules of this model", targets, f"{fix} ({error})")) from error
+            self.net, self.targets = attach(self.causal, config, targets)
+        self.marks = None
 
-    def _mlp_layers(self) -> list[str]:
-        """The linear layers through which MLP blocks read the hidden state (gate and up, or the first of two).
+    def stop_dropout(self) -> None:
+        """Switch off the dropout that the network was trained with; an adapter's own stays.
 
-        In measurements on the embedded world, corrections made in these layers changed other answers the least.
+        The reference has none, and whether a token holds is read off the very pass that trains.
         """
-        pattern = re.compile(r"(^|\.)(mlp|feed_forward|ffn|fc1)(\.|$)")
-        width = self.causal.get_input_embeddings().weight.shape[1]
-        layers = [
-            name
-            for name, module in self.causal.named_modules()
-            if isinstance(module, nn.Linear) and module.in_features == width and pattern.search(name)
-        ]
-        if not layers:
-            fix = "Give targets: all-linear, or the names of linear layers."
-            raise ModelError(wrong("LoRA targets mlp", "MLP layers", "none recognised", fix))
-        return layers
+        for module in self.causal.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            for name, rate in vars(module).items():
+                # Attention takes its rate as a number.
+                if isinstance(rate, float) and re.search(r"drop(out|$)|pdrop", name):
+                    setattr(module, name, 0.0)
 
     def keep_reference_copy(self) -> None:
         """Freeze a copy of the present weights as the reference, for full fine-tuning."""
@@ -281,9 +278,10 @@ def _flawed(weight: Tensor) -> bool:
 
 
 def canonical_name(name: str) -> str:
-    """The name by which a model is known: a local folder goes by its absolute path."""
+    """The name by which a model is known: a local folder or file goes by its absolute path."""
     # An empty name would become the current folder; it is kept, so that it is refused.
-    return name if name in ("", EMBEDDED) or not Path(name).is_dir() else str(Path(name).resolve())
+    local = name not in ("", EMBEDDED) and (Path(name).is_dir() or is_gguf(name))
+    return str(Path(name).resolve()) if local else name
 
 
 def adapter_of(path: str) -> tuple[str, str | None]:
@@ -326,8 +324,8 @@ def load_model(
     """Load a causal language model in eval mode.
 
     Args:
-        name: local folder or hub name. A folder that contains an adapter is loaded with its base. None: the embedded
-            model.
+        name: local folder, GGUF file or hub name. A folder that contains an adapter is loaded with its base. None: the
+            embedded model.
         adapter: folder of a LoRA adapter to attach.
         revision: hub revision.
         dtype: float32, bfloat16 or float16. None: bfloat16 on a GPU that has it, else float32.
@@ -354,7 +352,8 @@ def load_model(
     marks = {} if folder is None else marks_of(folder)
     chat_template.start()
     try:
-        tokenizer, net = checkpoint_of(name, revision=revision, trust_remote_code=trust_remote_code).read(weights_type)
+        checkpoint = checkpoint_of(name, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer, net = checkpoint.read(weights_type, chosen_device)
     except ModelError as error:
         if inside is None:
             raise
@@ -366,11 +365,31 @@ def load_model(
     model.codec.warn_of_ends(model.causal.generation_config.eos_token_id)
     if folder is not None:
         model.net = put_adapter(net, folder, model.stamp)
-    with reading(
-        f"model {name!r}", f"a model that fits on {chosen_device}", "Choose another device or a smaller model."
-    ):
-        model.net.to(chosen_device).eval()
+    _place(model, chosen_device)
+    _log.info("%s", _loaded_as(model, trust_remote_code))
     return model
+
+
+def _place(model: LanguageModel, device: torch.device) -> None:
+    """Move a model to its device, in eval mode."""
+    fix = "Choose another device or a smaller model."
+    with reading(f"model {model.name!r}", f"a model that fits on {device}", fix):
+        # Quantised weights are there already, and some of them refuse to be asked.
+        if getattr(model.causal, "hf_quantizer", None) is None:
+            model.net.to(device)
+        model.net.eval()
+
+
+def _loaded_as(model: LanguageModel, trust_remote_code: bool) -> str:
+    """One line: which model, how large, in which dtype, on which device; and where its files hold another dtype."""
+    ours = str(model.causal.dtype).removeprefix("torch.")
+    where = checkpoint_of(model.name, revision=model.revision, trust_remote_code=trust_remote_code)
+    settings = where.settings("config.json") or {}
+    stored = str(settings.get("dtype") or settings.get("torch_dtype") or ours).removeprefix("torch.")
+    other = f" (its files: {stored}; --dtype {stored} loads it so)" if stored != ours and stored in _DTYPES else ""
+    millions = sum(weight.numel() for weight in model.causal.parameters()) / 1e6
+    on = "" if model.adapter is None else f" with {model.adapter}"
+    return f"model {model.name}{on}: {millions:,.1f} M parameters, {ours} on {model.device}{other}"
 
 
 def _weights_type(name: str | None, device: torch.device) -> torch.dtype:

@@ -17,15 +17,27 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 from transformers.utils.hub import cached_file
 
 from anchorlwf.errors import AnchorLwfError, ModelError, wrong
+from anchorlwf.model.formats.gguf import gguf_network, gguf_tokenizer, is_gguf
+from anchorlwf.model.formats.quantised import check_quantised, keep_trainable
 
 __all__ = ["Checkpoint", "few", "read_json", "reading", "refuse_integers", "stored"]
 
-_MODEL = "a folder or hub name of a causal language model in safetensors"
+_MODEL = "a folder or hub name of a causal language model in safetensors, or a GGUF file"
 _AGAIN = "Copy or download the model again, whole."
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _TABLE = re.compile(r"(^|\.)(masked_bias|causal_mask|inv_freq|position_ids|embed_positions|(cos|sin)_cached)$")
@@ -102,18 +114,20 @@ def refuse_integers(what: str, types: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a model's files are: a folder, or a name on the hub."""
+    """Where a model's files are: a folder, a GGUF file, or a name on the hub."""
 
     name: str
     """As the user knows it."""
     source: str
-    """Folder or hub name."""
+    """Folder, GGUF file or hub name."""
     revision: str | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         """Raises `ModelError` if this can be neither a folder nor a hub name."""
         path = Path(self.source)
+        if is_gguf(path):
+            return
         if not self.source:
             got, fix = "an empty name", "Leave the option out for the embedded model."
         elif path.is_file():
@@ -133,11 +147,17 @@ class Checkpoint:
         return Path(self.source).is_dir()
 
     @property
+    def _gguf(self) -> bool:
+        return is_gguf(self.source)
+
+    @property
     def _options(self) -> dict[str, Any]:
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
     def file(self, name: str) -> Path | None:
-        """The file of that name, fetched if need be; None where there is none."""
+        """The file of that name, fetched if need be; None where there is none, as beside a GGUF file."""
+        if self._gguf:
+            return None
         missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
         with reading(self._what, "a folder or hub name", "Check the name, or give a local folder."):
             path = cached_file(self.source, name, revision=self.revision, **missing)
@@ -148,18 +168,28 @@ class Checkpoint:
         path = self.file(name)
         return None if path is None else read_json(path)
 
-    def read(self, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-        """The tokenizer, and the network with all its weights, on the CPU.
+    def read(self, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+        """The tokenizer, and the network with all its weights: on the CPU, or on `device` where they are quantised.
 
         Raises:
-            ModelError: files that are torn or missing; another kind of model; quantised weights; weights that are
-                missing, left over or of another shape.
+            ModelError: files that are torn or missing; another kind of model; weights quantised in a way that cannot
+                be trained on; weights that are missing, left over or of another shape.
         """
-        self._check_config()
-        return self.tokenizer(), self._network(dtype)
+        if not self._gguf:
+            quantised = self._check_config()
+            return self.tokenizer(), self._network(dtype, {"": device} if quantised else None)
+        tokenizer = self.tokenizer()
+        with reading(self._what, "a causal language model that transformers reads from GGUF", _AGAIN):
+            net = gguf_network(Path(self.source), dtype)
+        net.generation_config.eos_token_id = tokenizer.eos_token_id
+        net.generation_config.pad_token_id = tokenizer.pad_token_id
+        return tokenizer, net
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer alone. Raises `ModelError` if its files are torn or missing."""
+        if self._gguf:
+            with reading(f"{self._what}, tokenizer", "one that transformers reads from GGUF", _AGAIN):
+                return gguf_tokenizer(Path(self.source))
         names = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
         settings, *others = (self.settings(name) for name in names)
         if not self._local and settings is None and not any(others):
@@ -186,15 +216,16 @@ class Checkpoint:
         # A tokenizer without names of files needs none: one of bytes.
         return not names or any(whole and all(self.file(name) for name in whole) for whole in alternatives)
 
-    def _network(self, dtype: torch.dtype) -> PreTrainedModel:
+    def _network(self, dtype: torch.dtype, device_map: dict[str, torch.device] | None) -> PreTrainedModel:
         self.settings("generation_config.json")
         if self._local and not self._weight_files():
             fix = "Copy it again, or save the model in safetensors."
             raise ModelError(wrong(self._what, _MODEL, "no model.safetensors", fix))
         with reading(self._what, "a causal language model in safetensors", _AGAIN):
-            net, info = AutoModelForCausalLM.from_pretrained(
+            net, info = self._loader().from_pretrained(
                 self.source,
                 dtype=dtype,
+                device_map=device_map,
                 use_safetensors=True,
                 output_loading_info=True,
                 # Those of another shape are named below; transformers would name them in its log alone.
@@ -203,7 +234,19 @@ class Checkpoint:
             )
             self._check_weights(net, info)
             self._check_kind(net)
+            if device_map is not None:
+                keep_trainable(net)
         return net
+
+    def _loader(self) -> Any:
+        """The class that reads the network whole.
+
+        A model for text and images keeps its other parts, so that the text model inside has the names that servers
+        know, and an adapter on it fits what they serve.
+        """
+        config = self.settings("config.json") or {}
+        seeing = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config["model_type"])
+        return AutoModelForImageTextToText if seeing in (config.get("architectures") or ()) else AutoModelForCausalLM
 
     def _check_weights(self, net: PreTrainedModel, info: dict[str, Any]) -> None:
         """Refuse weights that do not fit the network, and those stored as integers."""
@@ -222,8 +265,8 @@ class Checkpoint:
         fix = "Check the name, or give a local folder."
         return ModelError(wrong(self._what, _MODEL, got, fix))
 
-    def _check_config(self) -> None:
-        """What config.json says about the kind of model, before anything is built after it."""
+    def _check_config(self) -> bool:
+        """What config.json says about the kind of model, before anything is built after it: is it quantised?"""
         config = self.settings("config.json")
         if config is None and self.file("adapter_config.json") is not None:
             fix = "Merge it into its base, or download it and give its folder."
@@ -242,11 +285,12 @@ class Checkpoint:
             if not isinstance(getattr(torch, str(named).removeprefix("torch."), None), torch.dtype):
                 fix = "Write the type of the weights there, such as bfloat16."
                 raise ModelError(wrong(f"{what}, {key}", "a type of torch", repr(named), fix))
-        _refuse_quantised(what, config)
+        quantised = check_quantised(what, config)
         _refuse_other_kinds(what, config)
         fix = f"{_AGAIN} Or it needs a newer transformers."
         with reading(what, "a configuration that transformers knows", fix):
             AutoConfig.from_pretrained(self.source, **self._options)
+        return quantised
 
     def _weight_files(self) -> list[Path]:
         """The safetensors files, by the index where there are several."""
@@ -276,19 +320,6 @@ class Checkpoint:
         if not all(switches) and not _is_causal(net):
             fix = "Give a model that was trained to continue text."
             raise ModelError(wrong(self._what, "a causal language model", "an encoder, which sees later tokens", fix))
-
-
-def _refuse_quantised(what: str, config: dict[str, Any]) -> None:
-    nested = [value for value in config.values() if isinstance(value, dict)]
-    for settings in (config, *nested):
-        quantised = settings.get("quantization_config")
-        if quantised is not None:
-            method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-            if method is None and isinstance(quantised, dict):
-                method = "bitsandbytes" if {"load_in_4bit", "load_in_8bit"} & set(quantised) else None
-            got = f"weights quantised by {method}" if method else "a quantization_config of no known method"
-            fix = "Give the checkpoint it was made from; quantise after training."
-            raise ModelError(wrong(what, "weights in float32, bfloat16 or float16", got, fix))
 
 
 def _refuse_other_kinds(what: str, config: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from anchorlwf.errors import ModelError, wrong
+from anchorlwf.model.formats.gguf import is_gguf
 
 __all__ = ["EMBEDDED", "Marks", "confine", "embedded_path", "files_of", "folder_of", "marks_of"]
 
@@ -37,7 +38,7 @@ def folder_of(source: str, revision: str | None = None, *, fetch: bool = False) 
     """Where the files of a model or adapter lie.
 
     Args:
-        source: local folder, hub name, or `embedded`.
+        source: local folder, GGUF file (it is its own place), hub name, or `embedded`.
         revision: hub revision.
         fetch: download what a hub name lacks in the local cache; otherwise nothing reaches for the network.
 
@@ -45,7 +46,7 @@ def folder_of(source: str, revision: str | None = None, *, fetch: bool = False) 
         ModelError: neither a folder nor a cached hub name.
     """
     folder = embedded_path() if source == EMBEDDED else Path(source)
-    if folder.is_dir():
+    if folder.is_dir() or is_gguf(folder):
         return folder
     try:
         snapshot = snapshot_download(source, revision=revision, ignore_patterns=_UNREAD, local_files_only=not fetch)
@@ -83,6 +84,8 @@ def files_of(folder: Path) -> dict[str, Path]:
     Raises:
         ModelError: an index of shards that cannot be read.
     """
+    if is_gguf(folder):
+        return {folder.name: folder}
     deciding = {name: path for name, path in _walk(folder) if path.is_file() or path.is_dir()}
     for name, path in list(deciding.items()):
         if name.endswith(".safetensors.index.json"):

@@ -19,8 +19,8 @@ def own_prompts(sources: Iterable[str | Path], *, limit: int, check: Check[Promp
     """The prompts of all sources, each once.
 
     Args:
-        sources: `.txt`: a prompt per line; any other file: JSONL as `load_prompts` takes it; else a folder or name of a
-            data set, of which the split `train` is read.
+        sources: a file that `load_prompts` takes; else a folder or name of a data set, of which the split `train` is
+            read.
         limit: maximum number of prompts of each data set; files are read completely.
         check: raises an `AnchorLwfError` for a prompt that cannot be taken.
 
@@ -37,17 +37,13 @@ def own_prompts(sources: Iterable[str | Path], *, limit: int, check: Check[Promp
 
 def _read(source: str | Path, limit: int, check: Check[Prompt] | None) -> list[Prompt]:
     path = Path(source)
-    if path.is_file() and path.suffix != ".txt":
+    if path.is_file():
         return load_prompts(path, check=check)
-    rows = _lines(path) if path.is_file() else list(itertools.islice(_rows(str(source)), limit))
+    rows = list(itertools.islice(_rows(str(source)), limit))
     if not rows:
-        fix = f"A data set needs one of the columns {', '.join(_COLUMNS)}; a text file, a prompt per line."
+        fix = f"A data set needs one of the columns {', '.join(_COLUMNS)}."
         raise RecordError(wrong(str(source), "prompts", "none", fix))
     return load_prompts(rows, check=check)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [{"prompt": line.strip()} for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _rows(name: str) -> Iterator[dict[str, Any]]:

@@ -42,8 +42,9 @@ class RunKey:
 
     @classmethod
     def of(cls, records: str, reference: str, config: TrainConfig, processes: int, device: str) -> "RunKey":
-        """The key of a run with these options; how often it is saved changes no step."""
-        return cls(records, reference, config.model_dump(mode="json", exclude={"save_steps"}), processes, device)
+        """The key of a run with these options; how often it is saved and where it is shown changes no step."""
+        options = config.model_dump(mode="json", exclude={"save_steps", "report_to"})
+        return cls(records, reference, options, processes, device)
 
     def differences(self, theirs: dict[str, Any]) -> list[str]:
         """What differs in another key, as stored, in words."""

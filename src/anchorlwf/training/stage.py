@@ -16,10 +16,13 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from transformers import TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
 
 from anchorlwf.config import TrainConfig
 from anchorlwf.data.jsonl import Source
+from anchorlwf.data.model_card import FACTS, card_text, write_card
 from anchorlwf.errors import AnchorLwfWarning, ConfigError, ModelError, wrong
+from anchorlwf.extras import require_reporters
 from anchorlwf.files import staged_folder
 from anchorlwf.model.adapter import note_adapter
 from anchorlwf.model.generation import warn_of_generation
@@ -27,7 +30,7 @@ from anchorlwf.model.head import probe_head
 from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.run import RunFolder, environment, held_folder
 from anchorlwf.training.best_state import BestState
-from anchorlwf.training.card import card
+from anchorlwf.training.card import card_facts
 from anchorlwf.training.checkpoint import Checkpoints, RunKey
 from anchorlwf.training.dataset import Records, TrainingSet, by_number, read_training_set
 from anchorlwf.training.interrupt import Interrupt
@@ -50,6 +53,8 @@ class TrainResult:
 
     weights: str
     """Folder of the adapter (or, for full fine-tuning, of the model)."""
+    targets: str
+    """What trained, in words, such as `MLP inputs: gate_proj, up_proj (30 layers)`."""
     steps: int
     """Optimizer steps taken."""
     seconds: float
@@ -125,8 +130,8 @@ def train(
         PromptError: a record is longer than the context.
         ModelError: the head cannot be applied outside the model, or LoRA would go on a tied head; or the loss became
             NaN or infinite, and the records are named. No weights are saved then, and those saved before remain.
-        ConfigError: there is nothing to resume, or it belongs to another run; the reverse direction has an anchor with
-            confidence 1; or the folder of the reference cache contains something else.
+        ConfigError: there is nothing to resume, or it belongs to another run; an anchor of confidence 1 is learned in
+            reverse; the reference's folder holds something else; a wrong device; a package of `report_to` is missing.
         ConflictError: another process trains into this folder.
         StorageError: the run folder cannot be written.
     """
@@ -140,7 +145,7 @@ def train(
         reference = language_model.reference_sha()
         key = RunKey.of(data.sha, reference, config, _processes().num_processes, language_model.device.type)
         checkpoints = Checkpoints(folder.path / "checkpoints", key)
-        start = _start(checkpoints, folder, config, resume)
+        start = _start(checkpoints, folder, listed, config, resume)
         _attach(language_model, config)
         plan = _plan(data, config)
         arguments = _arguments(checkpoints, config, language_model, plan.steps_per_pass(len(data.corrections)))
@@ -158,9 +163,31 @@ def _assembled(
     control = DriftControl(context.config)
     best = BestState(context.model.net, keeps=context.config.stop and context.config.method == "lora")
     trainer = AnchorTrainer(context, control, best, checkpoints)
-    rule = StopRule(context, control, best, trainer.take_sums, on_row)
+
+    def on_every_row(row: dict[str, Any]) -> None:
+        on_row(row)
+        if context.config.report_to:
+            trainer.log(_figures(row))
+
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(checkpoints.folder.parent / "tensorboard")
+    rule = StopRule(context, control, best, trainer.take_sums, on_every_row)
     trainer.add_callback(rule)
     return trainer, rule
+
+
+def _figures(row: dict[str, Any]) -> dict[str, float]:
+    """What is worth a curve in a row of metrics.jsonl, as flat numbers; shares in place of counts."""
+    return {
+        "loss": row["loss"],
+        "anchor_probability": row["anchor_probability"],
+        "anchors_held": row["held"] / max(1, row["anchors"]),
+        "answers_reproduced": row["reproduced"] / max(1, row["records"]),
+        "keep_kl": row["keep_kl"],
+        "beta": row["beta"],
+        **{f"held_out_drift/{kind}": drift["mean"] for kind, drift in row.get("held_out", {}).items()},
+    }
 
 
 def _run(trainer: AnchorTrainer, rule: StopRule, folder: RunFolder, start: str | None, began: float) -> TrainResult:
@@ -176,7 +203,16 @@ def _run(trainer: AnchorTrainer, rule: StopRule, folder: RunFolder, start: str |
         return _finish(trainer, rule, folder, seconds)
 
 
-def _start(checkpoints: Checkpoints, folder: RunFolder, config: TrainConfig, resume: bool) -> str | None:
+def _file_of(records: Records) -> str | None:
+    """Where the corrections lie, for whoever looks at the run later; None: in memory."""
+    parts = getattr(records, "datasets", [records])  # the second part of a `ConcatDataset` are keep records
+    path = getattr(parts[0], "path", None)
+    return None if path is None else str(Path(path).resolve())
+
+
+def _start(
+    checkpoints: Checkpoints, folder: RunFolder, records: Records, config: TrainConfig, resume: bool
+) -> str | None:
     """The checkpoint to go on from, the same in all processes; and the folder as a run that starts there finds it."""
     start = None
     if _processes().is_main_process:
@@ -186,7 +222,7 @@ def _start(checkpoints: Checkpoints, folder: RunFolder, config: TrainConfig, res
             start = str(newest)
         else:
             checkpoints.clear()
-            folder.write_json("environment.json", environment())
+            folder.write_json("environment.json", {**environment(), "records": _file_of(records)})
             (folder.path / "metrics.jsonl").unlink(missing_ok=True)
         config.save(folder.path / "config.yaml")
     [start] = broadcast_object_list([start])
@@ -202,6 +238,7 @@ def _finish(trainer: AnchorTrainer, rule: StopRule, folder: RunFolder, seconds: 
         report = context.report(step)
     result = TrainResult(
         weights=str(_save(trainer, folder)),
+        targets=str(context.model.targets or "all weights"),
         steps=step,
         seconds=seconds,
         converged=report.passes(context.config.drift_budget),
@@ -214,6 +251,7 @@ def _finish(trainer: AnchorTrainer, rule: StopRule, folder: RunFolder, seconds: 
     )
     if trainer.is_world_process_zero():
         folder.write_json("train.json", asdict(result))
+        write_card(folder.path)
     # No process returns before the weights are on disk.
     trainer.accelerator.wait_for_everyone()
     return result
@@ -240,11 +278,13 @@ def _end(trainer: AnchorTrainer, folder: RunFolder, ended_by: signal.Signals) ->
 
 def _prepare(model: LanguageModel, config: TrainConfig) -> None:
     """Keep what stays, and make sure the head is what we think it is."""
+    require_reporters(config.report_to)
     set_seed(config.seed)
     if isinstance(model.net, PeftModel):
         fix = "Merge it first, or load the base model alone."
         raise ModelError(wrong("model", "a base model", "one with an adapter", fix))
     probe_head(model)
+    model.stop_dropout()
     if config.method == "full":
         model.keep_reference_copy()
 
@@ -283,14 +323,16 @@ def _arguments(
         seed=config.seed,
         data_seed=config.seed,
         remove_unused_columns=False,
-        report_to="none",
+        report_to=list(config.report_to),
+        run_name=checkpoints.folder.resolve().parent.name,
+        project="anchorlwf",
         disable_tqdm=True,
         logging_strategy="no",
         # It would wait for every micro-batch; `take_sums` looks at the loss.
         logging_nan_inf_filter=False,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 500,
-        use_cpu=not on_gpu,
+        use_cpu=model.device.type == "cpu",
         # Weights in float32 were asked for: casting what goes through them would make drift of rounding.
         bf16=on_gpu and torch.cuda.is_bf16_supported() and model.causal.dtype != torch.float32,
         dataloader_pin_memory=on_gpu,
@@ -299,6 +341,11 @@ def _arguments(
     if arguments.n_gpu > 1:
         fix = "Start with torchrun --nproc-per-node, or show one GPU (CUDA_VISIBLE_DEVICES=0)."
         raise ConfigError(wrong("devices", "one GPU per process", f"{arguments.n_gpu} in one", fix))
+    # Of several processes, each is given a device of its own, to which the trainer moves the model.
+    ours, theirs = ((device.type, device.index or 0) for device in (model.device, arguments.device))
+    if arguments.world_size == 1 and ours != theirs:
+        fix = "To train on another GPU, let only that one be seen (CUDA_VISIBLE_DEVICES=1)."
+        raise ConfigError(wrong("device", f"{arguments.device}, where training runs", f"{model.device}", fix))
     return arguments
 
 
@@ -358,7 +405,9 @@ def _save(trainer: AnchorTrainer, folder: RunFolder) -> Path:
                 settings = {**json.loads(noted.read_text()), "base_model_name_or_path": model.name}
                 noted.write_text(json.dumps(settings, indent=2) + "\n")
                 note_adapter(stage, model.causal, model.stamp)
-            (stage / "README.md").write_text(card(model, place.name), encoding="utf-8")
+            facts = card_facts(trainer.context)
+            (stage / "README.md").write_text(card_text(facts), encoding="utf-8")
             # It tells of the weights that are now replaced.
             (folder.path / "train.json").unlink(missing_ok=True)
+            folder.write_json(FACTS, facts.model_dump(mode="json"))
     return place

@@ -4,7 +4,7 @@ import os
 
 import huggingface_hub.constants
 
-from anchorlwf.errors import ConfigError, wrong
+from anchorlwf.extras import require_extra
 
 __all__ = ["require_trl"]
 
@@ -19,8 +19,5 @@ def require_trl() -> None:
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     # The variable is read once, when huggingface_hub is imported, which transformers has done long ago.
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
-    try:
-        import trl  # noqa: F401
-    except ImportError as error:
-        fix = "pip install 'anchorlwf[rl]'"
-        raise ConfigError(wrong("GRPO, DPO and SDFT", "TRL installed", error, fix)) from error
+    require_extra("rl", "GRPO, DPO, SDFT and comparisons with TRL")
+    import trl  # noqa: F401 - now that nothing speaks

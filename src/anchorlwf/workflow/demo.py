@@ -9,9 +9,10 @@ from typing import Any
 from anchorlwf.annotation import annotate
 from anchorlwf.config import EvaluateConfig, TrainConfig
 from anchorlwf.data.jsonl import save_lines, save_records
+from anchorlwf.data.model_card import write_card
 from anchorlwf.data.record import Record
 from anchorlwf.evaluation import Results, evaluate
-from anchorlwf.model.language_model import load_model
+from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.training import TrainResult, run_folder, train
 from anchorlwf.world import build_world, draw_errata, probes_for
 
@@ -36,6 +37,7 @@ class DemoReport:
 
 def demo(
     out: str | Path = "runs/demo",
+    model: LanguageModel | None = None,
     *,
     config: TrainConfig | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -45,6 +47,7 @@ def demo(
 
     Args:
         out: run folder; receives records.jsonl, probes.jsonl, adapter/ and results.json.
+        model: the embedded model, where it is loaded already. Changed in place.
         config: of training; None: the defaults.
         say: told what begins.
         on_step: called with every training step's row.
@@ -54,17 +57,18 @@ def demo(
         StorageError: the folder cannot be written.
     """
     with run_folder(out):
-        return _demo(Path(out), config, say, on_step)
+        return _demo(Path(out), model or load_model(), config, say, on_step)
 
 
 def _demo(
     folder: Path,
+    model: LanguageModel,
     config: TrainConfig | None,
     say: Callable[[str], None],
     on_step: Callable[[dict[str, Any]], None] | None,
 ) -> DemoReport:
     began = time.perf_counter()
-    model, world = load_model(), build_world()
+    world = build_world()
     errata = draw_errata(world, _FACTS, _IDENTITY, _SEED)
     probes = probes_for(world, errata, _WORDINGS)
     say(f"annotate: {len(errata)} wrong facts, each asked in {_WORDINGS} wordings")
@@ -80,6 +84,7 @@ def _demo(
     seconds = time.perf_counter() - began
     results = replace(measured, facts={**measured.facts, "seconds": seconds})
     results.save(folder / "results.json")
+    write_card(folder)
     answers = [
         (str(result.probe.messages[-1]["content"]), result.base_answer, result.tuned_answer)
         for result in results.answers

@@ -1,18 +1,21 @@
 """The whole loop for one wrong answer: annotate, train, measure, and say what changed and what did not."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from anchorlwf.annotation import PromptLike, annotate, as_prompts, fits
 from anchorlwf.config import AnnotateConfig, EvaluateConfig, TrainConfig
 from anchorlwf.data.jsonl import save_records
+from anchorlwf.data.model_card import write_card
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.errors import NothingToDoError, PromptWarning, wrong
-from anchorlwf.evaluation import Results, answers, evaluate
+from anchorlwf.evaluation import ProbeResult, Results, answers, evaluate
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel, load_model
 from anchorlwf.training import TrainResult, run_folder, train
 from anchorlwf.workflow.paraphrased import Paraphrase, records_beside, save_paraphrases
@@ -65,6 +68,18 @@ class FixReport:
     paraphrases: list[Record]
     """Other wordings that were trained beside the prompt."""
 
+    @property
+    def leaks(self) -> list[ProbeResult]:
+        """Answers to other prompts in which words of the corrected answer turn up that stood in no answer before."""
+        others = [result for result in self.results.answers if result.probe.kind == "retain"]
+        before = {word for text in (self.before, *(other.base_answer for other in others)) for word in _words(text)}
+        new = _words(self.record.completion) - before
+        return [other for other in others if new & _words(other.tuned_answer)]
+
+
+def _words(text: str) -> set[str]:
+    return {word for word in re.findall(r"\w+", text.casefold()) if len(word) > 1}
+
 
 def _default_checks(model: LanguageModel) -> list[PromptLike]:
     """Prompts the model can be expected to answer: the embedded one knows nothing but its own world."""
@@ -74,14 +89,17 @@ def _default_checks(model: LanguageModel) -> list[PromptLike]:
 
 
 def unchanged_probes(
-    model: LanguageModel, prompts: str | Path | Iterable[PromptLike], config: EvaluateConfig
+    model: LanguageModel,
+    prompts: str | Path | Iterable[PromptLike],
+    config: EvaluateConfig,
+    on_answers: Callable[[int], None] | None = None,
 ) -> list[Probe]:
-    """Probes that ask the model for exactly its own present answers."""
+    """Probes that ask the model for exactly its own present answers; `on_answers` is told how many there are yet."""
     asked = [
         Probe(id=f"retain:{index}", kind="retain", messages=prompt.messages, expected="-", scorer="exact")
         for index, prompt in enumerate(as_prompts(prompts))
     ]
-    replies = answers(model, asked, config)
+    replies = answers(model, asked, config, on_answers)
     return [
         probe.model_copy(update={"expected": reply})
         for probe, reply in zip(asked, replies, strict=True)
@@ -101,6 +119,7 @@ def fix(
     config: TrainConfig | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     on_retain: Callable[[str, int, int], None] | None = None,
+    on_phase: Callable[[str, int, int], None] = lambda phase, done, count: None,
 ) -> FixReport:
     """Correct one answer and show what changed and what did not.
 
@@ -118,6 +137,7 @@ def fix(
         config: of training.
         on_step: called with every training step's row.
         on_retain: called with (kind, written, wanted) while the model writes prompts.
+        on_phase: called with (phase, done, all) while anything else takes time.
 
     Raises:
         NothingToDoError: the model answers exactly this already.
@@ -128,18 +148,26 @@ def fix(
         first = _annotated(language_model, prompt, answer)
         beside = records_beside(language_model, [first], retain=retain, paraphrase=paraphrases, on_progress=on_retain)
         records = [first, *beside.paraphrases, *beside.keep]
-        asked = _default_checks(language_model) if check is None else check
-        probes = unchanged_probes(language_model, asked, EvaluateConfig())
+        asked = _default_checks(language_model) if check is None else as_prompts(check)
+        now = partial(_tell, on_phase, "answers-before", len(asked))
+        probes = unchanged_probes(language_model, asked, EvaluateConfig(), now)
         folder = Path(out)
         save_records(folder / "records.jsonl", records)
         save_paraphrases(folder, beside.paraphrases)
-        training = train(language_model, records, out=folder, config=config, on_step=on_step)
+        reference = partial(on_phase, "reference")
+        training = train(language_model, records, out=folder, config=config, on_step=on_step, on_reference=reference)
         costs = {"seconds": training.seconds, "steps": training.steps, "converged": training.converged}
-        results = evaluate(language_model, probes, records=records, out=folder / "results.json", facts=costs)
+        measured = folder / "results.json"
+        results = evaluate(language_model, probes, records=records, out=measured, facts=costs, progress=on_phase)
+        write_card(folder)
     recalled = next(result for result in results.answers if result.probe.group == first.id)
     pieces = _pieces(language_model, first)
     before, after = recalled.base_answer, recalled.tuned_answer
     return FixReport(first, before, after, pieces, training, results, str(folder), beside.paraphrases)
+
+
+def _tell(on_phase: Callable[[str, int, int], None], phase: str, count: int, done: int) -> None:
+    on_phase(phase, done, count)
 
 
 def _annotated(model: LanguageModel, prompt: str, answer: str) -> Record:

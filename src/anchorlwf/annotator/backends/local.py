@@ -3,26 +3,35 @@
 Shape suffixes: K options, V vocabulary.
 """
 
-from collections import OrderedDict
+import contextlib
+import time
 from collections.abc import Generator, Hashable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
 
+from anchorlwf.annotator.backends.caches import Caches
 from anchorlwf.annotator.backends.scheduler import Scheduler, Several
 from anchorlwf.data.record import ModelStamp
-from anchorlwf.decoding.greedy import Choices, GreedyDecoder, Step, greedy_passes, prefill
+from anchorlwf.decoding.greedy import Choices, GreedyDecoder, Pace, Step, greedy_passes, prefill
 from anchorlwf.divergence import token_kl
-from anchorlwf.errors import ModelError, wrong
+from anchorlwf.errors import ConflictError, ModelError, wrong
 from anchorlwf.model.batch import KeepTurn
 from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.model.vocabulary import TokenTable
 
 __all__ = ["Decoder", "LocalDecoder", "Stream"]
 
-_CHUNK = 512
-"""Prompt tokens per forward pass: a long prompt holds nobody else up for longer than this."""
+_TURN = 0.1
+"""Seconds of a forward pass over prompt tokens, about: a long prompt holds nobody else up for longer than this."""
+_PART = 16, 512
+"""Tokens of such a pass, at least and at most."""
+_READ = 64
+"""Tokens of a standing answer per forward pass, at most: there are logits for each."""
+_ASIDE = 256 << 20
+"""Bytes for the caches of a model that is only compared with."""
 
 
 class Stream(Protocol):
@@ -66,6 +75,19 @@ class Decoder(Protocol):
         """
         ...
 
+    def read(
+        self, key: Hashable, prompt_ids: Sequence[int], ids: Sequence[int], *, known: bool = False, ahead: bool = False
+    ) -> Stream:
+        """Go through an answer that stands, so that whatever is asked about it next is answered at once.
+
+        Gives what the model would choose at each of `ids`; `known`: that is known already, and nothing need be given.
+        """
+        ...
+
+    def rest(self, key: Hashable) -> None:
+        """Nobody works with this session for now."""
+        ...
+
     def judge(
         self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], token_ids: Sequence[int]
     ) -> Choices:
@@ -89,23 +111,34 @@ class LocalDecoder:
     Args:
         model: decoded as it is (adapter on).
         alternatives: how many are kept with each token.
-        memory: maximum number of bytes of all sessions' caches together; the least recently used ones are dropped, and
-            filled again when needed. The session at work keeps its own, however large.
+        memory: maximum number of bytes of all sessions' caches together; see `Caches`. What was dropped is filled again
+            when needed.
+        scheduler: whose turns it takes; None: its own.
     """
 
     remote = False
 
-    def __init__(self, model: LanguageModel, *, alternatives: int = 10, memory: int = 2 << 30) -> None:
+    def __init__(
+        self, model: LanguageModel, *, alternatives: int = 10, memory: int = 2 << 30, scheduler: Scheduler | None = None
+    ) -> None:
         self.model, self.table, self.stamp, self.stop_ids = model, TokenTable(model.codec), model.stamp, model.stop_ids
-        self._top, self._memory = alternatives, memory
-        self._caches: OrderedDict[Hashable, GreedyDecoder] = OrderedDict()
-        self._sizes: dict[Hashable, int] = {}
-        self._scheduler = Scheduler("anchorlwf-decoder")
+        self._pace = Pace(_TURN, *_PART)
+        self._caches = Caches(lambda: GreedyDecoder(model, alternatives, entropy=True, pace=self._pace), memory)
+        self._scheduler = scheduler or Scheduler("anchorlwf-decoder")
+
+    def with_adapter(self, folder: str | Path) -> "LocalDecoder":
+        """A decoder of the same weights with an adapter on them, which takes its turns with this one.
+
+        Raises:
+            ModelError: as `LanguageModel.with_adapter`.
+        """
+        tuned = self.model.with_adapter(folder)
+        return LocalDecoder(tuned, alternatives=1, memory=_ASIDE, scheduler=self._scheduler)
 
     @property
     def cached_bytes(self) -> int:
         """Bytes of all sessions' caches now."""
-        return sum(tuple(self._sizes.values()))
+        return self._caches.nbytes
 
     @property
     def has_adapter(self) -> bool:
@@ -127,8 +160,21 @@ class LocalDecoder:
         expected_ids: Sequence[int] = (),
     ) -> Stream:
         """See `Decoder`."""
-        work = self._streaming(key, [*prompt_ids], [*prefix_ids], self.room(prompt_ids, limit), expected_ids)
+        room = self.room(prompt_ids, limit)
+        work = self._streaming(key, [*prompt_ids], [*prefix_ids], room, expected_ids, ahead=ahead)
         return self._scheduler.submit("ahead" if ahead else "stream", work)
+
+    def read(
+        self, key: Hashable, prompt_ids: Sequence[int], ids: Sequence[int], *, known: bool = False, ahead: bool = False
+    ) -> Stream:
+        """See `Decoder`."""
+        work = self._reading(key, [*prompt_ids], [*ids], known=known, ahead=ahead)
+        return self._scheduler.submit("ahead" if ahead else "read", work)
+
+    def rest(self, key: Hashable) -> None:
+        """See `Decoder`."""
+        with contextlib.suppress(ConflictError):  # shutting down, when there is nothing to make room for
+            self._scheduler.submit("ask", self._resting(key))
 
     def judge(
         self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], token_ids: Sequence[int]
@@ -159,42 +205,62 @@ class LocalDecoder:
 
     # What follows runs on the decoder's thread, a piece per turn.
 
-    def _cache(self, key: Hashable) -> GreedyDecoder:
-        if key not in self._caches:
-            self._caches[key] = GreedyDecoder(self.model, self._top, entropy=True, chunk=_CHUNK)
-        self._caches.move_to_end(key)
-        return self._caches[key]
-
-    def _measured(self, key: Hashable) -> None:
-        self._sizes[key] = self._caches[key].nbytes
-        while self.cached_bytes > self._memory and len(self._caches) > 1:
-            oldest, _ = self._caches.popitem(last=False)
-            self._sizes.pop(oldest, None)
-
-    def _near(self, key: Hashable, ids: list[int]) -> Generator[None, None, None]:
+    def _near(self, key: Hashable, ids: list[int], *, ahead: bool = False) -> Generator[None, None, None]:
         # Looked up anew after each yield: the cache may have been dropped meanwhile.
-        for _ in prefill(lambda: self._cache(key), ids):
-            self._measured(key)
+        for _ in prefill(lambda: self._caches.at(key, ids, ahead=ahead), ids):
+            self._caches.measure(key)
             yield None
 
     def _streaming(
-        self, key: Hashable, prompt: list[int], ids: list[int], limit: int, expected_ids: Sequence[int]
+        self, key: Hashable, prompt: list[int], ids: list[int], limit: int, expected_ids: Sequence[int], *, ahead: bool
     ) -> Generator[Several]:
         # Looked up anew for each pass: the cache may have been dropped meanwhile.
-        for steps in greedy_passes(lambda: self._cache(key), prompt, ids, limit, expected_ids):
-            self._measured(key)
+        known = [*prompt, *ids]
+        for steps in greedy_passes(lambda: self._caches.at(key, known, ahead=ahead), prompt, ids, limit, expected_ids):
+            self._caches.measure(key)
+            known.extend(step.token_id for step in steps)
             yield Several(steps)
+        if ahead:
+            self._caches.rest(key)
+
+    def _reading(
+        self, key: Hashable, prompt: list[int], ids: list[int], *, known: bool, ahead: bool
+    ) -> Generator[Several | None]:
+        whole = [*prompt, *ids]
+        held = self._caches.at(key, whole, ahead=ahead).shared(whole)
+        at = max(len(prompt), held) if known else len(prompt)
+        if not known or held < len(whole) - 1:
+            yield from self._near(key, whole[:at], ahead=ahead)
+            while at < len(whole):
+                part = whole[at : at + min(self._pace.tokens, _READ)]
+                began = time.perf_counter()
+                steps = self._caches.at(key, whole, ahead=ahead).read(whole[:at], part)
+                if len(part) == self._pace.tokens:
+                    self._pace.took(len(part), time.perf_counter() - began)
+                self._caches.measure(key)
+                at += len(part)
+                yield Several([] if known else steps)
+        if ahead:
+            self._caches.rest(key)
+
+    def _resting(self, key: Hashable) -> Generator[None]:
+        self._caches.rest(key)
+        yield from ()
 
     def _judging(self, key: Hashable, prompt: list[int], ids: list[int], tokens: list[int]) -> Generator[Any]:
         yield from self._near(key, prompt + ids)
-        judged = self._cache(key).judge(prompt, ids, tokens)
-        self._measured(key)
+        judged = self._caches.at(key, [*prompt, *ids, *tokens]).judge(prompt, ids, tokens)
+        self._caches.measure(key)
         yield judged
 
     def _weighing(self, key: Hashable, ids: list[int], top: int, starts: str) -> Generator[Any]:
         yield from self._near(key, ids)
-        logits_V = self._cache(key).logits(ids, [])[0]
-        self._measured(key)
+        own = self._caches.at(key, ids)
+        # What stands behind the place asked about is not forgotten for it.
+        aside = own.fork(ids[:-1]) if own.shared(ids) >= len(ids) - 1 else None
+        decoder = own if aside is None else aside
+        logits_V = decoder.logits(ids, [])[0]
+        self._caches.measure(key)
         probability_V = logits_V.softmax(-1)[: len(self.table)]
         wanted = starts.lstrip().lower()
         if wanted:

@@ -192,6 +192,13 @@ class RemoteDecoder:
         """See `Decoder`; the server shares its own time out, and has no use for expected tokens."""
         return _RemoteStream(self._pieces, [*prompt_ids], [*prefix_ids], self.room(prompt_ids, limit), self.stop_ids)
 
+    def read(self, key: Hashable, prompt_ids: Sequence[int], ids: Sequence[int], **_ours: object) -> _RemoteStream:
+        """See `Decoder`; the server keeps caches of its own, and gives nothing here."""
+        return _RemoteStream(self._pieces, [*prompt_ids], [*ids], 0, self.stop_ids)
+
+    def rest(self, key: Hashable) -> None:
+        """See `Decoder`."""
+
     def judge(
         self, key: Hashable, prompt_ids: Sequence[int], prefix_ids: Sequence[int], token_ids: Sequence[int]
     ) -> Choices:

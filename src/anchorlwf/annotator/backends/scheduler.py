@@ -1,20 +1,25 @@
 """One thread, many waiting people: work done a piece at a time, in fair turns.
 
-Streams advance one piece per turn, round and round; short questions go in between, turn and turn about. Work ahead of
-need waits until nobody else wants anything.
+Streams advance one piece per turn, round and round; short questions go in between, turn and turn about. What somebody
+may soon ask about is read while nobody waits, and work ahead of need comes last. Both pause for a moment after each
+piece that somebody waited for: whoever has just done a step will soon do another.
 """
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from anchorlwf.errors import ConflictError, wrong
 
 __all__ = ["Lane", "Scheduler", "Several", "Waiting"]
 
-Lane = Literal["ask", "stream", "ahead"]
+_QUIET = 0.4
+"""Seconds of that moment."""
+
+Lane = Literal["ask", "stream", "read", "ahead"]
 
 
 class Several(list[Any]):
@@ -72,11 +77,12 @@ class Waiting:
 
 
 class Scheduler:
-    """The working thread and its three lanes. Safe to use from many threads."""
+    """The working thread and its lanes. Safe to use from many threads."""
 
     def __init__(self, name: str) -> None:
-        self._lanes: dict[Lane, deque[Waiting]] = {"ask": deque(), "stream": deque(), "ahead": deque()}
+        self._lanes: dict[Lane, deque[Waiting]] = {lane: deque() for lane in get_args(Lane)}
         self._wake, self._closed, self._asked = threading.Condition(), False, False
+        self._quiet_until = 0.0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -108,8 +114,11 @@ class Scheduler:
     def _run(self) -> None:
         while (taken := self._take()) is not None:
             lane, job = taken
-            if job.step():
-                with self._wake:
+            more = job.step()
+            with self._wake:
+                if lane in ("ask", "stream"):
+                    self._quiet_until = time.monotonic() + _QUIET
+                if more:
                     self._lanes[lane].append(job)
         for jobs in self._lanes.values():
             for job in jobs:
@@ -117,13 +126,17 @@ class Scheduler:
 
     def _take(self) -> tuple[Lane, Waiting] | None:
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or any(self._lanes.values()))
-            if self._closed:
-                return None
-            order: tuple[Lane, ...] = ("stream", "ask", "ahead") if self._asked else ("ask", "stream", "ahead")
-            lane = next(name for name in order if self._lanes[name])
-            self._asked = lane == "ask"
-            return lane, self._lanes[lane].popleft()
+            while not self._closed:
+                first: tuple[Lane, ...] = ("stream", "ask") if self._asked else ("ask", "stream")
+                lane = next((name for name in (*first, *self._lanes) if self._lanes[name]), None)
+                awaited = lane in first
+                pause = self._quiet_until - time.monotonic()
+                if lane is None or (not awaited and pause > 0):
+                    self._wake.wait(None if lane is None else pause)
+                    continue
+                self._asked = lane == "ask"
+                return lane, self._lanes[lane].popleft()
+            return None
 
 
 def _closing() -> ConflictError:

@@ -15,6 +15,7 @@ from anchorlwf.annotation.events import (
     Continued,
     Decided,
     Event,
+    Extended,
     Moved,
     Noted,
     Reopened,
@@ -25,9 +26,9 @@ from anchorlwf.annotation.events import (
 )
 from anchorlwf.annotation.protocol import check_correction, corrected
 from anchorlwf.annotation.tree import apply, check_open, fold
-from anchorlwf.annotator.backends.local import Decoder
+from anchorlwf.annotator.backends.local import Decoder, Stream
 from anchorlwf.annotator.sessions.ledger import Ledger
-from anchorlwf.annotator.sessions.live import Continuation, Live, Prepared, bounds_of
+from anchorlwf.annotator.sessions.live import Continuation, Live, Memory, Pauses, Prepared, bounds_of
 from anchorlwf.annotator.store.store import Order, SessionRow, Store
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.jsonl import problem_of
@@ -68,6 +69,8 @@ class Desk:
         self.prepared = Prepared()
         self.aside: dict[int, str] = {}
         """Items that cannot be begun, and why."""
+        self.on_begun: Callable[[], None] = lambda: None
+        """Called when somebody begins with an item, so that the next one is made ready."""
         self._live: OrderedDict[int, Live] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -109,12 +112,15 @@ class Desk:
         row = live.row if live is not None else self.store.session(session)
         if row.annotator != annotator or row.project != self.project:
             raise MissingError(wrong("session", "one of yours", session, "Take an item from the queue."))
-        return live or self._loaded(row)
+        if live is None:
+            live = self._loaded(row)
+            self._read(live)
+        return live
 
     def _loaded(self, row: SessionRow) -> Live:
         prompt_ids = self.decoder.table.codec.encode_prompt(row.prompt.messages, row.prompt.tools)
-        bounds = bounds_of(self.decoder, prompt_ids, self.config.max_new_tokens)
         tree = fold(self.store.events(row.id))
+        bounds = bounds_of(self.decoder, prompt_ids, tree.limit or self.config.max_new_tokens)
         for node in tree.nodes:
             _check_ids(node.completion_ids)
         live = Live(row, prompt_ids, bounds, tree)
@@ -140,8 +146,10 @@ class Desk:
                 started = _started(row)
                 self._commit(live, [started])
                 live.memories.update(self.prepared.take(row.item, started.completion_ids))
+                self.on_begun()
             if live.tree.verdict is None:
                 self.resume(live)
+            self._read(live)
         return live
 
     def step(self, live: Live, name: str | None, do: Callable[[Live], None]) -> None:
@@ -191,7 +199,10 @@ class Desk:
             live.continuation.take()
 
     def _settle(self, live: Live) -> None:
-        """Stop what streams, and store what came of it."""
+        """Stop what is read and what streams, and store what came of it."""
+        if live.reading is not None:
+            live.reading[1].close()
+            live.reading = None
         running = live.continuation
         if running is not None:
             live.continuation = None
@@ -211,16 +222,21 @@ class Desk:
                     raise
             live.continuation = None
 
-    def resume(self, live: Live) -> Continuation | None:
-        """Let the present answer go on; None where it is whole."""
+    def resume(self, live: Live, pause: int | None = None) -> Continuation | None:
+        """Let the present answer go on; None where it is whole.
+
+        `pause`: this and every later continuation pauses at the first end of a sentence behind so many tokens.
+        """
         with live.lock:
+            live.pause = pause or live.pause
             if live.continuation is not None or live.tree.node.ended or live.tree.verdict is not None:
                 return live.continuation
             tree, limit = live.tree, live.bounds.tokens
             node, ids = tree.current, tree.node.completion_ids
             stream = self.decoder.stream(live.key, live.prompt_ids, ids, limit, expected_ids=tree.expected_ids)
             memory = live.remember(node, len(ids), self.config.alternatives)
-            live.continuation = Continuation(node, len(ids), stream, memory)
+            pauses = None if live.pause is None else Pauses(self.decoder.table, live.pause)
+            live.continuation = Continuation(node, len(ids), stream, memory, pauses)
             run = threading.Thread(
                 target=live.continuation.run,
                 args=(lambda done: self._finish(live, done),),
@@ -229,6 +245,22 @@ class Desk:
             )
             run.start()
             return live.continuation
+
+    def _read(self, live: Live) -> None:
+        """Have a whole answer that is on the screen read while the person does, where that has not been done."""
+        with live.lock:
+            tree, node = live.tree, live.tree.current
+            if not tree.nodes or not tree.node.ended or not tree.node.completion_ids or tree.verdict is not None:
+                return
+            if live.continuation is not None or (live.reading is not None and live.reading[0] == node):
+                return
+            known = live.knows(node)
+            stream = self.decoder.read(live.key, live.prompt_ids, tree.node.completion_ids, known=known)
+            if not known:
+                live.reading = node, stream
+                memory = live.remember(node, 0, self.config.alternatives)
+                name = f"anchorlwf-reading-{live.row.id}"
+                threading.Thread(target=_remember, args=(live, stream, memory), name=name, daemon=True).start()
 
     def stop(self, live: Live) -> None:
         """Let the answer end where it is, for now."""
@@ -244,6 +276,7 @@ class Desk:
         *,
         confidence: float | None = None,
         stream: bool = True,
+        pause: int | None = None,
     ) -> None:
         """Put tokens at a position of the answer on the screen; what followed is decoded anew.
 
@@ -254,6 +287,7 @@ class Desk:
             token_ids: what should stand there.
             confidence: of the anchors, in (0, 1]; None: the configured one.
             stream: go on decoding at once.
+            pause: as `resume`.
 
         Raises:
             RecordError, NothingToDoError: as `check_correction`.
@@ -280,7 +314,28 @@ class Desk:
             )
             self._commit(live, [event])
             if stream:
-                self.resume(live)
+                self.resume(live, pause)
+
+    def extend(self, live: Live) -> None:
+        """Let an answer that the limit cut go on, for as many tokens more as the limit allows at first.
+
+        Raises:
+            NothingToDoError: it is not cut.
+            RecordError: the model's context is full.
+        """
+        with live.lock:
+            check_open(live.tree)
+            node = live.tree.node
+            if not node.truncated:
+                raise NothingToDoError(wrong("answer", "one cut at the limit", "another", "Correct it."))
+            length = len(node.completion_ids)
+            bounds = bounds_of(self.decoder, live.prompt_ids, length + self.config.max_new_tokens)
+            if bounds.tokens <= length:
+                fix = "Let the answer end earlier."
+                raise RecordError(wrong("answer", f"at most {length} tokens (context)", "no end there", fix))
+            self._commit(live, [Extended(at=_now(), node=live.tree.current, limit=bounds.tokens)])
+            live.bounds = bounds
+            self.resume(live)
 
     def move(self, live: Live, to: int) -> None:
         """Put another answer of the tree on the screen. Raises `RecordError` where there is no such node."""
@@ -289,6 +344,9 @@ class Desk:
             apply(live.tree, moved)  # a mistake must not stop what streams
             self._settle(live)
             self._commit(live, [moved])
+            # Where the alternatives are known, reading would only be in the way of a correction near the one before.
+            if not live.knows(live.tree.current):
+                self._read(live)
 
     def undo(self, live: Live) -> None:
         """Back to the answer before the correction; after a decision, take the decision back."""
@@ -332,11 +390,13 @@ class Desk:
                 apply(live.tree, decided)  # a mistake must not stop what streams
             self._settle(live)
             self._commit(live, [decided])
+            self.decoder.rest(live.key)
 
     def reopen(self, live: Live) -> None:
         """Take the decision back; its record becomes a draft. Raises `ConflictError` where the item is taken."""
         with live.lock:
             self._commit(live, [Reopened(at=_now())])
+            self._read(live)
 
     def close(self) -> None:
         """Store what streams and stop."""
@@ -345,6 +405,19 @@ class Desk:
         for live in sessions:
             with live.lock:
                 self._settle(live)
+
+
+def _remember(live: Live, stream: Stream, memory: Memory) -> None:
+    """Keep what a reading gives; where it fails, whoever asks next asks the model and is told."""
+    try:
+        for step in stream:
+            with live.lock:
+                memory.add(step.alternatives)
+    except Exception as error:  # noqa: BLE001 - nobody waits for it
+        _log.info("Session %d was not read to its end: %s", live.row.id, error)
+    with live.lock:
+        if live.reading is not None and live.reading[1] is stream:
+            live.reading = None
 
 
 def _check_ids(ids: Sequence[int]) -> None:

@@ -1,5 +1,6 @@
 """A session at work: its tree, the continuation that streams into it, and what the model found likely where."""
 
+import re
 import threading
 from array import array
 from collections import OrderedDict
@@ -14,13 +15,17 @@ from anchorlwf.annotator.backends.local import Decoder, Stream
 from anchorlwf.annotator.store.store import SessionRow
 from anchorlwf.decoding.greedy import Step
 from anchorlwf.errors import AnchorLwfError, ModelError, wrong
+from anchorlwf.model.vocabulary import TokenTable
 
-__all__ = ["Continuation", "Live", "Memory", "Prepared", "bounds_of"]
+__all__ = ["Continuation", "Live", "Memory", "Pauses", "Prepared", "bounds_of"]
 
-_REMEMBERED = 8
-"""Answers of a session whose alternatives are kept in memory."""
+_NEAR = 40
+"""Characters at the end of which a sentence is seen to end."""
+_REMEMBERED = 32
+"""Answers of a session whose alternatives are kept in memory: some 30 KB each."""
 _PREPARED = 500_000
 """Tokens decoded ahead whose alternatives are kept until somebody begins with them: 40 MB of ten each."""
+_SENTENCE = re.compile(r"(?<!\d)[.!?…。！？][\"'”’»)\]]*\s*$|\n[ \t]*$")  # noqa: RUF001 - other scripts' marks, meant
 
 
 class Memory:
@@ -71,12 +76,38 @@ class Prepared:
                 self._kept[item] = tuple(step.token_id for step in steps), memory
                 self._tokens += len(steps)
 
+    def holds(self, item: int) -> bool:
+        """Whether there are any for this item."""
+        with self._lock:
+            return item in self._kept
+
     def take(self, item: int, ids: Sequence[int]) -> dict[int, Memory]:
         """The memory of a session's first answer, by its node; none where these are not the ids decoded ahead."""
         with self._lock:
             kept_ids, memory = self._kept.pop(item, ((), None))
             self._tokens -= len(kept_ids)
         return {0: memory} if memory is not None and kept_ids == tuple(ids) else {}
+
+
+class Pauses:
+    """Tells when a continuation has become so long that the person should look at it before it goes on.
+
+    Args:
+        table: the tokens' texts.
+        after: pause at the first end of a sentence behind so many tokens; behind twice as many, anywhere.
+    """
+
+    def __init__(self, table: TokenTable, after: int) -> None:
+        self._table, self._after = table, after
+        self._count, self._text = 0, ""
+
+    def behind(self, token_id: int) -> bool:
+        """One more token has come; is it time?"""
+        self._count += 1
+        self._text = (self._text + self._table.token(token_id).text)[-_NEAR:]
+        if self._count < self._after:
+            return False
+        return self._count >= 2 * self._after or _SENTENCE.search(self._text) is not None
 
 
 class Continuation:
@@ -87,10 +118,11 @@ class Continuation:
         start: how many tokens stand there already.
         stream: gives them.
         memory: learns their alternatives.
+        pauses: when it stops by itself; None: at the end of the answer.
     """
 
-    def __init__(self, node: int, start: int, stream: Stream, memory: Memory) -> None:
-        self.node, self.start = node, start
+    def __init__(self, node: int, start: int, stream: Stream, memory: Memory, pauses: Pauses | None = None) -> None:
+        self.node, self.start, self._pauses = node, start, pauses
         self._stream, self._memory, self._lock = stream, memory, threading.Lock()
         self._ids: list[int] = []
         self._probabilities: list[float] = []
@@ -103,7 +135,7 @@ class Continuation:
         """Receive everything (on a thread of its own), then `finish`, which stores it."""
         try:
             for step in self._stream:
-                if not self._add(step):
+                if not self._add(step) or (self._pauses is not None and self._pauses.behind(step.token_id)):
                     break
         except AnchorLwfError as error:
             self.error = error
@@ -171,9 +203,13 @@ class Live:
     tree: Tree = field(default_factory=Tree)
     lock: threading.RLock = field(default_factory=threading.RLock)
     continuation: Continuation | None = None
+    pause: int | None = None
+    """Continuations pause behind so many tokens, see `Pauses`; None: never."""
     step: str | None = None
     """The client's name for the step under way; the event that it makes will bear it."""
     memories: "OrderedDict[int, Memory]" = field(default_factory=OrderedDict)
+    reading: tuple[int, Stream] | None = None
+    """The node whose answer is being read, so that whatever is asked about it is answered at once."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -195,17 +231,31 @@ class Live:
     def remember(self, node: int, start: int, width: int) -> Memory:
         """A place for the alternatives of a node's continuation."""
         self.memories[node] = Memory(start, width)
-        self.memories.move_to_end(node)
+        # What stands before a correction is known from the answers above it, which must not be the first to go.
+        used: int | None = node
+        while used is not None:
+            if used in self.memories:
+                self.memories.move_to_end(used)
+            used = self.tree.nodes[used].parent
         while len(self.memories) > _REMEMBERED:
             self.memories.popitem(last=False)
         return self.memories[node]
 
     def recall(self, node: int, position: int) -> list[tuple[int, float]]:
         """The alternatives at a position of a node's answer, if they are still known."""
-        # What stood where a correction begins, and before, was decided by the answer above.
-        while position <= self.tree.nodes[node].position and (above := self.tree.nodes[node].parent) is not None:
+        while True:
+            if node in self.memories and (found := self.memories[node].at(position)):
+                return found
+            # What stood where a correction begins, and before, was decided by the answer above.
+            above = self.tree.nodes[node].parent
+            if above is None or position > self.tree.nodes[node].position:
+                return []
             node = above
-        return self.memories[node].at(position) if node in self.memories else []
+
+    def knows(self, node: int) -> bool:
+        """The alternatives of a node's answer are known from its first token to its last."""
+        last = len(self.tree.nodes[node].completion_ids) - 1
+        return bool(self.recall(node, 0) and self.recall(node, last))
 
     def arrived(self, continuation: Continuation, at: datetime) -> Continued:
         """The event that stores what a continuation brought."""

@@ -1,11 +1,17 @@
 """Questions about an answer that change nothing: what stands where, what else could, which ids a text means."""
 
+import re
+
 from anchorlwf.annotation.protocol import check_position
 from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.sessions.live import Live
 from anchorlwf.errors import RecordError, wrong
+from anchorlwf.model.vocabulary import TokenTable
 
-__all__ = ["known", "options", "standing", "wanted"]
+__all__ = ["before", "known", "options", "standing", "wanted"]
+
+_NO_SPACE = re.compile(r"[\s.,;:!?…%)\]}”»。，、；：！？）】」』》〉]|['’](?:s|t|re|ve|ll|d|m)\b", re.IGNORECASE)  # noqa: RUF001
+"""What begins so is written without a space before it, or brings white space of its own."""
 
 
 def _answer(live: Live, node: int, position: int) -> list[int]:
@@ -22,8 +28,21 @@ def standing(live: Live, node: int, position: int) -> int:
     return _answer(live, node, position)[position]
 
 
+def before(live: Live, node: int, position: int) -> list[int]:
+    """What stands before a position of a node's answer, the prompt included. Raises as `standing`."""
+    return [*live.prompt_ids, *_answer(live, node, position)[:position]]
+
+
 def wanted(
-    desk: Desk, live: Live, node: int, position: int, token_ids: list[int] | None, text: str | None, *, space: bool
+    desk: Desk,
+    live: Live,
+    node: int,
+    position: int,
+    token_ids: list[int] | None,
+    text: str | None,
+    *,
+    space: bool,
+    end: bool = False,
 ) -> list[int]:
     """The ids of a correction given as ids or as text.
 
@@ -31,18 +50,33 @@ def wanted(
         desk, live: the session.
         node, position: what is corrected.
         token_ids, text: one of the two.
-        space: before a text, the white space of the token it replaces.
+        space: before a text, the white space of the token it replaces, where it belongs there: not before punctuation,
+            special tokens and white space, and not at the beginning of a line.
+        end: the end of turn behind all this, unless it is there already.
 
     Raises:
         RecordError: both, none, text of no whole characters, or no such token.
     """
     if (token_ids is None) == (text is None):
         raise RecordError(wrong("correction", "`token_ids` or `text`", "both or none", "Give one of them."))
-    if token_ids is not None or text is None:
-        return token_ids or []
-    table = desk.decoder.table
-    stands = table.token(standing(live, node, position)).text if space else ""
-    return table.encode(stands[: len(stands) - len(stands.lstrip())] + text)
+    table, stop_ids = desk.decoder.table, desk.decoder.stop_ids
+    ids = token_ids or []
+    if text is not None:
+        behind = before(live, node, position)
+        white = _white(table, behind, standing(live, node, position), text) if space else ""
+        ids = table.encode_behind(behind, white + text) if text else []
+    if end and not stop_ids.intersection(ids[-1:]):
+        ids = [*ids, table.codec.end_id(stop_ids)]
+    return ids
+
+
+def _white(table: TokenTable, before_ids: list[int], stands: int, text: str) -> str:
+    """The white space of the token that stands there, where it belongs before the text, else nothing."""
+    stood = table.token(stands).text
+    white = stood[: len(stood) - len(stood.lstrip())]
+    begins_line = any(table.token(token).text.endswith("\n") for token in before_ids[-1:])
+    special = any(table.token(token).special for token in table.encode(text)[:1])
+    return "" if begins_line or special or _NO_SPACE.match(text) else white
 
 
 def known(

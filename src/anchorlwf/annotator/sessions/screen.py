@@ -2,13 +2,15 @@
 
 import difflib
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from anchorlwf.annotation.tree import Tree
 from anchorlwf.annotator.sessions.live import Live
 from anchorlwf.data.record import Prompt
+from anchorlwf.model.codec import Notice
 from anchorlwf.model.vocabulary import TokenTable
 
 __all__ = [
@@ -19,10 +21,15 @@ __all__ = [
     "ShownTokens",
     "changes",
     "history",
+    "rarest",
     "shown_prompt",
     "shown_tokens",
 ]
 
+_SHARE, _CERTAIN = 0.1, 0.999
+"""Which tokens of an answer are shown as doubtful: so many of the rarest, unless the model was certain of them."""
+_ROOM = 0.25
+"""Where the context has no more room for the answer than this share of what is allowed, it is remarked on."""
 _EXCERPT = 200
 """Characters of a correction that the history shows."""
 
@@ -34,6 +41,8 @@ class RenderedPart:
     text: str
     special: bool
     """These are special tokens, not text that only looks like them."""
+    notice: Notice | None = None
+    """See `Codec.noticeable`."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +85,10 @@ class HistoryEntry:
     """How many hold for this answer."""
     at: datetime
     source: str
+    given_tokens: int
+    """How many tokens the correction put there."""
     given: str
-    """The text that the correction put there."""
+    """Their text."""
     replaced: str
     """The text that stood there."""
 
@@ -92,15 +103,34 @@ class Changes:
     """`difflib`'s opcodes: what happened (equal, replace, insert, delete), from and to in either list of tokens."""
 
 
-def shown_prompt(table: TokenTable, live: Live) -> ShownPrompt:
-    """The prompt of a session."""
+def shown_prompt(table: TokenTable, live: Live, wanted: int) -> ShownPrompt:
+    """The prompt of a session, whose answers may have `wanted` tokens if the context has room."""
     asked, codec = live.row.prompt, table.codec
-    rendered = (
+    rendered = [
         RenderedPart(codec.decode(list(ids), special=True), special)
         for special, ids in itertools.groupby(live.prompt_ids, lambda token: table.token(token).special)
-    )
+    ]
+    noticed = _noticed(rendered, codec.noticeable(asked.messages, asked.tools))
     date = codec.date if codec.prints_date else None
-    return ShownPrompt(asked, tuple(rendered), date, tuple(codec.remarks(asked.messages, asked.tools)))
+    remarks = codec.remarks(asked.messages, asked.tools)
+    if live.bounds.tokens < _ROOM * wanted:
+        remarks.append(
+            f"the model's context has {live.bounds.tokens} tokens left for the answer, where {wanted} are allowed"
+        )
+    return ShownPrompt(asked, tuple(noticed), date, tuple(remarks))
+
+
+def _noticed(parts: Sequence[RenderedPart], notices: Sequence[tuple[int, int, Notice]]) -> Iterator[RenderedPart]:
+    """The parts, cut where something noticeable begins or ends."""
+    cuts = sorted({place for start, stop, _ in notices for place in (start, stop)})
+    begin = 0
+    for part in parts:
+        end = begin + len(part.text)
+        inside = [cut for cut in cuts if begin < cut < end]
+        for first, last in itertools.pairwise([begin, *inside, end]):
+            notice = next((what for start, stop, what in notices if start <= first < stop), None)
+            yield RenderedPart(part.text[first - begin : last - begin], part.special, notice)
+        begin = end
 
 
 def shown_tokens(live: Live) -> ShownTokens:
@@ -109,6 +139,17 @@ def shown_tokens(live: Live) -> ShownTokens:
     ids, probabilities = live.ids, live.probabilities
     count = min(len(ids), len(probabilities))
     return ShownTokens(ids[:count], probabilities[:count])
+
+
+def rarest(probabilities: Sequence[float | None]) -> tuple[float, float]:
+    """Up to which probability a token is among the rarest thirtieth of an answer, and among its rarest tenth.
+
+    One model is less sure of everything than another: doubtful is what it was least sure of in this answer.
+    """
+    known = sorted(p for p in probabilities if p is not None and p < _CERTAIN)
+    count = math.ceil(_SHARE * len(probabilities))
+    bounds = (known[: math.ceil(count / 3)], known[:count])
+    return bounds[0][-1] if known else 0.0, bounds[1][-1] if known else 0.0
 
 
 def history(table: TokenTable, tree: Tree) -> list[HistoryEntry]:
@@ -120,9 +161,8 @@ def _entry(table: TokenTable, tree: Tree, number: int) -> HistoryEntry:
     node = tree.nodes[number]
     given, replaced = "", ""
     if node.parent is not None:
-        corrected = slice(node.position, node.position + node.given)
         given, replaced = (
-            table.codec.decode(list(ids[corrected]), special=True)[:_EXCERPT]
+            table.span(ids, node.position, node.position + node.given)[:_EXCERPT]
             for ids in (node.completion_ids, tree.nodes[node.parent].completion_ids)
         )
     return HistoryEntry(
@@ -135,6 +175,7 @@ def _entry(table: TokenTable, tree: Tree, number: int) -> HistoryEntry:
         anchors=len(tree.anchors(number)),
         at=node.at,
         source=node.source,
+        given_tokens=node.given,
         given=given,
         replaced=replaced,
     )

@@ -36,6 +36,8 @@ class QueueItem:
     title: str
     """The beginning of what is asked."""
     status: Literal["waiting", "open", "done", "skip"]
+    verdict: str | None
+    """accept, keep, reject or skip: this person's decision, else somebody else's; None: nobody has decided."""
     session: int | None
     """This person's own."""
     held_by: tuple[str, ...]
@@ -152,7 +154,7 @@ def waiting(
         }
         taken: dict[int, list[Any]] = defaultdict(list)
         for seat in db.execute(
-            select(seats, sessions.c.annotator)
+            select(seats, sessions.c.annotator, sessions.c.verdict)
             .outerjoin(sessions, sessions.c.id == seats.c.session_id)
             .where(seats.c.item_id.in_(numbers))
         ):
@@ -174,12 +176,14 @@ def _listed(row: Any, own: Any, taken: Sequence[Any], now: float, problem: str |
         status = "skip"
     else:
         status = "open" if live else "waiting"
+    decided = [own.verdict if own else None, *(seat.verdict for seat in taken if seat.done)]
     return QueueItem(
         id=row.id,
         position=row.position,
         priority=row.priority,
         title=_title(row.prompt),
         status=status,
+        verdict=next((verdict for verdict in decided if verdict is not None), None),
         session=own.id if own else None,
         held_by=tuple(live),
         mean_entropy=row.mean_entropy,

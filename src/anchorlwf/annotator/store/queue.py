@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, insert, select, update
 
 from anchorlwf.annotation.events import Started
 from anchorlwf.annotation.protocol import resumed
@@ -30,6 +30,7 @@ __all__ = [
     "reopened",
     "set_priority",
     "unproposed",
+    "upcoming",
 ]
 
 IMPORTED = "import"
@@ -202,6 +203,19 @@ def unproposed(store: Store, project: int, limit: int) -> list[tuple[int, dict[s
     )
     with reading(store.engine) as db:
         return [(row.id, row.prompt) for row in db.execute(query)]
+
+
+def upcoming(store: Store, project: int, limit: int) -> list[tuple[int, dict[str, Any], dict[str, Any]]]:
+    """The first items that nobody has begun and that have an answer to begin with: number, prompt and that answer."""
+    begun = exists().where(sessions.c.item_id == items.c.id)
+    query = (
+        select(items.c.id, items.c.prompt, items.c.proposal)
+        .where(items.c.project_id == project, items.c.proposal.is_not(None), ~begun)
+        .order_by(*ordering("queue"))
+        .limit(limit)
+    )
+    with reading(store.engine) as db:
+        return [(row.id, row.prompt, row.proposal) for row in db.execute(query)]
 
 
 def propose(store: Store, item: int, proposal: Proposal) -> None:

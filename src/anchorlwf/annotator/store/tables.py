@@ -42,6 +42,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.types import TypeDecorator
 
 from anchorlwf.errors import ConfigError, ConflictError, StorageError, wrong
+from anchorlwf.extras import require_extra
 
 __all__ = [
     "MIGRATIONS",
@@ -272,13 +273,14 @@ def connect(url: str) -> Engine:
     try:
         parsed = make_url(url if "://" in url else f"sqlite:///{url}")
         if parsed.drivername == "postgresql":
+            require_extra("postgres", "--store on PostgreSQL")
             parsed = parsed.set(drivername="postgresql+psycopg")
         if parsed.get_backend_name() == "sqlite" and parsed.database:
             Path(parsed.database).resolve().parent.mkdir(parents=True, exist_ok=True)
         ping = parsed.get_backend_name() != "sqlite"
         engine = create_engine(parsed, pool_size=20, max_overflow=20, pool_pre_ping=ping)
     except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:  # ValueError: a port that is no number
-        fix = "Give a file name or postgresql://user@host/name (needs psycopg)."
+        fix = "Give a file name or postgresql://user@host/name ."
         raise ConfigError(wrong("--store", "SQLite or PostgreSQL", error, fix)) from error
     except OSError as error:
         raise StorageError(wrong("--store", "a place for the file", error, "Choose another.")) from error

@@ -19,6 +19,8 @@ HELP = """\
   N text       put text there (with the white space of the token it replaces)
   N "text"     put exactly this text, JSON quoting: "\\n", " two spaces"
   N #2         put alternative 2 there
+  ... $        any of these, and the answer ends behind it
+  N $          the answer ends behind token N
   ... @0.8     any of these with a confidence below 1
   N @0.8       another confidence for the anchor at N
 
@@ -27,7 +29,7 @@ HELP = """\
   u undo       r redo       h history      g N  go to answer N of the history
   b back: take the last decision back
   n TEXT note  t TAG TAG .. tags           n, t show them, n "", t "" clear them
-  Ctrl-C stops an answer that is coming in, c continues it
+  Ctrl-C stops an answer that is coming in, c continues it, or one that was cut
   Enter shows the whole answer again
   q quit: everything is kept, the same command goes on"""
 
@@ -47,9 +49,11 @@ _ACTS = {
 }
 _WITH_REST = {"g": "go", "n": "note", "t": "tags"}
 
-# An @ within quotes, or within a word, is text.
+# An @ or a $ within quotes, or within a word, is text.
 _LINE = re.compile(
-    r'(?P<position>\d{1,9})(?:\s+(?P<text>"(?:[^"\\]|\\.)*"|.*?))??(?:\s+@(?P<confidence>\S+))?\s*$', re.DOTALL
+    r'(?P<position>\d{1,9})(?:\s+(?P<text>"(?:[^"\\]|\\.)*"|.*?))??'
+    r"(?P<end>\s+\$)?(?:\s+@(?P<confidence>\S+))?\s*$",
+    re.DOTALL,
 )
 
 
@@ -69,13 +73,15 @@ class Look:
 
 @dataclass(frozen=True)
 class Put:
-    """Correct the token at a position: by text, or by the number of an alternative (from 1)."""
+    """Correct the token at a position: by text, or by an alternative's number (from 1), or only by its end."""
 
     position: int
     text: str | None = None
     exact: bool = False
     """No white space is put before the text."""
     option: int | None = None
+    end: bool = False
+    """The answer ends behind it."""
     confidence: float | None = None
     """None: the configured one."""
 
@@ -176,14 +182,17 @@ def parse(line: str) -> Command:
         raise RecordError(wrong("line", "a token number or a command", repr(shown), "Type ? for help."))
     position, text = int(match["position"]), match["text"]
     confidence = None if match["confidence"] is None else _confidence(match["confidence"])
+    end = match["end"] is not None
+    if not text and end:
+        return Put(position, end=True, confidence=confidence)
     if not text:
         return Look(position) if confidence is None else Weigh(position, confidence)
     if text.startswith("#"):
         if not re.fullmatch(r"#[0-9]{1,9}", text):
             fix = 'A text that begins with # needs quotes: "#".'
             raise RecordError(wrong("alternative", "# and its number", text[:40], fix))
-        return Put(position, option=int(text[1:]), confidence=confidence)
-    return Put(position, _unquoted(text), exact=text.startswith('"'), confidence=confidence)
+        return Put(position, option=int(text[1:]), end=end, confidence=confidence)
+    return Put(position, _unquoted(text), exact=text.startswith('"'), end=end, confidence=confidence)
 
 
 def read_line(console: Console, prompt: str) -> str:

@@ -18,8 +18,6 @@ from anchorlwf.model.vocabulary import TokenTable, TokenText
 __all__ = ["Painter", "draw_history", "draw_options", "draw_prompt", "readable", "visible"]
 
 _MARKS = {" ": "·", "\n": "⏎", "\t": "⇥"}
-_DOUBTS = ((0.05, "red"), (0.3, "yellow"))
-"""Colours of tokens that the model gave less than this probability."""
 
 
 def _mark(char: str) -> str:
@@ -48,17 +46,19 @@ class Painter:
     Args:
         console: where.
         table: the tokens' texts.
+        rare: probabilities up to which tokens are red, and up to which they are yellow.
     """
 
-    def __init__(self, console: Console, table: TokenTable) -> None:
+    def __init__(self, console: Console, table: TokenTable, rare: tuple[float, float] = (0.0, 0.0)) -> None:
         self._console, self._table = console, table
+        self._rare = list(zip(rare, ("red", "yellow"), strict=True))
         self._column, self._bytes = 0, b""
 
     def token(self, index: int, token_id: int, probability: float | None, *, anchor: bool) -> None:
         """One more: anchors have a star behind their number."""
         token = self._table.token(token_id)
         shown = visible(token) + self._character(token)
-        style = next((colour for bound, colour in _DOUBTS if probability is not None and probability < bound), "")
+        style = next((colour for bound, colour in self._rare if probability is not None and probability <= bound), "")
         style = "bold green" if anchor else "cyan" if token.special else style
         cell = Text.assemble((f"{index}*" if anchor else f"{index}", "dim"), " ", (shown, style))
         width = cell_len(cell.plain)
@@ -109,14 +109,21 @@ def draw_prompt(console: Console, prompt: Prompt) -> None:
 
 
 def draw_options(
-    console: Console, table: TokenTable, position: int, options: Sequence[tuple[int, float]], stands: int
+    console: Console,
+    table: TokenTable,
+    before_ids: Sequence[int],
+    position: int,
+    options: Sequence[tuple[int, float]],
+    stands: int,
 ) -> None:
-    """What else could stand somewhere, best first."""
+    """What else could stand at a position, behind `before_ids`, best first."""
     console.print(f"token {position}", style="dim")
     rows = Table(box=None, show_header=False)
     for number, (token, probability) in enumerate(options, 1):
         here = "stands there" if token == stands else ""
-        rows.add_row(f" #{number}", Text(visible(table.token(token))), f"{probability:.4f}", here)
+        becomes = table.becomes(before_ids, token)
+        shown = visible(table.token(token)) + ("" if becomes is None else f"={readable(becomes)}")
+        rows.add_row(f" #{number}", Text(shown), f"{probability:.4f}", here)
     console.print(rows)
 
 

@@ -28,6 +28,8 @@ __all__ = ["Terminal"]
 _PROMPT = "token or command (? for help): "
 _RENEW = 60.0
 """Seconds between two renewals of the lease while somebody thinks."""
+_WIDTH = 12
+"""Columns of a token with its number."""
 _BEFORE = 40
 """Tokens shown again before what changed."""
 _VERDICTS: dict[str, Verdict] = {"accept": "accept", "keep": "keep", "reject": "reject", "skip": "skip"}
@@ -125,7 +127,7 @@ class Terminal:
 
     def _ask(self, live: Live) -> None:
         draw_prompt(self._console, live.row.prompt)
-        shown = screen.shown_prompt(self._desk.decoder.table, live)
+        shown = screen.shown_prompt(self._desk.decoder.table, live, self._desk.config.max_new_tokens)
         for remark in shown.remarks:
             self._console.print(Text(readable(remark), "yellow"))
         if shown.date:
@@ -173,7 +175,9 @@ class Terminal:
             self._ask(live)
             self._show(live, 0)
         elif name == "continue":
-            if self._desk.resume(live) is None:
+            if live.tree.node.truncated:
+                self._desk.extend(live)
+            if self._desk.resume(live, self._screenful) is None:
                 raise NothingToDoError(wrong("continue", "an answer without an end", "a whole one", "Correct it."))
             self._show(live, len(live.tree.node.completion_ids))
         else:
@@ -212,8 +216,16 @@ class Terminal:
                 fix = "Type the token's number to see them."
                 raise RecordError(wrong("alternative", f"#1 to #{len(offered)}", f"#{put.option}", fix))
             ids = [offered[put.option - 1][0]]
-        wanted = queries.wanted(self._desk, live, node, position, ids, put.text, space=not put.exact)
-        self._desk.correct(live, node, position, wanted, confidence=put.confidence)
+        elif put.text is None:
+            ids = [queries.standing(live, node, position)]
+        wanted = queries.wanted(self._desk, live, node, position, ids, put.text, space=not put.exact, end=put.end)
+        self._desk.correct(live, node, position, wanted, confidence=put.confidence, pause=self._screenful)
+
+    @property
+    def _screenful(self) -> int | None:
+        """About as many tokens as the screen holds; None where nobody looks at one."""
+        size = self._console.size
+        return size.width * size.height // _WIDTH if self._console.is_terminal else None
 
     def _decide(self, live: Live, verdict: Verdict) -> None:
         tree = live.tree
@@ -241,7 +253,8 @@ class Terminal:
         node, desk = live.tree.current, self._desk
         stands = queries.standing(live, node, position)
         options = queries.options(desk, live, node, position, desk.config.alternatives)
-        draw_options(self._console, desk.decoder.table, position, options, stands)
+        before = queries.before(live, node, position)
+        draw_options(self._console, desk.decoder.table, before, position, options, stands)
 
     def _changed(self, live: Live, do: Callable[[Live], None]) -> None:
         before = live.ids
@@ -254,7 +267,8 @@ class Terminal:
         with live.lock:
             running, ids, odds = live.continuation, live.tree.node.completion_ids, live.tree.node.probabilities
             anchors = {anchor.position for anchor in live.tree.anchors()}
-        painter, first = Painter(self._console, self._desk.decoder.table), max(0, changed - _BEFORE)
+        rare = screen.rarest(odds)
+        painter, first = Painter(self._console, self._desk.decoder.table, rare), max(0, changed - _BEFORE)
         if first:
             painter.skip()
         for index in range(first, len(ids)):
@@ -268,7 +282,7 @@ class Terminal:
                 self._again()
                 return
         if live.tree.node.truncated:
-            self._console.print("The answer was cut at the token limit.", style="yellow")
+            self._console.print("The answer was cut at the token limit; c lets it go on.", style="yellow")
         elif not live.tree.node.ended:
             self._console.print("The answer was stopped; c lets it go on.", style="yellow")
 

@@ -13,9 +13,11 @@ from anchorlwf.annotator.web.responses import Json, add_error_replies, problem
 from anchorlwf.annotator.web.routes import exchange_routes, look_routes, queue_routes, step_routes
 from anchorlwf.annotator.web.settings import WebSettings
 from anchorlwf.annotator.web.stream_routes import stream_routes
+from anchorlwf.annotator.web.training_routes import training_routes
 
 if TYPE_CHECKING:
     from anchorlwf.annotator.project import Exchange
+    from anchorlwf.annotator.training_jobs import TrainingJobs
 
 __all__ = ["STATIC", "create_app"]
 
@@ -23,12 +25,13 @@ STATIC = Path(__file__).parent / "static"
 """The page's files."""
 
 
-def create_app(exchange: "Exchange", settings: WebSettings) -> FastAPI:
+def create_app(exchange: "Exchange", settings: WebSettings, jobs: "TrainingJobs") -> FastAPI:
     """The annotator's ASGI application.
 
     Args:
         exchange: the project, its desk and what goes in and out.
         settings: who may come in.
+        jobs: the project's trainings.
     """
     app = FastAPI(
         title="anchorlwf annotator",
@@ -43,6 +46,7 @@ def create_app(exchange: "Exchange", settings: WebSettings) -> FastAPI:
         look_routes(exchange),
         step_routes(exchange.desk),
         stream_routes(exchange.desk),
+        training_routes(jobs, exchange.desk),
     ):
         app.include_router(routes)
 

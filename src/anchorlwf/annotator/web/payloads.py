@@ -20,11 +20,14 @@ from anchorlwf.model.vocabulary import TokenTable, TokenText
 
 if TYPE_CHECKING:
     from anchorlwf.annotator.project import Comparison, Exchange, Intake
+    from anchorlwf.annotator.sessions.desk import Desk
+    from anchorlwf.annotator.training_jobs import Overview, Run
 
 __all__ = [
     "agreement",
     "alternatives",
     "changes",
+    "choice",
     "comparison",
     "done",
     "head",
@@ -38,6 +41,8 @@ __all__ = [
     "step",
     "token",
     "tokens",
+    "training",
+    "training_run",
 ]
 
 
@@ -57,6 +62,12 @@ def tokens(
     return [token(table.token(number), p) for number, p in zip(ids, known, strict=True)]
 
 
+def choice(table: TokenTable, number: int, before_ids: Sequence[int], p: float | None = None) -> dict[str, Any]:
+    """A `Token` that could stand behind others: part of a character is shown as what it would become."""
+    becomes = table.becomes(before_ids, number)
+    return {**token(table.token(number), p), **({} if becomes is None else {"becomes": becomes})}
+
+
 def _tokens(table: TokenTable, shown: ShownTokens) -> list[dict[str, Any]]:
     return tokens(table, shown.ids, shown.probabilities)
 
@@ -73,6 +84,7 @@ def _node(entry: HistoryEntry) -> dict[str, Any]:
         "anchors": entry.anchors,
         "at": entry.at.isoformat(),
         "source": entry.source,
+        "given_tokens": entry.given_tokens,
         "given": entry.given,
         "replaced": entry.replaced,
     }
@@ -81,11 +93,13 @@ def _node(entry: HistoryEntry) -> dict[str, Any]:
 def head(table: TokenTable, live: Live) -> dict[str, Any]:
     """A `Head`: everything but the tokens."""
     with live.lock:
-        tree, row = live.tree, live.row
+        tree, row, ids = live.tree, live.row, live.ids
         anchors = [
             {
                 **anchor.model_dump(mode="json"),
-                "rejected": None if anchor.rejected_id is None else token(table.token(anchor.rejected_id)),
+                "rejected": None
+                if anchor.rejected_id is None
+                else choice(table, anchor.rejected_id, ids[: anchor.position]),
             }
             for anchor in tree.anchors()
         ]
@@ -97,7 +111,7 @@ def head(table: TokenTable, live: Live) -> dict[str, Any]:
             "version": tree.version,
             "node": tree.current,
             "nodes": [_node(entry) for entry in history(table, tree)],
-            "length": len(live.ids),
+            "length": len(ids),
             "ended": tree.node.ended,
             "truncated": tree.node.truncated,
             "streaming": live.continuation is not None,
@@ -111,12 +125,13 @@ def head(table: TokenTable, live: Live) -> dict[str, Any]:
         }
 
 
-def session(table: TokenTable, live: Live) -> dict[str, Any]:
+def session(desk: "Desk", live: Live) -> dict[str, Any]:
     """A `Session`: the whole screen."""
+    table = desk.decoder.table
     with live.lock:
         return {
             **head(table, live),
-            "prompt": prompt(shown_prompt(table, live)),
+            "prompt": prompt(shown_prompt(table, live, desk.config.max_new_tokens)),
             "tokens": _tokens(table, shown_tokens(live)),
         }
 
@@ -125,7 +140,7 @@ def prompt(shown: ShownPrompt) -> dict[str, Any]:
     """The `prompt` of a `Session`."""
     return {
         **shown.asked.model_dump(mode="json", exclude={"answer"}),
-        "rendered": [{"text": part.text, "special": part.special} for part in shown.rendered],
+        "rendered": [{"text": part.text, "special": part.special, "notice": part.notice} for part in shown.rendered],
         "date": shown.date,
         "remarks": list(shown.remarks),
     }
@@ -156,10 +171,15 @@ def changes(table: TokenTable, diff: Changes) -> dict[str, Any]:
 
 
 def alternatives(
-    table: TokenTable, node: int, position: int, options: Sequence[tuple[int, float]] | None, stands: int
+    table: TokenTable,
+    node: int,
+    position: int,
+    options: Sequence[tuple[int, float]] | None,
+    stands: int,
+    before_ids: Sequence[int],
 ) -> dict[str, Any]:
     """The reply to `GET /api/sessions/{id}/alternatives`; `options` None: the model would have to be asked."""
-    listed = [{**token(table.token(number), p), "stands": number == stands} for number, p in options or ()]
+    listed = [{**choice(table, number, before_ids, p), "stands": number == stands} for number, p in options or ()]
     return {"node": node, "position": position, "options": None if options is None else listed}
 
 
@@ -217,3 +237,31 @@ def comparison(table: TokenTable, compared: "Comparison") -> dict[str, Any]:
         name: [{**shown, "kl": kl} for shown, kl in zip(tokens(table, answer.ids), answer.token_kl, strict=True)]
         for name, answer in (("base", compared.base), ("tuned", compared.tuned))
     }
+
+
+def training_run(run: "Run") -> dict[str, Any]:
+    """A `Training`."""
+    notes = run.notes
+    return {
+        "number": run.number,
+        "state": run.state,
+        "by": notes.by,
+        "retain": notes.retain,
+        "began": notes.began.isoformat(),
+        "ended": None if notes.ended is None else notes.ended.isoformat(),
+        "corrections": notes.corrections,
+        "kept": notes.kept,
+        "stopped_by": notes.stopped_by,
+        "said": run.said,
+        "row": run.row,
+        "result": run.result,
+        "folder": str(run.folder),
+        "comparable": run.adapter is not None,
+    }
+
+
+def training(overview: "Overview") -> dict[str, Any]:
+    """The reply to `GET /api/training`."""
+    runs = [training_run(run) for run in overview.runs]
+    counts = {"corrections": overview.corrections, "kept": overview.kept}
+    return {"cannot": overview.cannot, **counts, "runs": runs}

@@ -6,14 +6,17 @@ from fastapi import Depends, Header, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "Asked",
     "Choice",
     "Comparison",
     "Confidence",
     "Correction",
+    "Draft",
     "Import",
     "Note",
     "Number",
     "Order",
+    "Pause",
     "Position",
     "Priority",
     "Start",
@@ -22,6 +25,7 @@ __all__ = [
     "Target",
     "Text",
     "Top",
+    "Training",
     "Verdict",
     "Who",
 ]
@@ -36,6 +40,8 @@ Start = Annotated[int, Query(ge=0, le=_LARGEST)]
 Top = Annotated[int, Query(ge=1, le=100)]
 StepName = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=64)]
 """A client's own name for a step, new for each: asked for again under the same name, it is not done again."""
+Pause = Annotated[int | None, Field(ge=1, le=_LARGEST)]
+"""Tokens behind which a continuation pauses at the end of a sentence."""
 Order = Literal["queue", "uncertain", "probability"]
 
 
@@ -71,9 +77,21 @@ class Correction(_Body):
     token_ids: Annotated[list[Whole], Field(max_length=100_000)] | None = None
     text: Annotated[str, Field(max_length=1_000_000)] | None = None
     space: bool = False
-    """Before `text`, the white space of the token it replaces."""
+    """Before `text`, the white space of the token it replaces, where it belongs there."""
+    end: bool = False
+    """The end of turn behind all this."""
     confidence: Weight | None = None
     stream: bool = True
+    pause: Pause = None
+
+
+class Draft(_Body):
+    """A text that may be put at a position of a node's answer."""
+
+    node: Whole
+    position: Whole
+    text: Annotated[str, Field(max_length=1_000_000)]
+    space: bool = False
 
 
 class Target(_Body):
@@ -118,6 +136,18 @@ class Comparison(_Body):
 
     session: Annotated[int, Field(ge=1, le=_LARGEST)] | None = None
     messages: Annotated[list[dict[str, Any]], Field(max_length=1000)] | None = None
+
+
+class Training(_Body):
+    """What is trained to stay besides the accepted records."""
+
+    retain: Literal["none", "auto"] = "none"
+
+
+class Asked(_Body):
+    """A prompt to two models."""
+
+    text: Annotated[str, Field(min_length=1, max_length=1_000_000)]
 
 
 class Import(_Body):

@@ -11,6 +11,7 @@ from anchorlwf.annotator.web.requests import (
     Comparison,
     Confidence,
     Correction,
+    Draft,
     Import,
     Note,
     Number,
@@ -42,6 +43,7 @@ Starts = Annotated[str, Query(max_length=200)]
 
 def queue_routes(exchange: "Exchange") -> APIRouter:
     """Me, the queue, what is next."""
+    from anchorlwf.annotator.sessions import queries
     from anchorlwf.annotator.store import overview, queue
     from anchorlwf.annotator.web import payloads
 
@@ -68,12 +70,12 @@ def queue_routes(exchange: "Exchange") -> APIRouter:
     def following(who: Who, body: Choice | None = None) -> Response:
         """Lease the next item."""
         live = desk.next(who, body.order if body else "queue")
-        return Json({"id": None} if live is None else payloads.session(table, live))
+        return Json({"id": None} if live is None else payloads.session(desk, live))
 
     @routes.post("/items/{item}/open")
     def opened(who: Who, item: Number) -> Response:
         """Lease one item."""
-        return Json(payloads.session(table, desk.open(item, who)))
+        return Json(payloads.session(desk, desk.open(item, who)))
 
     @routes.post("/items/{item}/priority")
     def prioritised(item: Number, body: Priority) -> Response:
@@ -85,6 +87,13 @@ def queue_routes(exchange: "Exchange") -> APIRouter:
     def tokenized(body: Text) -> Response:
         """Text as the tokens it becomes."""
         return Json({"tokens": payloads.tokens(table, table.encode(body.text))})
+
+    @routes.post("/sessions/{session}/tokenize")
+    def drafted(who: Who, session: Number, body: Draft) -> Response:
+        """Text as the tokens that a correction would make of it."""
+        live = desk.session(session, who)
+        ids = queries.wanted(desk, live, body.node, body.position, None, body.text, space=body.space)
+        return Json({"tokens": payloads.tokens(table, ids)})
 
     return routes
 
@@ -127,7 +136,7 @@ def look_routes(exchange: "Exchange") -> APIRouter:
     @routes.get("/sessions/{session}")
     def shown(who: Who, session: Number) -> Response:
         """The whole screen."""
-        return Json(payloads.session(table, desk.session(session, who)))
+        return Json(payloads.session(desk, desk.session(session, who)))
 
     @routes.get("/sessions/{session}/alternatives")
     def alternatives(
@@ -144,7 +153,8 @@ def look_routes(exchange: "Exchange") -> APIRouter:
         look = queries.known if known else queries.options
         options = look(desk, live, node, position, top, starts)
         stands = queries.standing(live, node, position)
-        return Json(payloads.alternatives(table, node, position, options, stands))
+        before = queries.before(live, node, position)
+        return Json(payloads.alternatives(table, node, position, options, stands, before))
 
     @routes.get("/sessions/{session}/diff")
     def changed(who: Who, session: Number) -> Response:
@@ -172,7 +182,6 @@ def look_routes(exchange: "Exchange") -> APIRouter:
 
 def step_routes(desk: "Desk") -> APIRouter:
     """What changes a session; the reply says what changed on the screen."""
-    from anchorlwf.annotator.sessions import queries
     from anchorlwf.annotator.web import payloads
 
     routes, table = APIRouter(prefix="/api/sessions/{session}"), desk.decoder.table
@@ -187,14 +196,10 @@ def step_routes(desk: "Desk") -> APIRouter:
     @routes.post("/correct")
     def correct(who: Who, session: Number, body: Correction, name: StepName = None) -> Response:
         """Put tokens or text at a position."""
-
-        def do(live: "Live") -> None:
-            ids = queries.wanted(desk, live, body.node, body.position, body.token_ids, body.text, space=body.space)
-            desk.correct(live, body.node, body.position, ids, confidence=body.confidence, stream=body.stream)
-
-        return step(who, session, name, do)
+        return step(who, session, name, lambda live: _correct(desk, live, body))
 
     _simple(routes, "stop", "End the continuation where it is.", partial(step, do=desk.stop))
+    _simple(routes, "extend", "Let an answer that the token limit cut go on.", partial(step, do=desk.extend))
     _simple(routes, "undo", "Back; after a decision, take the decision back.", partial(step, do=desk.undo))
     _simple(routes, "redo", "Forward again.", partial(step, do=desk.redo))
     _simple(routes, "reopen", "Take the decision back.", partial(step, do=desk.reopen))
@@ -225,6 +230,14 @@ def step_routes(desk: "Desk") -> APIRouter:
         return step(who, session, name, lambda live: desk.decide(live, body.verdict))
 
     return routes
+
+
+def _correct(desk: "Desk", live: "Live", body: Correction) -> None:
+    from anchorlwf.annotator.sessions import queries
+
+    node, position = body.node, body.position
+    ids = queries.wanted(desk, live, node, position, body.token_ids, body.text, space=body.space, end=body.end)
+    desk.correct(live, node, position, ids, confidence=body.confidence, stream=body.stream, pause=body.pause)
 
 
 def _simple(routes: APIRouter, name: str, text: str, do: Callable[[str, int, str | None], Response]) -> None:

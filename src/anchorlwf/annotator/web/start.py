@@ -1,5 +1,6 @@
 """`anchorlwf annotate --web`: a server over the work."""
 
+import contextlib
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from anchorlwf.errors import ConfigError, wrong
+from anchorlwf.extras import require_extra
 
 if TYPE_CHECKING:
     from anchorlwf.annotator.open import Work
@@ -31,15 +33,6 @@ class PageOptions:
     """That person's."""
     allow_host: Sequence[str] = ()
     """Names besides `host` and addresses under which browsers may ask, such as that of a proxy."""
-
-
-def _needs_extra() -> None:
-    try:
-        import fastapi  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        fix = "pip install 'anchorlwf[web]'"
-        raise ConfigError(wrong("--web", "the packages of the extra `web`", error, fix)) from error
 
 
 def _listening(options: PageOptions) -> socket.socket:
@@ -74,7 +67,7 @@ def serve_page(work: "Work", options: PageOptions, *, announce: Callable[[str], 
         ConfigError: no such address, people or packages; before anything is served.
         AnchorLwfError: as `Work.open`, likewise.
     """
-    _needs_extra()
+    require_extra("web", "--annotator web")
     import uvicorn
 
     from anchorlwf.annotator.team import load_annotators
@@ -83,10 +76,10 @@ def serve_page(work: "Work", options: PageOptions, *, announce: Callable[[str], 
 
     hosts = checked_hosts(options.allow_host)
     people = load_annotators(options.annotators) if options.annotators else {}
-    with work.open() as exchange, _listening(options) as listener:
+    with work.open() as exchange, _listening(options) as listener, contextlib.closing(work.jobs(exchange)) as jobs:
         people = people or {options.name: kept_token(work.beside)}
         settings = WebSettings(people, host=options.host, port=listener.getsockname()[1], hosts=hosts)
-        app = create_app(exchange, settings)
+        app = create_app(exchange, settings, jobs)
         # No access log: addresses hold the token.
         server = uvicorn.Server(
             uvicorn.Config(

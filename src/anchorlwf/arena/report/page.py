@@ -13,8 +13,8 @@ from anchorlwf.arena.report.plots import curves, differences
 from anchorlwf.arena.report.statistics import COSTS, MEASURES, TRADE_OFFS, Estimate, Front, TradeOff, estimates, front
 from anchorlwf.arena.report.style import FAMILIES, glyph, inline, marks
 from anchorlwf.arena.study_results import OURS, Study
-from anchorlwf.errors import ConfigError, wrong
 from anchorlwf.evaluation.plotting import DARK, LIGHT, save, svg
+from anchorlwf.extras import require_extra
 from anchorlwf.files import write_atomic
 
 if TYPE_CHECKING:
@@ -80,15 +80,6 @@ def summarize(results: dict[str, Any]) -> StudySummary:
     return StudySummary(study, summed, fronts, compare_all(study), judged, headline(study, judged))
 
 
-def _needed() -> None:
-    try:
-        import jinja2  # noqa: F401 - only whether it is there
-        import matplotlib as mpl  # noqa: F401
-    except ImportError as error:
-        fix = "pip install 'anchorlwf[arena]'"
-        raise ConfigError(wrong("the arena's report", "matplotlib and jinja2", f"no {error.name}", fix)) from error
-
-
 @dataclass(frozen=True)
 class _Drawn:
     """One plot of the page: a panel of a regime."""
@@ -142,7 +133,7 @@ def write_plots(results: dict[str, Any], folder: str | Path) -> list[Path]:
         ConfigError: the extra `arena` is not installed.
         StorageError: the folder cannot be written.
     """
-    _needed()
+    require_extra("arena", "the arena's report")
     summary = summarize(results)
     return _save(summary, _draw(summary), Path(folder))
 
@@ -217,7 +208,7 @@ def write_report(results: dict[str, Any], folder: str | Path) -> Path:
         ConfigError: the extra `arena` is not installed.
         StorageError: the folder cannot be written.
     """
-    _needed()
+    require_extra("arena", "the arena's report")
     target = Path(folder)
     summary = summarize(results)
     drawn = _draw(summary)

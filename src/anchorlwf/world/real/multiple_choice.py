@@ -26,7 +26,7 @@ def real_skills() -> list[Probe]:
     folders = spec.submodule_search_locations if spec else None
     probes = [probe for folder in folders or () for probe in _read(Path(folder) / _FOLDER)]
     if not probes:
-        fix = "Run `make real`, or install anchorlwf[evalharness]."
+        fix = "Run `make real`, or install anchorlwf[harness]."
         raise ModelError(wrong("skills", f"lm_eval with {_FOLDER}", "none", fix))
     return probes
 

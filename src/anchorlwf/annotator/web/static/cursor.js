@@ -1,6 +1,6 @@
 // Which token is selected, and how clicks and keys move there.
 
-import { $ } from "./dom.js";
+import { $, isField } from "./dom.js";
 
 const coarse = window.matchMedia("(pointer: coarse)");
 /** So long (ms) a pointer rests on a token, or the keys rest, before what may be wanted next is asked for. */
@@ -20,10 +20,9 @@ export class Cursor {
     this.#picker = page.picker;
     $("answer").addEventListener("click", (event) => this.#clicked(event));
     $("answer").addEventListener("focus", () => {
-      // Reached by Tab (a click focuses it too, and selects by itself): begin where the model was unsure, else at the
-      // start.
+      // Reached by Tab while no token is selected (a click focuses it too, and selects by itself).
       const byKey = $("answer").matches(":focus-visible");
-      if (byKey && this.#answer.selected === null && this.#answer.length > 0) this.goTo(this.#answer.doubtful(1) ?? 0);
+      if (byKey && this.#answer.selected === null && this.#answer.length > 0) this.goTo(0);
     });
     $("answer").addEventListener("pointerdown", (event) => {
       const position = this.#answer.positionOf(event.target);
@@ -31,7 +30,7 @@ export class Cursor {
     });
     $("answer").addEventListener("pointerover", (event) => this.#ahead(() => this.#answer.positionOf(event.target)));
     document.addEventListener("pointerdown", (event) => {
-      if (this.#picker.isOpen && !event.target.closest("#picker, #answer, footer, aside")) this.leave();
+      if (this.#picker.isOpen && !event.target.closest("#picker, #answer, footer, aside")) this.close();
     });
   }
 
@@ -46,7 +45,8 @@ export class Cursor {
   #target(position) {
     const { id, node } = this.#work.session;
     return {
-      session: id, node, position, token: this.#work.tokens[position], anchor: this.#work.anchorAt(position),
+      session: id, node, position, token: this.#work.tokens[position], before: this.#work.tokens[position - 1],
+      anchor: this.#work.anchorAt(position),
       beside: this.#answer.element(position), writable: this.#work.open, top: Math.min(10, this.#page.me.alternatives),
     };
   }
@@ -73,11 +73,18 @@ export class Cursor {
     (typing ? this.#picker.field : span).focus({ preventScroll: true });
   }
 
-  /** Nothing is selected any more. */
-  leave() {
+  /** Close the list; the token stays selected, so that the keys go on from there. */
+  close() {
     this.#picker.close();
-    this.#answer.select(null);
-    if (this.#work.session) this.#page.screen.showWhere();
+    this.#answer.element(this.#answer.selected)?.setAttribute("aria-expanded", "false");
+  }
+
+  /** Another answer is shown: its first token is selected, and has the focus unless somebody is typing or reading. */
+  begin() {
+    this.#answer.select(0);
+    this.#page.screen.showWhere();
+    const busy = isField(document.activeElement) || document.querySelector("dialog[open]");
+    if (!busy && this.#page.tabs.current === "answer") this.focusToken();
   }
 
   /** Select a token and bring it into sight. */
@@ -88,9 +95,9 @@ export class Cursor {
     this.#answer.element(position).scrollIntoView({ block: "nearest" });
   }
 
-  /** Back from the field to its token. */
+  /** Back to the selected token. */
   focusToken() {
-    this.#answer.element(this.#answer.selected)?.focus({ preventScroll: true });
+    (this.#answer.element(this.#answer.selected) ?? $("answer")).focus({ preventScroll: true });
   }
 
   /** An arrow key, Home or End. */
@@ -113,28 +120,37 @@ export class Cursor {
 
   /** On to the next token that the model was unsure of (1), or back to the one before (-1). */
   doubtful(way) {
-    const found = this.#answer.doubtful(way);
+    // The first token of a new answer is selected before anybody has looked at it.
+    const found = this.#answer.doubtful(way, !this.#picker.isOpen);
     if (found !== null) {
       this.goTo(found);
       this.#ahead(() => this.#answer.doubtful(way));
     } else this.#page.toast(way > 0 ? "No doubtful token further on." : "No doubtful token before.");
   }
 
-  /** Into the field. */
+  /** Into the field; where the list is closed, it opens. */
   type() {
-    if (this.#work.open && this.#picker.isOpen) this.#picker.field.focus();
-    else if (this.#answer.selected !== null) this.select(this.#answer.selected);
+    if (this.#page.tabs.current !== "answer") this.#page.tabs.go("answer");
+    if (!this.#picker.isOpen) this.select(this.#answer.selected);
+    if (this.#work.open) this.#picker.field.focus();
   }
 
-  /** Escape: first the alternatives close, then the continuation stops, then nothing is selected. */
+  /** A digit outside of the field: it chooses from the list, or opens the list that it could choose from. */
+  digit(digit, always = false) {
+    if (!this.#picker.isOpen) this.select(this.#answer.selected);
+    else if (always) this.#picker.chooseDigit(digit);
+    else this.#picker.digit(digit);
+  }
+
+  /** Escape: first the alternatives close, then the continuation stops, then it leads back to the selected token. */
   escape() {
     if (this.#picker.isOpen) {
-      this.#picker.close();
-      this.#answer.element(this.#answer.selected)?.setAttribute("aria-expanded", "false");
+      this.close();
     } else if (this.#work.following) {
       this.#page.step("stop");
-    } else {
-      this.leave();
+    } else if (this.#page.tabs.current !== "answer") {
+      this.#page.tabs.go("answer");
     }
+    if (this.#page.tabs.current === "answer") this.focusToken();
   }
 }

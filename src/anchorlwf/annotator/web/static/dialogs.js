@@ -4,11 +4,12 @@ import { make } from "./dom.js";
 
 const PATHS = [
   ["Click, ← → ↑ ↓", "go to a token; its alternatives open"],
-  ["1 … 9, 0", "take that alternative"],
+  ["1 … 9, 0", "take that alternative; in the field, and where the alternatives are numbers, with Alt"],
   ["Enter", "open the field; again: correct"],
   ["Type", "in the field: any text, of any number of tokens; Shift Enter for a line break"],
+  ["Ctrl Enter", "in the field: correct, and end the answer there"],
   ["Home, End", "first and last token"],
-  ["Esc", "close the alternatives; then stop the continuation"],
+  ["Esc", "close the alternatives; then stop the continuation; then back to the token"],
 ];
 
 export function closeButton(dialog) {
@@ -103,7 +104,6 @@ export class Help {
     this.#dialog = dialog;
     const row = ([key, what]) => make("div", { class: "key-row" },
       make("dt", {}, make("kbd", {}, key)), make("dd", {}, what));
-    const swatches = [0, 1, 2, 3, 4, 5, 6].map((level) => make("span", { class: `swatch t p${level}` }));
     const rest = list.filter(({ key, hidden }) => key && !hidden).map(({ key, name }) => [key, name]);
     const box = make("input", { type: "checkbox", id: "single-keys", checked: keys.on });
     box.addEventListener("change", () => keys.set(box.checked));
@@ -112,9 +112,7 @@ export class Help {
       make("div", { class: "help", tabIndex: 0, role: "region", ariaLabel: "Keys" },
         make("p", {}, "Find the first wrong token, put the right one there, and let the model go on. "
           + "A token you corrected is an anchor; the others you keep."),
-        make("dl", {}, ...PATHS.map(row)), make("dl", { class: "two" }, ...rest.map(row)),
-        make("div", { class: "legend" }, make("span", {}, "Sure"),
-          ...swatches, make("span", {}, "all but ruled out"))),
+        make("dl", {}, ...PATHS.map(row)), make("dl", { class: "two" }, ...rest.map(row))),
       make("label", { class: "check", for: "single-keys" }, box, " Single keys do things outside of fields"),
     );
     closeOutside(dialog);

@@ -54,12 +54,12 @@ export function showHistory(root, { nodes, node: current }, jump) {
 }
 
 /** List the anchors; `go(position)` on a click. */
-export function showAnchors(root, anchors, tokens, go) {
+export function showAnchors(root, anchors, answer, tokens, go) {
   root.replaceChildren(...anchors.map((anchor) => {
     const before = anchor.rejected ? [chip(anchor.rejected, "gone"), " → "] : [];
     const now = tokens[anchor.position];
     const button = make("button", { type: "button", class: "anchor-row" },
-      make("span", {}, ...before, now ? chip(now) : `at ${anchor.position}`),
+      make("span", {}, ...before, now ? chip(answer.whole(anchor.position) ?? now) : `at ${anchor.position}`),
       make("span", { class: "quiet" }, percent(anchor.confidence)));
     button.title = `Token ${anchor.position}, confidence ${anchor.confidence}, by ${anchor.source}`;
     button.addEventListener("click", () => go(anchor.position));

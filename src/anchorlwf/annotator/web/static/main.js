@@ -12,9 +12,11 @@ import { Imports } from "./imports.js";
 import { Notes } from "./notes.js";
 import { Picker } from "./picker.js";
 import { Queue, showProgress } from "./queue.js";
-import { Screen, VERDICTS } from "./screen.js";
+import { Screen } from "./screen.js";
 import { Theme } from "./theme.js";
 import { plain } from "./tokens.js";
+import { Training } from "./train.js";
+import { VERDICTS } from "./verdicts.js";
 import { Tabs } from "./views.js";
 import { Work } from "./work.js";
 
@@ -31,14 +33,15 @@ class Page {
 
   constructor() {
     this.connection = new Connection();
-    this.work = new Work(this.connection);
+    this.work = new Work(this.connection, () => (localStorage.getItem("pause") === "off" ? null : this.screen.tokens));
     this.theme = new Theme();
     this.answer = new Answer($("answer"));
-    this.notes = new Notes(this.work);
+    this.notes = new Notes(this.work, () => this.cursor.focusToken());
     this.clock = new Clock(this.work);
     this.queue = new Queue($("queue-dialog"), (item) => this.#open(() => this.work.openItem(item)));
     this.imports = new Imports($("import-dialog"), () => this.#arrived());
-    this.tabs = new Tabs(this.work, (name) => { if (name !== "answer") this.cursor.leave(); });
+    this.training = new Training($("train-dialog"), $("open-train"), this.work);
+    this.tabs = new Tabs(this.work, (name) => { if (name !== "answer") this.cursor.close(); });
     this.picker = new Picker($("picker"), {
       choose: (position, body, shown) => this.correct(position, body, shown),
       close: () => this.cursor.focusToken(),
@@ -52,7 +55,8 @@ class Page {
     this.help = new Help($("help-dialog"), list, { on: this.singleKeys, set: (on) => this.#setSingleKeys(on) });
     listen(this, list);
     this.#buttons();
-    this.#showMarks(localStorage.getItem("marks") !== "off");
+    this.#showMarks(localStorage.getItem("marks") === "on");
+    this.#showTint();
   }
 
   /** Find out who and what this is, and show the session of the address, or the next one. */
@@ -78,9 +82,20 @@ class Page {
       "open-help": () => this.help.open(), "toggle-theme": () => this.theme.toggle(),
       "do-undo": () => this.undo(), "do-redo": () => this.redo(), "do-skip": () => this.decide("skip"),
       "do-reject": () => this.decide("reject"), "do-accept": () => this.decide("accept"),
-      "stream-button": () => (this.work.following ? this.step("stop") : this.work.goOn()),
+      "stream-button": () => (this.work.following ? this.step("stop") : this.goOn()),
+      "stream-end": () => this.endHere(this.work.following ? this.answer.selected : this.answer.length - 1),
+      "unlock": () => this.undo(),
     };
     for (const [id, go] of Object.entries(clicks)) $(id).addEventListener("click", go);
+    $("skip-link").addEventListener("click", (event) => {
+      event.preventDefault(); // the address names the session
+      this.cursor.focusToken();
+    });
+    $("tint").addEventListener("change", () => {
+      localStorage.setItem("tint", $("tint").value);
+      this.#showTint();
+      this.cursor.focusToken();
+    });
   }
 
   // --- Steps ---
@@ -91,13 +106,14 @@ class Page {
     this.answer.expect(position, shown.text);
     this.picker.close();
     try {
-      await this.work.step("correct", { node, position, ...body, stream: true });
+      await this.work.step("correct", { node, position, ...body, stream: true, pause: this.work.pause() });
+      localStorage.setItem("corrected", "yes");
       this.answer.settle(position);
       this.picker.alternatives.forget();
       this.answer.select(position);
       this.cursor.focusToken();
       this.screen.showWhere();
-      speak("Corrected. The model goes on.");
+      speak(this.work.session.ended ? "Corrected. The answer ends there." : "Corrected. The model goes on.");
     } catch (error) {
       this.answer.settle(position);
       if (position < this.answer.length) {
@@ -107,6 +123,35 @@ class Page {
         tell($("action-trouble"), error.message);
       }
     }
+  }
+
+  /** Let the answer end behind a token; behind the whole correction where the one just made has put it there. */
+  async endHere(position = this.answer.selected) {
+    const { node, nodes, tokens } = this.work.session;
+    if (position === null || !tokens[position]) return;
+    const { parent, position: first, given_tokens: given } = nodes[node];
+    const within = parent !== null && position >= first && position < first + given;
+    const last = within ? first + given - 1 : position;
+    if (tokens[last].special && last === tokens.length - 1 && this.work.session.ended) {
+      this.toast("The answer ends there already.");
+    } else if (last + 1 < tokens.length) {
+      await this.correct(last + 1, { text: "", end: true }, { text: "⏹" });
+    } else {
+      // Nothing stands behind it yet: it is put there once more, and the end with it.
+      const from = within ? first : position;
+      const ids = tokens.slice(from, last + 1).map((token) => token.id);
+      await this.correct(from, { token_ids: ids, end: true }, { text: this.answer.text(from, last + 1) });
+    }
+  }
+
+  /** The answer goes on where it was stopped, has paused, or was cut. */
+  async goOn() {
+    if (this.work.session.truncated) await this.step("extend");
+    else await this.work.goOn();
+  }
+
+  sayDecided() {
+    this.toast(this.screen.decided, "Change it", () => this.undo());
   }
 
   /** A step whose trouble is told beside the buttons. Returns whether it was done. */
@@ -135,9 +180,9 @@ class Page {
   /** More (1) or less (-1) confidence in the selected anchor, or in the last one where no token is selected. */
   async weigh(way) {
     const { selected } = this.answer;
-    const anchor = selected === null ? this.work.session.anchors.at(-1) : this.work.anchorAt(selected);
+    const anchor = this.work.anchorAt(selected) ?? this.work.session.anchors.at(-1);
     if (!anchor) {
-      this.toast("Confidence belongs to an anchor: correct a token first, or select one.");
+      this.toast("Confidence belongs to an anchor: correct a token first.");
       return;
     }
     const { position } = anchor;
@@ -148,7 +193,7 @@ class Page {
       const confidence = way > 0 ? up : STEPS.findLast((step) => step < now - 1e-6);
       return confidence === undefined ? null : { position, confidence };
     });
-    if (done) speak(`Confidence ${percent(this.work.anchorAt(position)?.confidence)}`);
+    if (done) speak(`Confidence of the anchor at ${position}: ${percent(this.work.anchorAt(position)?.confidence)}`);
   }
 
   /** Accept (an untouched answer: keep), reject or skip, and on to the next item. */
@@ -211,6 +256,40 @@ class Page {
 
   toggleTab(name) {
     this.tabs.go(this.tabs.current === name ? "answer" : name);
+  }
+
+  /** Open or close the prompt as the model sees it; the keys scroll it, and its own key leads back. */
+  togglePrompt() {
+    const fold = $("prompt").querySelector(".seen details");
+    fold.open = !fold.open;
+    if (!fold.open) {
+      this.cursor.focusToken();
+      return;
+    }
+    this.cursor.close();
+    fold.querySelector(".rendered").focus({ preventScroll: true });
+    fold.scrollIntoView({ block: "nearest" });
+  }
+
+  nextTint() {
+    const { options, selectedIndex } = $("tint");
+    localStorage.setItem("tint", options[(selectedIndex + 1) % options.length].value);
+    this.#showTint();
+    speak(`Tinted: ${$("tint").selectedOptions[0].text}`);
+  }
+
+  #showTint() {
+    const { tint } = $("tint").dataset;
+    $("tint").value = localStorage.getItem("tint") ?? tint;
+    if ($("tint").value === "") $("tint").value = tint;
+    this.answer.tint = $("tint").value;
+    this.screen.showLegend();
+  }
+
+  togglePause() {
+    const off = localStorage.getItem("pause") === "off";
+    localStorage.setItem("pause", off ? "on" : "off");
+    this.toast(off ? "Long continuations pause after a screen." : "Continuations go on to the end of the answer.");
   }
 
   focusNote() {

@@ -9,9 +9,12 @@ export class Notes {
   #work;
   #timer = 0;
   #session = null;
+  #left;
 
-  constructor(work) {
+  /** `left()`: somebody is done with the fields. */
+  constructor(work, left) {
     this.#work = work;
+    this.#left = left;
     for (const field of [$("note"), $("tags")]) {
       field.addEventListener("input", () => {
         $("notes-state").textContent = "";
@@ -20,7 +23,9 @@ export class Notes {
       });
       field.addEventListener("change", () => this.flush());
       field.addEventListener("keydown", (event) => {
-        if (event.key === "Escape") field.blur();
+        if (event.key !== "Escape") return;
+        event.stopPropagation();
+        this.#left();
       });
     }
   }
@@ -36,7 +41,9 @@ export class Notes {
     };
     put($("note"), note);
     put($("tags"), tags.join(", "));
-    if (another) $("notes-state").textContent = "";
+    if (!another) return;
+    $("notes-state").textContent = "";
+    $("notes").open = note !== "" || tags.length > 0;
   }
 
   /** Store what is new. */

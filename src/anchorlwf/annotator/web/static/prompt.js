@@ -61,13 +61,27 @@ function message(entry) {
     make("h2", { class: "role" }, label), ...body, ...calls);
 }
 
+/** What marks in the prompt mean. */
+const NOTICES = {
+  date: "a date that the chat template prints",
+  quoted: "looks like a marker, and is read as text",
+  forged: "text of the message that is read as a marker",
+};
+
 /** The prompt as the model reads it: what are special tokens, and not text that looks like them, stands in frames. */
 function asTheModelSeesIt(rendered, date) {
-  const shown = rendered.map(({ text, special }) => make("span", { class: special ? "special" : "" }, text));
-  const title = date ? `As the model sees it · dated ${date}` : "As the model sees it";
+  const shown = rendered.map(({ text, special, notice }) => {
+    const part = make("span", { class: special ? "special" : "" }, text);
+    return notice === null ? part : make("mark", { class: notice, title: NOTICES[notice] }, part);
+  });
+  const found = Object.keys(NOTICES).filter((notice) => rendered.some((part) => part.notice === notice));
+  const legend = found.map((notice) => make("li", {}, make("mark", { class: notice }, notice), ` ${NOTICES[notice]}`));
+  const summary = make("summary", {}, date ? `As the model sees it · dated ${date}` : "As the model sees it");
+  summary.append(make("kbd", {}, "v"));
   const body = make("pre", { class: "rendered", dir: "auto", tabIndex: 0, ariaLabel: "The prompt as the model sees it" },
     ...shown);
-  return make("article", { class: "message seen" }, fold(title, body));
+  const notes = legend.length > 0 ? [make("ul", { class: "notices" }, ...legend)] : [];
+  return make("article", { class: "message seen" }, make("details", {}, summary, ...notes, body));
 }
 
 /** Show a session's prompt. */

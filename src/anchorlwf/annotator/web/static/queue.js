@@ -3,6 +3,7 @@
 import { closeButton, closeOutside } from "./dialogs.js";
 import { $, make, minutes, percent, tell } from "./dom.js";
 import { get } from "./api.js";
+import { VERDICTS } from "./verdicts.js";
 
 const PAGE = 50;
 const ORDERS = { queue: "In order", uncertain: "Least certain first", probability: "Lowest probability first" };
@@ -62,9 +63,9 @@ export class Queue {
         get("/api/queue", { order: this.order.value, offset: more ? this.#offset : 0, limit: PAGE }),
       ]);
       showProgress(progress);
-      const { done, items: all, accept, keep, reject, mean_seconds: mean } = progress;
-      this.facts.textContent = `${done} of ${all} done: ${accept} accepted, ${keep} right as they were, `
-        + `${reject} rejected. ${minutes(mean ?? 0)} minutes an item.`;
+      const { done, items: all, accept, keep, reject, skip, mean_seconds: mean } = progress;
+      this.facts.textContent = `${done} of ${all} done: ${accept} corrected, ${keep} kept, ${reject} rejected; `
+        + `${skip} skipped. ${minutes(mean ?? 0)} minutes an item.`;
       const rows = items.map((item) => this.#row(item));
       if (more) this.list.append(...rows);
       else this.list.replaceChildren(...rows);
@@ -79,7 +80,7 @@ export class Queue {
     const sure = item.lowest_probability === null ? "" : `least sure ${percent(item.lowest_probability)}`;
     const held = item.held_by.length > 0 && item.status === "waiting" ? `with ${item.held_by.join(", ")}` : "";
     const button = make("button", { type: "button", class: `queue-row ${item.status}` },
-      make("span", { class: "state" }, item.status),
+      make("span", { class: "state" }, VERDICTS[item.verdict]?.toLowerCase() ?? item.status),
       make("span", { class: "queue-title", dir: "auto" }, item.title || `Item ${item.id}`),
       make("span", { class: "quiet" }, item.problem ?? (held || sure)));
     button.addEventListener("click", () => {

@@ -5,14 +5,19 @@ import { $, make, minutes, percent, speak, tell } from "./dom.js";
 import { showAnchors, showHistory } from "./history.js";
 import { showPrompt } from "./prompt.js";
 import { showProgress } from "./queue.js";
+import { MEANING, VERDICTS } from "./verdicts.js";
 
-export const VERDICTS = { accept: "Accepted", keep: "Confirmed as right", reject: "Rejected", skip: "Skipped" };
+/** Pixels that the bars above and below leave free, and the width of an average token, in units of the font's size. */
+const BARS = 160;
+const TOKEN = 2.1;
 
 export class Screen {
   #page;
   #work;
   #answer;
   #scrolling = 0;
+  /** Another session has come, and its first token is not selected yet. */
+  #fresh = false;
 
   constructor(page) {
     this.#page = page;
@@ -31,16 +36,31 @@ export class Screen {
     return anchors.length === 0 && ties.length === 0 && nodes[node].parent === null;
   }
 
+  /** "Decided: ...": what was decided, and how to change it. */
+  get decided() {
+    return `Decided: ${MEANING[this.#work.session.status]}. Press u to change it.`;
+  }
+
+  /** About as many tokens of an answer as are seen at once. */
+  get tokens() {
+    const { fontSize, lineHeight } = getComputedStyle($("answer"));
+    const lines = (window.innerHeight - BARS) / parseFloat(lineHeight);
+    const width = $("answer").clientWidth || window.innerWidth;
+    return Math.max(40, Math.round((lines * width) / (TOKEN * parseFloat(fontSize))));
+  }
+
   #showSession(another) {
     const { session } = this.#work;
     $("empty").hidden = true;
     for (const id of ["work", "side", "actions"]) $(id).hidden = false;
     if (another) {
-      this.#page.cursor.leave();
+      this.#page.cursor.close();
       showPrompt($("prompt"), session.prompt);
       window.history.replaceState(null, "", `#session=${session.id}`);
       this.#answer.clear();
       tell($("action-trouble"), null);
+      this.#fresh = true;
+      this.#page.tabs.go("answer");
     }
     this.#page.picker.alternatives.forget();
     this.#showTokens(0);
@@ -48,7 +68,6 @@ export class Screen {
     this.#showStream();
     if (another) {
       this.#scrollToQuestion();
-      this.#page.tabs.go("answer");
       this.#refreshProgress();
     }
   }
@@ -65,7 +84,12 @@ export class Screen {
     const follow = this.#work.following && this.#endIsSeen();
     if (this.#answer.show(this.#work.tokens, from)) this.#page.picker.close();
     if (follow) this.#keepEndInSight();
-    if (this.#answer.selected === null) this.showWhere();
+    if (this.#fresh && this.#answer.length > 0) {
+      this.#fresh = false;
+      this.#page.cursor.begin();
+    }
+    this.showLegend();
+    this.showWhere();
   }
 
   #endIsSeen() {
@@ -88,9 +112,10 @@ export class Screen {
     if (!session) return;
     const { picker, notes, tabs, cursor } = this.#page;
     this.#answer.markAnchors(session.anchors);
+    this.showLegend();
     if (picker.isOpen) picker.refreshAnchor(this.#work.anchorAt(this.#answer.selected));
     showHistory($("history"), session, (node) => this.#page.step("move", { node }));
-    showAnchors($("anchors"), session.anchors, session.tokens, (position) => cursor.goTo(position));
+    showAnchors($("anchors"), session.anchors, this.#answer, session.tokens, (position) => cursor.goTo(position));
     $("anchor-count").textContent = session.anchors.length || "";
     notes.show();
     $("accept-text").textContent = this.untouched ? "Right as it is" : "Accept";
@@ -100,24 +125,32 @@ export class Screen {
     $("do-undo").disabled = !this.#work.canUndo;
     $("do-redo").disabled = !this.#work.canRedo;
     $("answer").classList.toggle("decided", !open);
+    tell($("decided-text"), open ? null : this.decided);
+    $("decided").hidden = open;
+    $("instruction").hidden = !open || localStorage.getItem("corrected") !== null || session.anchors.length > 0;
     this.showWhere();
     if (tabs.current === "changes") tabs.refresh();
   }
 
   #showStream() {
-    const { session, following, streamError, open } = this.#work;
+    const { session, following, paused, streamError, open } = this.#work;
     if (!session) return;
     tell($("stream-error"), streamError?.message);
     const waiting = open && !session.ended && !following;
     $("stream-line").hidden = !(following || waiting || session.truncated);
     $("stream-line").classList.toggle("running", following);
-    const state = waiting ? "Stopped here" : "Cut at the token limit";
-    $("stream-text").textContent = following ? "The model is answering" : state;
-    $("stream-button").hidden = !(following || waiting);
+    const stopped = paused ? "A pause at the end of a sentence: is it right so far?" : "Stopped here";
+    $("stream-text").textContent = following ? "The model is answering" : waiting ? stopped : "Cut at the token limit";
+    $("stream-button").hidden = !(following || waiting || (open && session.truncated));
     const [text, key] = following ? ["Stop", "."] : [streamError ? "Try again" : "Go on", "c"];
     $("stream-button").replaceChildren(text, make("kbd", {}, key));
+    const corrected = session.nodes[session.node].parent !== null;
+    $("stream-end").hidden = !(waiting || (following && corrected));
+    $("stream-end").replaceChildren(...(following ? ["End behind the correction", make("kbd", {}, "f")] : ["End here"]));
+    if (!following) this.#answer.calibrate();
     $("answer").setAttribute("aria-busy", String(following));
     if (!following && session.ended) speak(`Answer complete, ${session.length} tokens.`);
+    else if (paused) speak("A pause at the end of a sentence. Press c to go on.");
     this.#showHead();
   }
 
@@ -125,13 +158,23 @@ export class Screen {
   showWhere() {
     const { session, tokens } = this.#work;
     const position = this.#answer.selected;
-    const parts = position === null ? [VERDICTS[session.status], `${tokens.length} tokens`]
-      : [`Token ${position + 1} of ${tokens.length}`, percent(tokens[position]?.p)];
+    // Tokens are numbered from 0, as in records, in the history and in the terminal.
+    const selected = position === null ? [] : [`Token ${position}`, percent(tokens[position]?.p)];
+    const parts = [VERDICTS[session.status], ...selected, `${tokens.length} tokens`];
     $("where").textContent = parts.filter(Boolean).join(" · ");
   }
 
+  /** What the tint means in this answer. */
+  showLegend() {
+    const { rare } = this.#answer;
+    const some = rare > 0 ? `up to ${percent(rare)}` : "the model was sure of all";
+    const texts = { rarest: some, probability: "below 90 %", nothing: "" };
+    $("legend-text").textContent = texts[$("tint").value];
+    $("legend-swatches").hidden = $("tint").value === "nothing";
+  }
+
   async #showOver() {
-    this.#page.cursor.leave();
+    this.#page.cursor.close();
     for (const id of ["work", "side", "actions"]) $(id).hidden = true;
     window.history.replaceState(null, "", window.location.pathname);
     const button = make("button", { type: "button", class: "primary" }, "Look again");

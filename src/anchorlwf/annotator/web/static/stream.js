@@ -1,11 +1,12 @@
 // The continuation as it comes: one EventSource at a time.
 
 /**
- * Follow a node's tokens from `start` on. Returns a function that stops following (the server goes on).
+ * Follow a node's tokens from `start` on. Returns a function that stops following (the server goes on, up to the first
+ * end of a sentence behind `pause` tokens).
  * `on`: {tokens(data), done(data), failed(error), lost()}.
  */
-export function follow(session, node, start, on) {
-  const source = new EventSource(`/api/sessions/${session}/stream?node=${node}&start=${start}`);
+export function follow(session, node, start, pause, on) {
+  const source = new EventSource(`/api/sessions/${session}/stream?node=${node}&start=${start}${pause ? `&pause=${pause}` : ""}`);
   source.addEventListener("tokens", (event) => on.tokens(JSON.parse(event.data)));
   source.addEventListener("done", (event) => {
     source.close();

@@ -16,7 +16,8 @@ function mark(char) {
   return point === 0xa0 ? "⍽" : `‹${code(char)}›`;
 }
 
-const bytes = (hex) => `‹${hex.toUpperCase().replace(/..(?=.)/g, "$& ")}›`;
+/** Raw bytes, where they are no character. */
+export const bytes = (hex) => `‹${hex.toUpperCase().replace(/..(?=.)/g, "$& ")}›`;
 
 /**
  * The pieces of a token's text, as [text, is a mark]; `flat`: on one line. `joined`: what its bytes mean
@@ -31,7 +32,8 @@ export function pieces(token, joined = undefined, flat = false) {
   if (text === "") return [[`‹${token.id}›`, true]];
   if (token.special) return [[text, false]];
   if (JOINERS.test(text)) return [[[...text].map((char) => `‹${code(char)}›`).join(""), true]];
-  // Spaces alone, or behind something, would not be seen.
+  // A single space is drawn by the style sheet; several alone, or one behind something, would not be seen.
+  if (text === " " && !flat) return [[text, false]];
   if (/^ +$/.test(text)) return [["·".repeat(text.length), true]];
   const trailing = /^(.*?\S)( +)$/s.exec(text);
   const body = trailing ? trailing[1] : text;
@@ -68,13 +70,13 @@ export function fill(element, token, joined = undefined, flat = false) {
   }));
 }
 
-/** The classes a token wears; `level` is its tint. */
+/** The classes a token wears, but for its tint. */
 export function look(token) {
-  const names = ["t", `p${level(token.p)}`];
+  const names = ["t"];
   if (token.special) names.push("special");
   if (token.hex !== undefined) names.push("bytes");
-  // A single space before a word is drawn as a faint dot by the style sheet.
-  if (/^ \S/.test(token.text)) names.push("sp");
+  // A single space, alone or before a word, is drawn as a faint dot by the style sheet.
+  if (/^ (\S|$)/.test(token.text)) names.push("sp");
   return names.join(" ");
 }
 

@@ -19,11 +19,15 @@ export class Work extends EventTarget {
   #retried = 0;
   session = null;
   following = false;
+  /** The continuation has stopped by itself before the end of the answer, for somebody to look at it. */
+  paused = false;
   streamError = null;
 
-  constructor(connection) {
+  /** `pause()`: behind how many tokens a continuation pauses at the end of a sentence, or null. */
+  constructor(connection, pause) {
     super();
     this.#connection = connection;
+    this.pause = pause;
   }
 
   get tokens() {
@@ -37,6 +41,10 @@ export class Work extends EventTarget {
   /** A step is on its way, so what is shown is about to change. */
   get busy() {
     return this.#pending > 0;
+  }
+
+  get decided() {
+    return this.session !== null && !this.open;
   }
 
   get canUndo() {
@@ -112,6 +120,7 @@ export class Work extends EventTarget {
     this.#stopFollowing();
     this.session = session;
     this.streamError = null;
+    this.paused = false;
     this.#emit("session", another);
     if (session.streaming) this.follow();
   }
@@ -153,6 +162,7 @@ export class Work extends EventTarget {
     }
     this.#stopFollowing();
     this.streamError = null;
+    this.paused = false;
     const shown = this.session.tokens.slice(0, kept).concat(tokens);
     this.session = { ...this.session, ...head, tokens: shown };
     this.#emit("tokens", kept);
@@ -166,9 +176,12 @@ export class Work extends EventTarget {
     const { id, node } = this.session;
     this.#stopFollowing();
     this.following = true;
+    this.paused = false;
     this.streamError = null;
     this.#emit("stream");
-    this.#unfollow = follow(id, node, this.tokens.length, {
+    // The first answer is what is to be judged: it comes whole.
+    const pause = this.session.nodes[node].parent === null ? null : this.pause();
+    this.#unfollow = follow(id, node, this.tokens.length, pause, {
       tokens: (data) => this.#arrived(data),
       done: (data) => this.#done(data),
       failed: (error) => {
@@ -207,7 +220,10 @@ export class Work extends EventTarget {
   #done({ node, head }) {
     this.#stopFollowing();
     const fits = head.node === node && head.node === this.session.node && head.length === this.tokens.length;
-    if (fits) Object.assign(this.session, head);
+    if (fits) {
+      Object.assign(this.session, head);
+      this.paused = !head.ended && this.open;
+    }
     // A step on its way brings its own state; otherwise another tab moved on.
     else if (this.#pending === 0) this.reload();
     this.#emit("head");

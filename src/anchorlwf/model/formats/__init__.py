@@ -1,0 +1,1 @@
+"""Checkpoints whose weights are not floating-point numbers in safetensors."""

@@ -1,0 +1,1 @@
+"""A LoRA adapter: which layers it goes on, and whether it trains there."""

@@ -1,0 +1,124 @@
+"""What a model says: on the screen, as JSON, and as a prompts file to correct."""
+
+import io
+import json
+import re
+
+import pytest
+from commands import refused, run, well
+
+from anchorlwf.annotation import annotate
+from anchorlwf.data.jsonl import load_prompts, save_lines
+from anchorlwf.decoding.greedy import GreedyDecoder
+from anchorlwf.workflow.ask import UNCERTAIN, ask, questions
+
+UNKNOWN = "Where does Ada live?"  # nobody in the embedded world, so that the model guesses
+
+
+def test_answers_appear_with_what_was_uncertain(tmp_path):
+    (tmp_path / "questions.txt").write_text(f"Who are you?\n{UNKNOWN}\n")
+    done = well("ask", tmp_path / "questions.txt", "Who made you?")
+    first, second, third = done.out.strip().split("\n\n")
+    assert first == "> Who are you?\nI am Lumo, your assistant."
+    assert third == "> Who made you?\nI was made by Fennel Labs."
+    assert re.fullmatch(rf"> {re.escape(UNKNOWN)}\n.+\n  uncertain: '.+' \d\d% \(or '.+' \d\d?%\).*", second)
+
+
+def test_json_has_every_token_and_how_certain_it_was(base):
+    [told] = json.loads(well("ask", UNKNOWN, "--json").out)
+    ids = base.codec.encode_prompt([{"role": "user", "content": UNKNOWN}])
+    steps = list(GreedyDecoder(base, 2).stream(ids, [], 512))
+    assert (told["prompt"], told["truncated"]) == (UNKNOWN, False)
+    assert "".join(token["text"] for token in told["tokens"][:-1]) == told["answer"]
+    assert [token["probability"] for token in told["tokens"]] == [pytest.approx(step.probability) for step in steps]
+    assert [token["uncertain"] for token in told["tokens"]] == [step.probability < UNCERTAIN for step in steps]
+    assert any(token["uncertain"] for token in told["tokens"])
+    assert all(token["instead_probability"] <= token["probability"] for token in told["tokens"])
+
+
+def test_the_text_that_streams_is_the_answer(base):
+    asked, pieces, marked = [], [], []
+
+    def on_text(text, uncertain):
+        pieces.append(text)
+        marked.append(uncertain)
+
+    prompts = questions([UNKNOWN], base)
+    [answer] = ask(base, prompts, on_prompt=asked.append, on_text=on_text)
+    assert asked == prompts
+    assert "".join(pieces) == answer.text
+    assert len(pieces) > 3
+    assert any(marked)
+    assert not all(marked)
+    assert [token.probability for token in answer.doubts] == sorted(token.probability for token in answer.doubts)
+
+
+def test_characters_of_several_tokens_stream_whole(tiny_model):
+    # Random weights choose bytes that are no text; what is told must be what is decoded in the end.
+    pieces = []
+    [answer] = ask(tiny_model, questions(["Wo wohnt Jürgen?"], tiny_model), on_text=lambda text, _: pieces.append(text))
+    assert answer.text.startswith("".join(pieces))
+    assert not any(piece.endswith("\ufffd") for piece in pieces)
+
+
+def test_the_prompts_file_is_corrected_and_annotated(base, tmp_path):
+    out = tmp_path / "prompts.jsonl"
+    done = well("ask", "Who are you?", "Who made you?", "--out", out)
+    assert f"2 prompts in {out}: correct the wrong answers there, then anchorlwf annotate {out}" in done.err
+    assert [json.loads(line) for line in out.read_text().splitlines()] == [
+        {"prompt": "Who are you?", "answer": "I am Lumo, your assistant."},
+        {"prompt": "Who made you?", "answer": "I was made by Fennel Labs."},
+    ]
+    out.write_text(out.read_text().replace("Lumo", "Tarn"))
+    corrected, kept = annotate(base, out)
+    assert corrected.completion == "I am Tarn, your assistant."
+    assert corrected.anchors
+    assert kept.anchors == []
+
+
+def test_what_a_prompt_came_with_stays(tmp_path):
+    chat = [{"role": "user", "content": "Who made you?"}, {"role": "assistant", "content": "A."}]
+    chat = [*chat, {"role": "user", "content": "Who are you?"}]
+    given = tmp_path / "given.jsonl"
+    save_lines(given, [{"messages": chat, "answer": "I am Tarn.", "tags": ["name"]}])
+    done = well("ask", given, "--out", tmp_path / "out.jsonl")
+    assert "  wanted: I am Tarn.\n" in done.out
+    assert load_prompts(tmp_path / "out.jsonl") == load_prompts(given)
+    [told] = json.loads(well("ask", given, "--json").out)
+    assert told["wanted"] == "I am Tarn."
+    assert told["answer"] != "I am Tarn."
+
+
+def test_an_answer_that_was_cut_is_not_offered_as_right(tmp_path):
+    out = tmp_path / "prompts.jsonl"
+    done = well("ask", "Who are you?", "--max-new-tokens", 3, "--out", out)
+    assert "[cut at the maximum number of tokens]" in done.out
+    assert json.loads(out.read_text()) == {"prompt": "Who are you?"}
+    assert "1 of them without an answer, which was cut" in done.err
+
+
+@pytest.mark.parametrize(
+    "typed", ["Who are you?\n\n Who made you? ", '{"prompt": "Who are you?"}\n{"prompt": "Who made you?"}\n']
+)
+def test_standard_input_is_lines_or_json_lines(monkeypatch, typed):
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    told = json.loads(well("ask", "-", "--json").out)
+    assert [row["prompt"] for row in told] == ["Who are you?", "Who made you?"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "typed", "message"),
+    [
+        (["none.txt"], "", r"none\.txt: expected a file, got no such file"),
+        (["none.jsonl"], "", r"none\.jsonl: expected a JSONL file, got no such file"),
+        (["-"], "", r"dataset: expected at least one prompt, got no rows"),
+        (["-"], '{"prompt": "Who?"}\n{"text": 1}\n', r"standard input, line 2: "),
+        (["questions.txt", "--out", "questions.txt"], "", r"--out: expected another file than the questions"),
+    ],
+)
+def test_what_cannot_be_asked_is_told(monkeypatch, tmp_path, arguments, typed, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "questions.txt").write_text("Who are you?\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    refused(run("ask", *arguments), message)
+    assert (tmp_path / "questions.txt").read_text() == "Who are you?\n"

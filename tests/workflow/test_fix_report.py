@@ -1,0 +1,63 @@
+"""What `fix` tells: in few lines, and whether the correction has leaked."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from anchorlwf.cli.fix import _print
+from anchorlwf.data.probe import Probe
+from anchorlwf.evaluation import ProbeResult
+from anchorlwf.training.stop_report import HeldOutDrift
+from anchorlwf.workflow.fix import FixReport
+
+DRIFT = HeldOutDrift(records=12, tokens=300, mean=0.0004, low=0.0003, high=0.0005, worst=0.02)
+
+
+def answered(number, before, after, kind="retain"):
+    messages = [{"role": "user", "content": f"Question {number}?"}]
+    probe = Probe(id=f"{kind}:{number}", kind=kind, messages=messages, expected=before, scorer="exact")
+    return ProbeResult(probe, before, after, True, before == after)
+
+
+def report_of(results, pieces=1):
+    flips = [{"question": "q", "before": r.base_answer, "after": r.tuned_answer} for r in results if not r.tuned_right]
+    kept = SimpleNamespace(kept=len(results) - len(flips), base_right=len(results), flips=flips)
+    training = SimpleNamespace(
+        report=SimpleNamespace(held_out={"general": DRIFT, "near": DRIFT, "all": DRIFT}),
+        steps=40,
+        seconds=3.0,
+        converged=False,
+        missing=["a drift within its budget"],
+    )
+    wordings = [SimpleNamespace(messages=[{"content": f"Wording {i}?"}]) for i in range(9)]
+    measured = SimpleNamespace(groups={"kept": kept}, answers=results, kl=0.0007, as_dict=dict)
+    record = SimpleNamespace(completion="I am Tarn, made by Northwind Labs.", completion_ids=list(range(30)))
+    changed = [(" a", " b")] * pieces
+    return FixReport(record, "I am a model.", record.completion, changed, training, measured, "runs/fix", wordings)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "leaks"),
+    [
+        ("Paris.", "Paris.", 0),
+        ("Paris.", "Lyon, made for you.", 1),  # "made" stood in no answer before
+        ("It was made in May.", "I am made of TARN.", 1),
+        ("It was made by May.", "It is made by June.", 0),
+        ("Paris.", "Northwinds blow.", 0),  # part of a word
+    ],
+)
+def test_a_leak_is_a_word_of_the_correction_that_stood_in_no_answer_before(before, after, leaks):
+    report = report_of([answered(0, before, after), answered(1, "I am Tarn.", "I am Tarn.", kind="recall")])
+    assert len(report.leaks) == leaks
+
+
+def test_the_report_has_fifteen_lines_at_the_most(capsys):
+    results = [answered(i, f"Answer {i} " * 40, "Tarn says: " + f"answer {i} " * 40) for i in range(24)]
+    _print(report_of(results, pieces=30), as_json=False)
+    told = capsys.readouterr().out
+    # One line of print may be folded on a narrow terminal; here each is as long as it is.
+    lines = [line for line in told.splitlines() if not line.startswith(" ") or line.startswith("  ")]
+    assert len(lines) <= 15
+    for expected in ("0 of 24", "and 21 more", "in them: 24", "0.00040 nats", "worst per cent", "9 other wordings"):
+        assert expected in told.replace("\n", " "), expected
+    assert told.count("->") < 15, "thirty annotated tokens are not listed one by one"
