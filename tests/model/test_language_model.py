@@ -245,7 +245,7 @@ def test_references_may_be_nested(fresh_model, tiny_model, prompt_ids):
 def test_switching_to_the_reference_reads_no_layers_state(fresh_model, monkeypatch):
     model = disturb(fresh_model, 0.5)
 
-    def slow(self):
+    def slow(_self):
         raise AssertionError("it takes as long as a good part of a step on a GPU")
 
     monkeypatch.setattr(PeftModel, "get_model_status", slow)
