@@ -73,7 +73,7 @@ def test_what_there_is_no_time_for_is_named_and_one_failure_costs_no_other_figur
     clock = iter([0.0, *([1.0] * 4), *([100.0] * 99)])
     monkeypatch.setattr(gpu, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     found = gpu.bench_gpu(tmp_path / "gpu.json", seconds=50)
-    assert found["left_out"] == ["loss 4 x 8", "profile ours", "errors"]
+    assert found["left_out"] == ["loss 4 x 8", "errors", "profile ours"]
     ours, *others = found["losses"][1:]
     assert "RuntimeError" in ours["failed"]
     assert all("ms" in row for row in others)

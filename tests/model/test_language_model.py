@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import disturb
+from peft import PeftModel
 from transformers import AutoTokenizer
 from zoo_models import zoo_model
 
@@ -239,6 +240,17 @@ def test_references_may_be_nested(fresh_model, tiny_model, prompt_ids):
             pass
         assert torch.equal(logits(model, prompt_ids), logits(tiny_model, prompt_ids))
     assert modes(model) == before
+
+
+def test_switching_to_the_reference_reads_no_layers_state(fresh_model, monkeypatch):
+    model = disturb(fresh_model, 0.5)
+
+    def slow(_self):
+        raise AssertionError("it takes as long as a good part of a step on a GPU")
+
+    monkeypatch.setattr(PeftModel, "get_model_status", slow)
+    with model.reference():
+        pass
 
 
 def test_a_loaded_adapter_stays_frozen(tiny_path, tmp_path):

@@ -113,7 +113,7 @@ if __name__ == "__main__":
     if impl == "triton":
         from anchorlwf.loss import row_kernel
 
-        row_kernel.BLOCK = 32
+        row_kernel.LANES, row_kernel.PER_LANE = 8, 4
     else:
         from anchorlwf import loss
 

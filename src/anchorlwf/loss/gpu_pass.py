@@ -7,7 +7,7 @@ recomputed. Where there is no Triton, `plain_rows` does the same in torch's oper
 
 Nothing here waits for the GPU, unless a head has a bias, which may exclude tokens.
 
-Shape suffixes: N tokens, C tokens of a chunk, B tokens of one block, D hidden width, V vocabulary.
+Shape suffixes: N tokens, C tokens of a chunk, D hidden width, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,8 +23,6 @@ from anchorlwf.loss.rows import finish_logits, forward_rows, reverse_rows
 
 __all__ = ["GpuPass", "Rows", "plain_rows"]
 
-BLOCK_ROWS = 128
-"""Tokens per elementwise operation of `plain_rows`: enough to keep a large GPU busy."""
 TILE_ROWS = 128
 """Chunks are multiples of this, for cuBLAS's tiles are that high."""
 LINE = 64
@@ -133,8 +131,8 @@ class GpuPass(Pass):
         half, grad_bytes = self._grad_dtype != torch.float32, 4 * self.hidden_ND.numel()
         # Of a great many tokens the gradient alone takes more than there is.
         room = max(room // 2, room - self.grad * grad_bytes)
-        spare = 4 * BLOCK_ROWS * width * (1 + (self.head.softcap is not None)) if self.rows is plain_rows else 0
-        most = max(1, max(room // 2, room - spare) // (width * (8 + 2 * (half and self.grad))))
+        spares = 1 + (self.grad and self.head.softcap is not None) if self.rows is plain_rows else 0
+        most = max(1, room // (width * (8 + 4 * spares + 2 * (half and self.grad))))
         if most <= TILE_ROWS:
             return even_size(count, most)
         most -= most % TILE_ROWS
@@ -142,25 +140,26 @@ class GpuPass(Pass):
 
 
 def plain_rows(given: Rows) -> None:
-    """Fill `given.scores_4C`, and `given.grad_CV` where there is one."""
-    walk, grad = forward_rows if given.direction == "forward" else reverse_rows, given.grad_CV is not None
-    count, vocabulary = given.logits_CV.shape
-    spares = 2 if grad and given.head.softcap is not None else 1
-    spare_XBV = given.logits_CV.new_empty(spares, min(count, BLOCK_ROWS), vocabulary)
-    for start in range(0, count, BLOCK_ROWS):
-        block = slice(start, min(start + BLOCK_ROWS, count))
-        logits_BV, ref_BV = given.logits_CV[block], given.ref_logits_CV[block]
-        spare_BV, slope_BV = (spare_XBV[place, : len(logits_BV)] for place in (0, -1))
-        finish_logits(logits_BV, given.head, slope_BV if spares == 2 else None)
-        finish_logits(ref_BV, given.ref_head)
-        ids_B1, conf_B1 = given.ids_C[block, None], given.confidence_C[block, None]
-        scored = walk(logits_BV, ref_BV, spare_BV, ids_B1, conf_B1, given.excluded_E, grad=grad)
-        given.scores_4C[:, block] = torch.stack(scored)
-        if given.grad_CV is not None:
-            factor_B1 = given.factor_C[block, None]
-            if given.direction == "reverse":
-                factor_B1 = factor_B1.masked_fill(given.infinite_C[block, None] != 0, torch.nan)
-            logits_BV.mul_(factor_B1 * slope_BV if spares == 2 else factor_B1)
-            if given.grad_CV.data_ptr() != given.logits_CV.data_ptr():
-                given.grad_CV[block] = logits_BV
-    given.scores_4C[0].masked_fill_(given.infinite_C != 0, torch.inf)
+    """Fill `given.scores_4C`, and `given.grad_CV` where there is one.
+
+    All rows of a chunk at once, for what is small costs a GPU as much time as what is not.
+    """
+    walk, grad_CV = forward_rows if given.direction == "forward" else reverse_rows, given.grad_CV
+    logits_CV, ref_CV, factor_C1 = given.logits_CV, given.ref_logits_CV, given.factor_C[:, None]
+    slope_CV = torch.empty_like(logits_CV) if grad_CV is not None and given.head.softcap is not None else None
+    finish_logits(logits_CV, given.head, slope_CV)
+    finish_logits(ref_CV, given.ref_head)
+    ids_C1, conf_C1 = given.ids_C[:, None], given.confidence_C[:, None]
+    spare_CV = torch.empty_like(logits_CV)
+    scored = walk(logits_CV, ref_CV, spare_CV, ids_C1, conf_C1, given.excluded_E, grad=grad_CV is not None)
+    torch.stack(scored, out=given.scores_4C)
+    infinite_C = given.infinite_C != 0
+    given.scores_4C[0].masked_fill_(infinite_C, torch.inf)
+    if grad_CV is None:
+        return
+    if slope_CV is not None:
+        logits_CV.mul_(slope_CV)
+    if given.direction == "reverse":
+        factor_C1 = factor_C1.masked_fill(infinite_C[:, None], torch.nan)
+    # Multiplied in float32, and rounded once.
+    torch.mul(logits_CV, factor_C1, out=grad_CV)

@@ -5,8 +5,11 @@ exponentials, and the weighted sum of differences between the two models; the la
 walk writes the gradient, rounded once, to the type of the head. Nothing is added atomically, so results repeat bit by
 bit.
 
-Differences are summed relative to the running maxima (whose moves are made up for), and the token's own term is kept
-out of every sum: so nothing cancels for logits of +-1e4, nor where a distribution is certain. A bias of -inf excludes a
+What takes time is memory: both rows are read twice, for they do not fit where a program could keep them. So there must
+be little to do per logit: a lane takes several neighbours at once, and rescales its sums once for all of them.
+
+Logits are counted from the token's own when they are subtracted from each other, and the token's own term is kept out
+of every sum: so nothing cancels for logits of +-1e4, nor where a distribution is certain. A bias of -inf excludes a
 token: the difference of its two logits is no number, and weighs nothing.
 
 This also runs on a CPU, in Triton's interpreter (TRITON_INTERPRET=1, before triton is imported), which is how it is
@@ -22,22 +25,20 @@ from anchorlwf.loss.gpu_pass import Rows
 
 __all__ = ["interpreted", "triton_rows"]
 
-BLOCK, WARPS = 4096, 8
-"""Logits that a program takes at a time, and the warps that share them."""
+LANES, PER_LANE, WARPS = 1024, 4, 16
+"""Logits that a program takes at a time: so many lanes of so many neighbours; and the warps that share them."""
 
 
 @triton.jit
-def _finish(block, bias_ptr, cols, V, scale, softcap, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr):
-    """Bias, scale and soft cap; (logits, the soft cap's slope)."""
+def _finish(block, bias_ptr, cols, V, scale, softcap, HAS_BIAS, HAS_SCALE, HAS_SOFTCAP):
+    """Bias, scale and soft cap."""
     if HAS_BIAS:
         block += tl.load(bias_ptr + cols, mask=cols < V, other=0.0).to(tl.float32)
-    block *= scale
-    slope = tl.full(block.shape, 1.0, tl.float32)
+    if HAS_SCALE:
+        block *= scale
     if HAS_SOFTCAP:
-        bent = 2 * tl.sigmoid(2 * block / softcap) - 1
-        slope = 1 - bent * bent
-        block = softcap * bent
-    return block, slope
+        block = softcap * (2 * tl.sigmoid(2 * block / softcap) - 1)
+    return block
 
 
 @triton.jit
@@ -66,70 +67,77 @@ def _rows(
     softcap,
     HAS_BIAS: tl.constexpr,
     HAS_REF_BIAS: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     REVERSE: tl.constexpr,
     GRAD: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
+    PER_LANE: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * row_step
     ref_ptr += row * row_step
     grad_ptr += row * row_step
     own_id = tl.load(ids_ptr + row).to(tl.int32)
-    # Finite, so that a first block multiplies a sum of zero by the move of the maximum, and gets zero.
-    top = tl.full((BLOCK,), -1.0e30, tl.float32)
-    ref_top = tl.full((BLOCK,), -1.0e30, tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    ref_total = tl.zeros((BLOCK,), tl.float32)
-    gap = tl.zeros((BLOCK,), tl.float32)
-    own = tl.zeros((BLOCK,), tl.float32)
-    ref_own = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, V, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
+    own = tl.load(logits_ptr + own_id)
+    ref_own = tl.load(ref_ptr + own_id)
+    own = _finish(own, bias_ptr, own_id, V, scale, softcap, HAS_BIAS, HAS_SCALE, HAS_SOFTCAP)
+    ref_own = _finish(ref_own, ref_bias_ptr, own_id, V, scale, softcap, HAS_REF_BIAS, HAS_SCALE, HAS_SOFTCAP)
+    base = tl.where(own > float("-inf"), own, 0.0)
+    ref_base = tl.where(ref_own > float("-inf"), ref_own, 0.0)
+    first_cols = tl.arange(0, LANES)[:, None] * PER_LANE + tl.arange(0, PER_LANE)[None, :]
+    # Finite, so that a first block multiplies a sum of zero by the move of the maximum, and gets zero; and far above
+    # what stands for logits that do not count, so that these never weigh anything.
+    top = tl.full((LANES,), -1.0e25, tl.float32)
+    ref_top = tl.full((LANES,), -1.0e25, tl.float32)
+    total = tl.zeros((LANES,), tl.float32)
+    ref_total = tl.zeros((LANES,), tl.float32)
+    gap = tl.zeros((LANES,), tl.float32)
+    for start in range(0, V, LANES * PER_LANE):
+        cols = start + first_cols
         inside = cols < V
-        logits = tl.load(logits_ptr + cols, mask=inside, other=-1.0e30)
-        ref = tl.load(ref_ptr + cols, mask=inside, other=-1.0e30)
-        logits, _ = _finish(logits, bias_ptr, cols, V, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
-        ref, _ = _finish(ref, ref_bias_ptr, cols, V, scale, softcap, HAS_REF_BIAS, HAS_SOFTCAP)
-        at = cols == own_id
-        own += tl.where(at, logits, 0.0)
-        ref_own += tl.where(at, ref, 0.0)
+        logits = tl.load(logits_ptr + cols, mask=inside, other=0.0)
+        ref = tl.load(ref_ptr + cols, mask=inside, other=0.0)
+        logits = _finish(logits, bias_ptr, cols, V, scale, softcap, HAS_BIAS, HAS_SCALE, HAS_SOFTCAP)
+        ref = _finish(ref, ref_bias_ptr, cols, V, scale, softcap, HAS_REF_BIAS, HAS_SCALE, HAS_SOFTCAP)
         others = inside & (cols != own_id)
-        new_top = tl.maximum(top, tl.where(inside, logits, -1.0e30))
-        new_ref_top = tl.maximum(ref_top, tl.where(inside, ref, -1.0e30))
-        both = others & (logits > float("-inf")) & (ref > float("-inf"))
-        logits = tl.where(others, logits - new_top, -1.0e30)
-        ref = tl.where(others, ref - new_ref_top, -1.0e30)
-        p = tl.exp(logits)
-        q = tl.exp(ref)
-        move = new_top - top
-        ref_move = new_ref_top - ref_top
-        shrink = tl.exp(-move)
-        ref_shrink = tl.exp(-ref_move)
+        logits = tl.where(others, logits, -1.0e30)
+        ref = tl.where(others, ref, -1.0e30)
+        new_top = tl.maximum(top, tl.max(logits, axis=1))
+        new_ref_top = tl.maximum(ref_top, tl.max(ref, axis=1))
+        p = tl.exp(logits - new_top[:, None])
+        q = tl.exp(ref - new_ref_top[:, None])
+        shrink = tl.exp(top - new_top)
+        ref_shrink = tl.exp(ref_top - new_ref_top)
+        gaps = (logits - base) - (ref - ref_base)
+        if HAS_BIAS or HAS_REF_BIAS:
+            gaps = tl.where((logits > float("-inf")) & (ref > float("-inf")), gaps, 0.0)
         if REVERSE:
-            gap = (gap + total * (ref_move - move)) * shrink + tl.where(both, p * (logits - ref), 0.0)
+            gap *= shrink
+            gap += tl.sum(p * gaps, axis=1)
         else:
-            gap = (gap + ref_total * (move - ref_move)) * ref_shrink + tl.where(both, q * (ref - logits), 0.0)
-        total = total * shrink + p
-        ref_total = ref_total * ref_shrink + q
+            gap *= ref_shrink
+            gap += tl.sum(q * gaps, axis=1)
+        total = total * shrink + tl.sum(p, axis=1)
+        ref_total = ref_total * ref_shrink + tl.sum(q, axis=1)
         top = new_top
         ref_top = new_ref_top
 
     # The lanes are joined.
-    row_top = tl.max(top, axis=0)
-    row_ref_top = tl.max(ref_top, axis=0)
-    below = top - row_top
-    ref_below = ref_top - row_ref_top
-    weight = tl.exp(below)
-    ref_weight = tl.exp(ref_below)
+    row_top = tl.maximum(tl.max(top, axis=0), own)
+    row_ref_top = tl.maximum(tl.max(ref_top, axis=0), ref_own)
+    weight = tl.exp(top - row_top)
+    ref_weight = tl.exp(ref_top - row_ref_top)
     others_sum = tl.sum(total * weight, axis=0)
     ref_others_sum = tl.sum(ref_total * ref_weight, axis=0)
-    own_z = tl.sum(own, axis=0) - row_top
-    ref_own_z = tl.sum(ref_own, axis=0) - row_ref_top
+    own_z = own - row_top
+    ref_own_z = ref_own - row_ref_top
     norm = others_sum + tl.exp(own_z)
     ref_norm = ref_others_sum + tl.exp(ref_own_z)
     log_norm = tl.log(norm)
     ref_log_norm = tl.log(ref_norm)
+    # What turns a gap into a difference of log-probabilities.
+    base_gap = ((base - row_top) - log_norm) - ((ref_base - row_ref_top) - ref_log_norm)
 
     # `rows.forward_terms` and `rows.reverse_terms`, for one token.
     confidence = tl.load(confidence_ptr + row)
@@ -140,14 +148,13 @@ def _rows(
     log_m = tl.where(share > 0, log_m, 0.0)
     m = tl.exp(log_m)
     if REVERSE:
-        gap_sum = tl.sum((gap + total * (below - ref_below)) * weight, axis=0)
-        rest = (gap_sum + others_sum * (ref_log_norm - log_norm - log_share)) / norm
+        base_gap -= log_share
+        rest = (tl.sum(gap * weight, axis=0) + others_sum * base_gap) / norm
         term = tl.exp(own_z - log_norm) * (own_z - log_norm - log_m)
         divergence = rest + tl.where(own_z > float("-inf"), term, 0.0)
     else:
-        gap_sum = tl.sum((gap + ref_total * (ref_below - below)) * ref_weight, axis=0)
         mass = ref_others_sum / ref_norm
-        rest = gap_sum / ref_norm + mass * (log_norm - ref_log_norm)
+        rest = -(tl.sum(gap * ref_weight, axis=0) / ref_norm + mass * base_gap)
         own_term = tl.where(m > 0, m * (log_m - own_z + log_norm), 0.0)
         # What has no share of the target adds nothing, however improbable it is.
         kept = tl.where(share > 0, share * (rest + log_share * mass), 0.0)
@@ -160,26 +167,31 @@ def _rows(
 
     if GRAD:
         factor = tl.load(factor_ptr + row)
-        for start in range(0, V, BLOCK):
-            cols = start + tl.arange(0, BLOCK)
+        p_factor = factor / norm
+        q_factor = factor * share / ref_norm
+        # From the end: what was read last may still be in the cache.
+        last = (tl.cdiv(V, LANES * PER_LANE) - 1) * LANES * PER_LANE
+        for back in range(0, V, LANES * PER_LANE):
+            cols = last - back + first_cols
             inside = cols < V
-            logits = tl.load(logits_ptr + cols, mask=inside, other=-1.0e30)
-            ref = tl.load(ref_ptr + cols, mask=inside, other=-1.0e30)
-            logits, slope = _finish(logits, bias_ptr, cols, V, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
-            ref, _ = _finish(ref, ref_bias_ptr, cols, V, scale, softcap, HAS_REF_BIAS, HAS_SOFTCAP)
+            logits = tl.load(logits_ptr + cols, mask=inside, other=0.0)
+            ref = tl.load(ref_ptr + cols, mask=inside, other=0.0)
+            logits = _finish(logits, bias_ptr, cols, V, scale, softcap, HAS_BIAS, HAS_SCALE, HAS_SOFTCAP)
+            ref = _finish(ref, ref_bias_ptr, cols, V, scale, softcap, HAS_REF_BIAS, HAS_SCALE, HAS_SOFTCAP)
+            slope = logits / softcap
             at = cols == own_id
-            logits -= row_top
-            ref -= row_ref_top
-            p = tl.exp(logits) / norm
+            p = tl.exp(logits - row_top) * p_factor
             if REVERSE:
-                log_q = tl.where(at, log_m, ref - ref_log_norm + log_share)
-                grad = p * (logits - log_norm - log_q - divergence)
+                # As the divergence was made of them, so that nothing is left where one token has all of it.
+                gaps = ((logits - base) - (ref - ref_base)) + base_gap
+                grad = p * (tl.where(at, own_z - log_norm - log_m, gaps) - divergence)
                 grad = tl.where(logits > float("-inf"), grad, 0.0)
                 # Where it is infinite there is no gradient.
                 grad = tl.where(divergence < float("inf"), grad, float("nan"))
             else:
-                grad = p - tl.where(at, m, tl.exp(ref) * (share / ref_norm))
-            grad *= slope * factor
+                grad = p - tl.where(at, m * factor, tl.exp(ref - row_ref_top) * q_factor)
+            if HAS_SOFTCAP:
+                grad *= 1 - slope * slope
             tl.store(grad_ptr + cols, grad.to(grad_ptr.dtype.element_ty), mask=inside)
 
 
@@ -213,9 +225,11 @@ def triton_rows(given: Rows) -> None:
         float(head.softcap or 1.0),
         HAS_BIAS=head.bias_V is not None,
         HAS_REF_BIAS=ref_head.bias_V is not None,
+        HAS_SCALE=head.scale != 1.0,
         HAS_SOFTCAP=head.softcap is not None,
         REVERSE=given.direction == "reverse",
         GRAD=given.grad_CV is not None,
-        BLOCK=BLOCK,
+        LANES=LANES,
+        PER_LANE=PER_LANE,
         num_warps=WARPS,
     )

@@ -125,7 +125,7 @@ class StepContext:
         ref_head = reference_head(model)
         with autocast(arguments):
             packed = may_pack(model, max(data.lengths))
-        # On a GPU, kernels compare the two models' logits; nobody has measured this there.
+        # On a GPU it was hardly quicker and its values were less exact (docs/performance.md).
         summarized = (
             config.impl == "auto"
             and config.direction == "forward"
