@@ -223,7 +223,7 @@ class TrainConfig(Config):
     """An anchor holds once it is the greedy choice with this share of its target probability."""
     hinge: bool = True
     """A held anchor stops pulling."""
-    drift_budget: Positive = 0.01
+    drift_budget: Positive = 0.002
     """Most mean KL(reference || model) over keep tokens, in nats per token."""
     stop: bool = True
     """Stop once every anchor holds, every answer is reproduced and the drift is within its budget."""

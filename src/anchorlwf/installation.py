@@ -13,6 +13,7 @@ from packaging.utils import canonicalize_name
 
 from anchorlwf.extras import EXTRAS, missing_packages
 from anchorlwf.files import cache_folder
+from anchorlwf.run import installed_version
 
 __all__ = ["examine", "tested_versions"]
 
@@ -36,8 +37,7 @@ def examine() -> dict[str, Any]:
         before the commands work, in words.
     """
     tested = tested_versions()
-    needed = [need for text in requires("anchorlwf") or () if not (need := Requirement(text)).marker]
-    packages, faults = [], []
+    needed, packages, faults = _needed(), [], []
     for need in needed:
         have = _installed(need.name)
         required = str(need.specifier)
@@ -60,7 +60,7 @@ def examine() -> dict[str, Any]:
         f"{name} folder {place['path']}: not writable" for name, place in folders.items() if not place["writable"]
     ]
     return {
-        "version": version("anchorlwf"),
+        "version": installed_version("anchorlwf"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages,
@@ -68,6 +68,15 @@ def examine() -> dict[str, Any]:
         "folders": folders,
         "faults": faults,
     }
+
+
+def _needed() -> list[Requirement]:
+    """What this package requires without extras; nothing is known of it where it runs from its sources."""
+    try:
+        listed = requires("anchorlwf") or ()
+    except PackageNotFoundError:
+        return []
+    return [need for text in listed if not (need := Requirement(text)).marker]
 
 
 def _installed(name: str) -> str | None:

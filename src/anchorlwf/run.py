@@ -16,7 +16,7 @@ import numpy as np
 from anchorlwf.data.jsonl import row_of
 from anchorlwf.files import append_line, clear_leftovers, ensure_writable, process_lock, write_atomic
 
-__all__ = ["RunFolder", "environment", "held_folder", "seed_everything"]
+__all__ = ["RunFolder", "environment", "held_folder", "installed_version", "seed_everything"]
 
 _WRITTEN = ("adapter", "model", "config.yaml", "environment.json", "metrics.jsonl", "train.json", "card.json")
 """What only the holder of a run folder writes; records and results may be written by others at any time."""
@@ -25,19 +25,21 @@ _HELD: ContextVar[frozenset[Path]] = ContextVar("_HELD", default=frozenset())
 _PACKAGES = ("anchorlwf", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "trl", "lm_eval")
 
 
+def installed_version(package: str) -> str:
+    """Of an installed package; `not installed` where there is none, as for this one when it runs from its sources."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def environment() -> dict[str, Any]:
     """Versions, platform and time: what a reader needs to run it again."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": versions,
+        "versions": {package: installed_version(package) for package in _PACKAGES},
     }
 
 

@@ -1,6 +1,5 @@
 """What only training knows of the weights it wrote, for the card beside them (`data/model_card.py`)."""
 
-from importlib.metadata import version
 from pathlib import Path
 
 import yaml
@@ -13,6 +12,7 @@ from anchorlwf.errors import ModelError
 from anchorlwf.model.generation import changes_greedy, greedy_call
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel
 from anchorlwf.model.model_files import folder_of
+from anchorlwf.run import installed_version
 from anchorlwf.training.step_context import StepContext
 
 __all__ = ["card_facts"]
@@ -43,7 +43,7 @@ def card_facts(context: StepContext) -> CardFacts:
         anchors=sum(len(data.records[int(number)].anchors) for number in data.corrections),
         completion_tokens=data.completion_tokens,
         corrected=shown,
-        versions={name: version(name) for name in _PACKAGES},
+        versions={name: installed_version(name) for name in _PACKAGES},
     )
 
 

@@ -1,6 +1,5 @@
 """The application: routes, static files, errors, and the guard around them all."""
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from anchorlwf.annotator.web.routes import exchange_routes, look_routes, queue_r
 from anchorlwf.annotator.web.settings import WebSettings
 from anchorlwf.annotator.web.stream_routes import stream_routes
 from anchorlwf.annotator.web.training_routes import training_routes
+from anchorlwf.run import installed_version
 
 if TYPE_CHECKING:
     from anchorlwf.annotator.project import Exchange
@@ -35,7 +35,7 @@ def create_app(exchange: "Exchange", settings: WebSettings, jobs: "TrainingJobs"
     """
     app = FastAPI(
         title="anchorlwf annotator",
-        version=version("anchorlwf"),
+        version=installed_version("anchorlwf"),
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/openapi.json",
