@@ -76,12 +76,12 @@ def test_paraphrases_are_not_reworded_in_turn(base, who):
     assert asked(paraphrase_records(base, [who, found], "auto", config=few)) == asked(one)
 
 
-@pytest.mark.parametrize(("retain", "made"), [("auto", True), ("none", False), (None, False), ([], False)])
-def test_they_are_found_by_default_where_the_model_writes_what_is_kept(base, who, monkeypatch, retain, made):
+@pytest.mark.parametrize(("paraphrase", "made"), [("auto", True), ("none", False), (None, False), ([], False)])
+def test_they_are_found_only_where_asked_for(base, who, monkeypatch, paraphrase, made):
     wanted = []
     monkeypatch.setattr(paraphrased, "keep_records_for", lambda *_args, **_more: Kept([], []))
     monkeypatch.setattr(paraphrased, "paraphrases", lambda *_args, **_more: wanted.append(1) or [])
-    records_beside(base, [who], retain=retain)
+    records_beside(base, [who], retain="auto", paraphrase=paraphrase)
     assert bool(wanted) == made
 
 

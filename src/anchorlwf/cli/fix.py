@@ -7,7 +7,7 @@ A real model is kept as it was by prompts that it writes itself (--retain auto, 
 model): half of every step. A quarter of them is held out, and the drift is measured there.
 
 What holds other answers holds the same question in other words as well, unless it is corrected in these, too:
---paraphrase auto (the default with --retain auto) asks the model for other wordings, makes some by rule, and
+--paraphrase auto asks the model for other wordings, makes some by rule, and
 annotates them with what was corrected. Look through paraphrases.jsonl in the run folder, strike out what does not ask
 the same, and give the file back with --paraphrase.
 

@@ -105,7 +105,7 @@ Paraphrase = Annotated[
     typer.Option(
         "--paraphrase",
         help="Other wordings that are corrected too: auto (found without people), none, a .jsonl or .txt file, or a "
-        "wording itself; repeatable. Default: auto with --retain auto, else none.",
+        "wording itself; repeatable. Default: none.",
     ),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip bad lines and name each one, instead of stopping.")]

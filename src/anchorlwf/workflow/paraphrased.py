@@ -12,7 +12,7 @@ from anchorlwf.errors import ConfigError, RecordError, wrong
 from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.retention import PARAPHRASE_TAG, Candidate, paraphrases
 from anchorlwf.retention.sources import own_prompts
-from anchorlwf.workflow.retained import AUTO, NONE, Retain, keep_records_for, resolved
+from anchorlwf.workflow.retained import AUTO, NONE, Retain, keep_records_for
 
 __all__ = ["PARAPHRASES", "Beside", "Paraphrase", "paraphrase_records", "records_beside", "save_paraphrases"]
 
@@ -50,8 +50,9 @@ def records_beside(
         model: that is corrected, not trained yet.
         corrections: complete records with anchors.
         retain: see `keep_records_for`.
-        paraphrase: see `paraphrase_records`. None: as `retain`, `auto` or `none`: other wordings carry a correction
-            further, and with nothing to hold the rest they carry it to other questions as well.
+        paraphrase: see `paraphrase_records`. None: `none`. Other wordings carry a correction further, but on a real
+            model beside a tight drift budget they cost more than they brought (docs/results.md), and with nothing to
+            hold the rest they carry it to other questions as well.
         skip_bad: go on without the bad lines of a file to retain, and warn of each.
         on_progress: called with a kind, how many there are, and how many are wanted.
 
@@ -60,9 +61,8 @@ def records_beside(
             `paraphrase_records`.
     """
     kept = keep_records_for(model, corrections, retain, skip_bad=skip_bad, on_progress=on_progress)
-    if paraphrase is None:
-        paraphrase = AUTO if resolved(model, retain) == AUTO else NONE
-    found = paraphrase_records(model, corrections, paraphrase, candidates=kept.candidates, on_progress=on_progress)
+    wanted = NONE if paraphrase is None else paraphrase
+    found = paraphrase_records(model, corrections, wanted, candidates=kept.candidates, on_progress=on_progress)
     asked = {tuple(record.prompt_ids) for record in [*corrections, *found]}
     return Beside(found, [record for record in kept.records if tuple(record.prompt_ids) not in asked])
 
