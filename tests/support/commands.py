@@ -98,7 +98,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = well("train", "records.jsonl", "--out", "run")
         assert re.match(
             r"Converged after \d+ steps, .* s\nanchors held: (\d+) of \1\nanswers reproduced: 2 of 2\n"
-            r"drift at keep tokens: 0\.\d+ nats per token\ntrained: .*\nweights: run/adapter\n",
+            r"drift at keep tokens: 0\.\d+ nats per token\n"
+            r"trained: MLP inputs: gate_proj, up_proj \(4 layers\)\nweights: run/adapter\n",
             done.out,
         )
         assert told(done).startswith("reference 1/1\ntrain  0/")

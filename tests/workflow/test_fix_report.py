@@ -24,6 +24,7 @@ def report_of(results, pieces=1):
     kept = SimpleNamespace(kept=len(results) - len(flips), base_right=len(results), flips=flips)
     training = SimpleNamespace(
         report=SimpleNamespace(held_out={"general": DRIFT, "near": DRIFT, "all": DRIFT}),
+        targets="MLP inputs: gate_proj, up_proj (30 layers)",
         steps=40,
         seconds=3.0,
         converged=False,

@@ -109,13 +109,12 @@ def _print(report: Any, as_json: bool) -> None:
     if (kept := report.results.groups.get("kept")) is not None:
         _print_kept(kept, report)
     training = report.training
-    out.print(f"trained: {training.targets}")
     for kind, drift in training.report.held_out.items():
         interval = f"({drift.low:.5f} to {drift.high:.5f}), in the worst per cent of tokens {drift.worst:.3f}"
         out.print(f"drift on {drift.records} held-out answers, {kind}: {drift.mean:.5f} nats per token {interval}")
     out.print(
         f"drift: {report.results.kl:.5f} nats per token on other answers; {training.steps} steps, "
-        f"{training.seconds:.1f} s; everything in {report.folder}"
+        f"{training.seconds:.1f} s, on {training.targets}; everything in {report.folder}"
     )
     if not training.converged:
         out.print(f"NOT converged: {'; '.join(training.missing)}")
