@@ -25,7 +25,7 @@ from anchorlwf.loss.gpu_pass import Rows
 
 __all__ = ["interpreted", "triton_rows"]
 
-LANES, PER_LANE, WARPS = 1024, 4, 16
+LANES, PER_LANE, WARPS = 2048, 4, 32
 """Logits that a program takes at a time: so many lanes of so many neighbours; and the warps that share them."""
 
 
