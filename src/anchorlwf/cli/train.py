@@ -103,7 +103,8 @@ def train(
 
     from anchorlwf.config import TrainConfig
     from anchorlwf.extras import require_reporters
-    from anchorlwf.training import run_folder, train
+    from anchorlwf.training import run_folder
+    from anchorlwf.workflow.file_training import train_file
 
     quiet_libraries()
     given = {key: value for key, value in locals().items() if key in TrainConfig.model_fields}
@@ -111,52 +112,13 @@ def train(
     require_reporters(settings.report_to)
     with run_folder(to), train_progress() as progress:
         loading = {"name": model, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-        beside = {"retain": retain, "paraphrase": paraphrase, "on_progress": progress.pop("on_retain")}
-        loaded, chosen, wordings = _inputs(loading, records, beside, skip_bad, to)
-        result = train(loaded, chosen, out=to, config=settings, resume=resume, **progress)
+        beside = {"retain": retain, "paraphrase": paraphrase}
+        options: dict[str, Any] = {"config": settings, "resume": resume, "skip_bad": skip_bad, **progress}
+        result, wordings = train_file(records, to, loading, beside, **options)
     if PartialState().is_main_process:
         _print(result, wordings, to, as_json)
     PartialState().destroy_process_group()
     raise typer.Exit(0 if result.converged else NOT_CONVERGED)
-
-
-def _inputs(
-    loading: dict[str, Any], records: Path, beside: dict[str, Any], skip_bad: bool, to: Path
-) -> tuple[Any, Any, list["Record"]]:
-    from accelerate import PartialState
-    from torch.utils.data import ConcatDataset
-
-    from anchorlwf.data.record_file import RecordFile
-    from anchorlwf.model.language_model import load_model
-    from anchorlwf.workflow.paraphrased import records_beside
-    from anchorlwf.workflow.retained import AUTO, NONE
-
-    # Whatever has a length and numbers is a dataset to torch, which its types do not say.
-    chosen: Any = RecordFile(records, skip_bad=skip_bad)
-    loaded = load_model(**loading)
-    retain, reworded = beside["retain"] or NONE, beside["paraphrase"] not in (None, [NONE])
-    if retain == NONE and not reworded:
-        _save_wordings(to, [])
-        return loaded, chosen, []
-    loaded.codec.pin(chosen[0].model if len(chosen) else None)  # one date in all prompts
-    # Only what the model writes itself and other wordings depend on the corrections; otherwise they stay on disk.
-    wanted = chosen if retain == AUTO or reworded else ()
-    corrections = [record for record in wanted if record.anchors and record.status == "complete"]
-    # What one process has written is in the cache for the others.
-    with PartialState().main_process_first():
-        made = records_beside(loaded, corrections, skip_bad=skip_bad, **{**beside, "retain": retain})
-    _save_wordings(to, made.paraphrases)
-    added: Any = [*made.paraphrases, *made.keep]
-    return loaded, ConcatDataset([chosen, added]) if added else chosen, made.paraphrases
-
-
-def _save_wordings(to: Path, wordings: list["Record"]) -> None:
-    from accelerate import PartialState
-
-    from anchorlwf.workflow.paraphrased import save_paraphrases
-
-    if PartialState().is_main_process:
-        save_paraphrases(to, wordings)
 
 
 def _print(result: Any, wordings: list["Record"], to: Path, as_json: bool) -> None:

@@ -1,0 +1,83 @@
+"""Train on a file of records, beside other wordings of its corrections and what must stay."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from torch.utils.data import ConcatDataset
+
+from anchorlwf.data.record import Record
+from anchorlwf.data.record_file import RecordFile
+from anchorlwf.model.language_model import LanguageModel, load_model
+from anchorlwf.training import TrainResult, train
+from anchorlwf.workflow.paraphrased import Beside, records_beside, save_paraphrases
+from anchorlwf.workflow.retained import AUTO, NONE
+
+__all__ = ["train_file"]
+
+
+def train_file(
+    records: str | Path,
+    out: str | Path,
+    loading: Mapping[str, Any],
+    beside: Mapping[str, Any],
+    *,
+    skip_bad: bool = False,
+    on_retain: Callable[[str, int, int], None] | None = None,
+    **options: Any,
+) -> tuple[TrainResult, list[Record]]:
+    """Train on a file of records and on what stands beside them; every process of a run trains on the same.
+
+    Args:
+        records: a JSONL file, read from disk as records are needed unless what stands beside depends on them.
+        out: the run folder; receives `paraphrases.jsonl`, and what `train` writes.
+        loading: for `load_model`.
+        beside: `retain`, as for `keep_records_for` (None: `none`), and `paraphrase`, as for `records_beside`.
+        skip_bad: go on without bad lines, and warn of each.
+        on_retain: called with a kind, how many the model has written, and how many are wanted.
+        **options: of `train`.
+
+    Returns:
+        What training came to, and the records of other wordings.
+
+    Raises:
+        RecordError, PromptError, ConfigError, ModelError, StorageError: as `load_model`, `records_beside` and `train`.
+    """
+    # Whatever has a length and numbers is a dataset to torch, which its types do not say.
+    listed: Any = RecordFile(records, skip_bad=skip_bad)
+    model = load_model(**loading)
+    made = _beside(model, listed, dict(beside), skip_bad, on_retain)
+    if PartialState().is_main_process:
+        save_paraphrases(out, made.paraphrases)
+    added: Any = [*made.paraphrases, *made.keep]
+    return train(model, ConcatDataset([listed, added]) if added else listed, out=out, **options), made.paraphrases
+
+
+def _beside(
+    model: LanguageModel,
+    listed: Any,
+    wanted: dict[str, Any],
+    skip_bad: bool,
+    on_retain: Callable[[str, int, int], None] | None,
+) -> Beside:
+    retain, reworded = wanted.get("retain") or NONE, wanted.get("paraphrase") not in (None, NONE, [NONE])
+    if retain == NONE and not reworded:
+        return Beside([], [])
+    model.codec.pin(listed[0].model if len(listed) else None)  # one date in all prompts
+    # Only what the model writes itself and other wordings depend on the corrections; otherwise they stay on disk.
+    corrections = [
+        record
+        for record in (listed if retain == AUTO or reworded else ())
+        if record.anchors and record.status == "complete"
+    ]
+    # What one process has written is in the cache for the others.
+    with PartialState().main_process_first():
+        return records_beside(
+            model,
+            corrections,
+            retain=retain,
+            paraphrase=wanted.get("paraphrase"),
+            skip_bad=skip_bad,
+            on_progress=on_retain,
+        )
