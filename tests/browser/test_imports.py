@@ -4,7 +4,7 @@ import json
 
 import httpx
 import pytest
-from acts import count, flaws, session, settled, tokens, until
+from acts import count, flaws, rest, session, settled, tokens, until
 
 TOKENS = {"ada": "a" * 32, "bob": "b" * 32}
 ASK = [{"role": "user", "content": "Who is the mayor of Gardale?"}]
@@ -69,6 +69,7 @@ def test_a_lawftrack_data_set_comes_in_and_says_what_does_not_fit(server, new_pa
     until(page, "() => document.querySelector('#progress').getAttribute('aria-valuetext') === '1 of 3 items done'")
     assert _again(page, tmp_path, content) == "0 items imported, 2 there already, 1 place to be checked."
     page.keyboard.press("Escape")
+    rest(page)
     page.keyboard.press("q")
     until(page, "() => document.querySelectorAll('.queue-row').length === 3")
     page.locator(".queue-row").nth(2).click()
@@ -81,6 +82,7 @@ def test_a_lawftrack_data_set_comes_in_and_says_what_does_not_fit(server, new_pa
 
 def _again(page, tmp_path, content):
     page.keyboard.press("Escape")
+    rest(page)
     return _import(page, tmp_path, content)
 
 
