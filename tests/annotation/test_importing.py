@@ -56,7 +56,7 @@ class Place(OpenDesk):
         """The items that one person is given, each shown and done."""
         found = []
         while (live := self.desk.next(annotator)) is not None:
-            views.session(self.decoder.table, live)
+            views.session(self.desk, live)
             found.append(live.row.item)
             self.desk.decide(live, "skip")
         return found

@@ -123,7 +123,8 @@ def test_supervised_fine_tuning_is_the_same_loss_with_every_token_an_anchor(lab)
     batch = collate(records, model.codec.pad_id)
     hidden_ND = completion_hidden(model.net, model.backbone, batch)
     heads = read_head(model), reference_head(model)
-    divergence_N, _ = divergence(hidden_ND, hidden_ND, heads, batch.token_ids_N, batch.confidence_N)
+    scored = divergence(hidden_ND, hidden_ND, heads, batch.token_ids_N, batch.confidence_N)
+    divergence_N = scored.divergence_N
     loss = reduce_loss(divergence_N, batch.confidence_N > 0, Counts(len(divergence_N), 0), "balanced")
     wanted = []
     for record in records:

@@ -190,7 +190,8 @@ def test_sampling_starts_from_our_own_prompt_ids(corrected, template):
         lambda module, args, options: seen.append(options["input_ids"].tolist()), with_kwargs=True
     )
     train_grpo(model, corrected[:1], brief(steps=1, num_generations=2))
-    assert seen[0] == [wanted] * 2
+    # Before that, how the model may be fed is tried on a few tokens.
+    assert next(ids for ids in seen if len(ids) == 2) == [wanted] * 2
 
 
 def test_the_same_seed_gives_the_same_model(corrected):

@@ -200,6 +200,8 @@ def test_the_answer_ends_behind_the_correction(server, new_page):
     page.keyboard.press("Control+Enter")
     until(page, "() => document.querySelector('#answer').textContent.startsWith('She is here.')")
     assert _text(page) == "She is here.<|im_end|>"
+    # Until the server has answered, what may not stay is grey.
+    until(page, "() => !document.querySelector('#answer .pending')")
     assert flaws(page) == []
 
 

@@ -126,6 +126,8 @@ def test_evaluate_takes_one_probe_and_one_record(tiny_model, records, probes):
 @pytest.mark.parametrize("wrong", list(WRONG))
 def test_evaluate_says_what_is_no_probe_and_what_is_no_record(tiny_model, records, probes, wrong):
     given, message = WRONG[wrong]
+    # Corrected records are enough to measure; without those, too, there is nothing.
+    message = "expected at least one probe or corrected record" if wrong == "nothing" else message
     with pytest.raises(RecordError, match=f"(?s){message}"):
         measured(tiny_model, given(probes))
     if wrong != "nothing":
