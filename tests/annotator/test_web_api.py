@@ -391,7 +391,8 @@ def test_a_continuation_pauses_and_a_cut_answer_goes_on(rig):
     _, last = ada.stream(session["id"], 1, behind)
     paused = last["head"]
     assert (paused["ended"], paused["streaming"]) == (False, False)
-    assert behind + 5 <= paused["length"] <= behind + 10
+    # Where it pauses before anybody listens, whoever listens then asks for more: at the most one pause later.
+    assert behind + 5 <= paused["length"] <= behind + 20
     assert ada.post(f"{url}/extend").status_code == 409
     # The next one pauses as well, and whoever asks for more at once gets it.
     _, last = ada.stream(session["id"], 1, paused["length"])
