@@ -69,7 +69,12 @@ def test_eight_quick_clicks_are_all_honoured(serve, endless, new_page):
     for box in boxes:
         page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     # Eight lists are asked of the model, while it writes ahead and another test may need the processor.
-    page.wait_for_selector("#picker[data-shown*='/3/']:not([hidden])", timeout=60_000)
+    until(
+        page,
+        "() => { const { hidden, dataset } = document.querySelector('#picker');"
+        " return !hidden && dataset.shown?.includes('/3/'); }",
+        seconds=60,
+    )
     assert page.evaluate("window.order") == wanted
     # And eight keys: each correction and undo is carried out, in order.
     page.keyboard.press("Alt+2")
