@@ -33,8 +33,8 @@ def test_doctor_prints_what_it_found(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("version", "got"), [("2.1.0", "2.1.0"), (None, "none")])
 def test_what_is_too_old_or_missing_makes_the_exit_code(monkeypatch, version, got):
-    have = installation._installed
-    monkeypatch.setattr(installation, "_installed", lambda name: version if name == "torch" else have(name))
+    have = installation.installed_version
+    monkeypatch.setattr(installation, "installed_version", lambda name: version if name == "torch" else have(name))
     done = run("doctor")
     assert done.code == 1
     assert f"torch: expected >=2.6, got {got}. pip install 'torch>=2.6'" in done.out

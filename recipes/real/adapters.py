@@ -50,9 +50,6 @@ from anchorlwf.model.attention import attention_kind, network_inputs
 from anchorlwf.model.batch import collate
 from anchorlwf.model.language_model import LanguageModel, load_model
 
-LAYERS = 30
-"""Of the real model; the embedded one has fewer, and `layers` is not tried on it."""
-
 
 @dataclass(frozen=True)
 class Variant:

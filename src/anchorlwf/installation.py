@@ -3,7 +3,7 @@
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def examine() -> dict[str, Any]:
     tested = tested_versions()
     needed, packages, faults = _needed(), [], []
     for need in needed:
-        have = _installed(need.name)
+        have = installed_version(need.name)
         required = str(need.specifier)
         packages.append(
             {
@@ -60,7 +60,7 @@ def examine() -> dict[str, Any]:
         f"{name} folder {place['path']}: not writable" for name, place in folders.items() if not place["writable"]
     ]
     return {
-        "version": installed_version("anchorlwf"),
+        "version": installed_version("anchorlwf") or "not installed",
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages,
@@ -77,13 +77,6 @@ def _needed() -> list[Requirement]:
     except PackageNotFoundError:
         return []
     return [need for text in listed if not (need := Requirement(text)).marker]
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _folder(path: Path) -> dict[str, Any]:

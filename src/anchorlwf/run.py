@@ -25,12 +25,12 @@ _HELD: ContextVar[frozenset[Path]] = ContextVar("_HELD", default=frozenset())
 _PACKAGES = ("anchorlwf", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "trl", "lm_eval")
 
 
-def installed_version(package: str) -> str:
-    """Of an installed package; `not installed` where there is none, as for this one when it runs from its sources."""
+def installed_version(package: str) -> str | None:
+    """Of an installed package; None where it is not, as this one when it runs from its sources."""
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return None
 
 
 def environment() -> dict[str, Any]:
@@ -39,7 +39,7 @@ def environment() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {package: installed_version(package) for package in _PACKAGES},
+        "versions": {package: installed_version(package) or "not installed" for package in _PACKAGES},
     }
 
 

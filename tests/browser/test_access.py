@@ -22,6 +22,20 @@ def _open(server, new_page, **options):
     return page
 
 
+def _dialogs_and_changes(page):
+    """Stops at each dialog while it is open, then at the view of changes."""
+    for key, dialog in (("?", "help"), ("/", "palette"), ("q", "queue")):
+        page.keyboard.press(key)
+        page.wait_for_selector(f"#{dialog}-dialog[open]")
+        if dialog == "queue":
+            page.wait_for_selector(".queue-row")
+        yield dialog
+        page.keyboard.press("Escape")
+    page.keyboard.press("d")
+    page.wait_for_selector("#view-changes .diff")
+    yield "changes"
+
+
 def _word(page, word):
     return tokens(page).index(word)
 
@@ -38,16 +52,8 @@ def test_every_state_is_readable_and_named(server, new_page, scheme):
     page.keyboard.press("Escape")
     page.keyboard.press("Escape")
     rest(page)
-    for key, dialog in (("?", "help"), ("/", "palette"), ("q", "queue")):
-        page.keyboard.press(key)
-        page.wait_for_selector(f"#{dialog}-dialog[open]")
-        if dialog == "queue":
-            page.wait_for_selector(".queue-row")
+    for _ in _dialogs_and_changes(page):
         assert flaws(page) == []
-        page.keyboard.press("Escape")
-    page.keyboard.press("d")
-    page.wait_for_selector("#view-changes .diff")
-    assert flaws(page) == []
     page.evaluate(
         "document.querySelector('#connection').hidden = false; "
         "document.querySelector('#connection-text').textContent = 'The server does not answer.'; "
@@ -89,16 +95,8 @@ def test_axe_finds_nothing(server, new_page, axe, scheme, size):
     page.locator("#notes > summary").click()
     page.keyboard.press("v")
     rest(page)
-    for key, dialog in (("?", "help"), ("/", "palette"), ("q", "queue")):
-        page.keyboard.press(key)
-        page.wait_for_selector(f"#{dialog}-dialog[open]")
-        if dialog == "queue":
-            page.wait_for_selector(".queue-row")
+    for _ in _dialogs_and_changes(page):
         assert axe(page) == []
-        page.keyboard.press("Escape")
-    page.keyboard.press("d")
-    page.wait_for_selector("#view-changes .diff")
-    assert axe(page) == []
 
 
 def test_axe_sees_what_is_wrong(server, new_page, axe):

@@ -12,7 +12,7 @@ from anchorlwf.errors import ModelError
 from anchorlwf.model.generation import changes_greedy, greedy_call
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel
 from anchorlwf.model.model_files import folder_of
-from anchorlwf.run import installed_version
+from anchorlwf.run import environment
 from anchorlwf.training.step_context import StepContext
 
 __all__ = ["card_facts"]
@@ -25,7 +25,7 @@ _PACKAGES = ("anchorlwf", "peft", "transformers", "torch")
 def card_facts(context: StepContext) -> CardFacts:
     """The facts of a run, from its context."""
     model, data = context.model, context.data
-    dtype = str(model.causal.dtype).removeprefix("torch.")
+    dtype, versions = str(model.causal.dtype).removeprefix("torch."), environment()["versions"]
     shown = [_correction(model, data.records[int(number)]) for number in data.corrections[:_QUOTED]]
     return CardFacts(
         kind="adapter" if isinstance(model.net, PeftModel) else "model",
@@ -43,7 +43,7 @@ def card_facts(context: StepContext) -> CardFacts:
         anchors=sum(len(data.records[int(number)].anchors) for number in data.corrections),
         completion_tokens=data.completion_tokens,
         corrected=shown,
-        versions={name: installed_version(name) for name in _PACKAGES},
+        versions={name: versions[name] for name in _PACKAGES},
     )
 
 

@@ -35,7 +35,7 @@ def create_app(exchange: "Exchange", settings: WebSettings, jobs: "TrainingJobs"
     """
     app = FastAPI(
         title="anchorlwf annotator",
-        version=installed_version("anchorlwf"),
+        version=installed_version("anchorlwf") or "not installed",
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/openapi.json",
