@@ -99,9 +99,10 @@ class Screen:
 
     def end(self, keys: bytes) -> int:
         """Type keys that end the process; its exit code."""
+        deadline = time.monotonic() + 60
         os.write(self._ours, keys)
         while self._read():
-            pass
+            assert time.monotonic() < deadline, f"it goes on: {self.text[self._seen :]!r}"
         return self.process.wait(60)
 
     def kill(self) -> None:
