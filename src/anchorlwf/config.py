@@ -235,6 +235,9 @@ class TrainConfig(Config):
     save_steps: Annotated[int, Field(ge=0)] = 0
     """Checkpoint every so many steps, for resuming; 0: none."""
     gradient_checkpointing: bool = False
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    """What the steps of float32 weights multiply in on a CPU. auto: bfloat16, where the processor has it and the
+    network is wide. What is measured stays float32. On a GPU the type of the weights decides."""
     report_to: Reporters = ()
     """Where every step's figures are sent besides metrics.jsonl: tensorboard, trackio, wandb; `none` is the empty list.
     TensorBoard's files go into the run folder, the others may go to their servers."""

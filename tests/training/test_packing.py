@@ -19,7 +19,7 @@ from anchorlwf.data.record import Prompt
 from anchorlwf.divergence import completion_hidden
 from anchorlwf.model import attention
 from anchorlwf.model.attention import WITHIN_RECORDS, attention_kind, within_records
-from anchorlwf.model.batch import KeepTurn, collate, pack
+from anchorlwf.model.batch import KeepTurn, collate, pack, shared_length
 from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.training import step_context, step_sampler, train, trainer
 from anchorlwf.training.packing import fed_length, packing_flaw
@@ -60,6 +60,8 @@ REFUSED = {
 }
 LENGTHS = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 12)), min_size=1, max_size=6)
 """Tokens of prompt and completion, per record."""
+SYSTEM = torch.arange(40, 52).tolist()
+"""What prompts of a conversation begin with."""
 MIXED = [(9, 5), (1, 3), (17, 12), (4, 1), (1, 1), (6, 8), (6, 8), (20, 2)]
 
 
@@ -82,6 +84,11 @@ def turns_of(lengths, seed=0):
     generator = torch.Generator().manual_seed(seed)
     ids = [[torch.randint(3, 320, (length,), generator=generator).tolist() for length in pair] for pair in lengths]
     return [KeepTurn(*pair) for pair in ids]
+
+
+def instructed(turns):
+    """The same turns behind one system prompt."""
+    return [KeepTurn(SYSTEM + turn.prompt_ids, turn.completion_ids) for turn in turns]
 
 
 def states(model, batch):
@@ -114,15 +121,39 @@ def test_a_packed_batch_holds_the_tokens_of_the_padded_one_and_no_others(lengths
         assert batch.per_record(ones).tolist() == [len(turn.completion_ids) for turn in turns]
 
 
+@given(LENGTHS.filter(lambda lengths: len(lengths) > 1))
+def test_what_all_prompts_begin_with_stands_there_once(lengths):
+    turns = instructed(turns_of(lengths))
+    packed, padded = pack(turns, share=True), collate(turns, pad_id=0)
+    shared = shared_length(turns)
+    assert len(SYSTEM) - 1 <= shared < min(len(turn.prompt_ids) for turn in turns)
+    assert packed.input_ids_BT.shape == (1, sum(map(fed_length, turns)) - shared * (len(turns) - 1))
+    assert packed.input_ids_BT[0, :shared].tolist() == turns[0].prompt_ids[:shared]
+    assert torch.equal(packed.position_ids_BT[0, packed.column_N], padded.column_N)
+    assert torch.equal(packed.token_ids_N, padded.token_ids_N)
+    assert packed.turns(range(len(turns))) == padded.turns(range(len(turns))) == turns
+    ones = torch.ones_like(packed.token_ids_N)
+    assert packed.per_record(ones).tolist() == [len(turn.completion_ids) for turn in turns]
+
+
+def test_nothing_is_shared_by_one_record_nor_where_it_would_not_pay():
+    turns = instructed(turns_of(MIXED))
+    assert shared_length(turns[:1]) == 0
+    few = [KeepTurn(SYSTEM[:4] + turn.prompt_ids, turn.completion_ids) for turn in turns_of(MIXED)]
+    assert shared_length(few) == 0
+    assert pack(few, share=True).bounds.tolist() == pack(few).bounds.tolist()
+
+
 # --- exactness ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared"])
 @pytest.mark.parametrize("name", PACKS)
-def test_states_loss_and_gradients_are_those_of_padded_batches(model_of, name):
-    model, turns = model_of(name), turns_of(MIXED)
+def test_states_loss_and_gradients_are_those_of_padded_batches(model_of, name, shared):
+    model, turns = model_of(name), instructed(turns_of(MIXED)) if shared else turns_of(MIXED)
     assert packing_flaw(model, max(map(fed_length, turns))) is None
     found = []
-    for batch in (collate(turns, pad_id=0), pack(turns)):
+    for batch in (collate(turns, pad_id=0), pack(turns, share=shared)):
         hidden_ND = states(model, batch)
         weight = model.causal.get_output_embeddings().weight
         loss = torch.nn.functional.cross_entropy(hidden_ND @ weight.T, batch.token_ids_N)
@@ -150,19 +181,22 @@ def test_any_lengths_give_the_states_of_padded_batches(model_of, name):
         turns = turns_of(lengths)
         with torch.no_grad():
             assert gap(states(model, pack(turns)), states(model, collate(turns, pad_id=0))) < 1e-5
+            turns = instructed(turns)
+            assert gap(states(model, pack(turns, share=True)), states(model, collate(turns, pad_id=0))) < 1e-5
 
     check()
 
 
+@pytest.mark.parametrize("behind", [list, instructed], ids=["apart", "shared"])
 @pytest.mark.parametrize("name", PACKS)
-def test_nothing_crosses_from_one_record_to_another(model_of, name):
+def test_nothing_crosses_from_one_record_to_another(model_of, name, behind):
     model, turns = model_of(name), turns_of(MIXED)
     splits = [len(turn.completion_ids) for turn in turns]
     with torch.no_grad():
-        before = states(model, pack(turns)).split(splits)
+        before = states(model, pack(behind(turns), share=True)).split(splits)
         for place in range(len(turns)):
-            others = [*turns[:place], changed(turns[place]), *turns[place + 1 :]]
-            after = states(model, pack(others)).split(splits)
+            others = behind([*turns[:place], changed(turns[place]), *turns[place + 1 :]])
+            after = states(model, pack(others, share=True)).split(splits)
             same = [torch.equal(one, other) for one, other in zip(before, after, strict=True)]
             assert same == [index != place for index in range(len(turns))]
 
@@ -232,11 +266,8 @@ def test_attention_across_records_is_seen(model_of, monkeypatch):
 
 
 def test_a_window_that_is_not_kept_is_seen_where_a_record_is_longer(model_of, monkeypatch):
-    monkeypatch.setattr(
-        attention,
-        "_window_mask",
-        lambda length, window, device: torch.ones(1, 1, length, length, dtype=torch.bool, device=device).tril(),
-    )
+    kept = attention._mask
+    monkeypatch.setattr(attention, "_mask", lambda shared, length, _, device: kept(shared, length, None, device))
     assert packing_flaw(model_of("mistral"), WINDOW) is None
     assert "differ by" in packing_flaw(model_of("mistral"), WINDOW + 8)
 
@@ -267,6 +298,19 @@ def lengthened(records, count):
         plain.model_copy(update={"id": str(UUID(int=i)), "prompt_ids": plain.prompt_ids + [50] * (i * 7 % 40)})
         for i in range(count)
     ]
+
+
+def test_the_reference_and_a_step_go_through_what_is_shared_once(tiny_path, records, tmp_path, monkeypatch):
+    system = records[0].prompt_ids[:1] * 10
+    alike = [one.model_copy(update={"prompt_ids": system + one.prompt_ids}) for one in records]
+    fed, plain = [], divergence.network_inputs
+    monkeypatch.setattr(divergence, "network_inputs", lambda *given: fed.append(given[0]) or plain(*given))
+    trained(tiny_path, alike, tmp_path, max_steps=2)
+    tokens = sum(map(fed_length, alike))
+    shared = shared_length(alike)
+    whole = [batch for batch in fed if batch.bounds is not None and batch.records == len(alike)]
+    assert len(whole) >= 4, "the reference's states, two steps and the report"
+    assert {batch.input_ids_BT.shape[1] for batch in whole} == {tokens - shared * (len(alike) - 1)}
 
 
 def trained(path, records, out, **options):
@@ -302,7 +346,9 @@ def test_training_ends_as_with_padded_batches(tiny_path, records, tmp_path, monk
 
 def test_training_packs_and_leaves_the_model_its_own_attention(tiny_path, records, tmp_path, monkeypatch):
     named, packs, plain = [], [], step_context.pack
-    monkeypatch.setattr(step_context, "pack", lambda records: packs.append(len(records)) or plain(records))
+    monkeypatch.setattr(
+        step_context, "pack", lambda records, **how: packs.append(len(records)) or plain(records, **how)
+    )
     model = load_model(str(tiny_path), dtype="float32", device="cpu")
     config = TrainConfig(max_steps=3, stop=False, method="full", learning_rate=1e-3, save_steps=2)
     train(

@@ -1,12 +1,14 @@
 """Attention within records that lie end to end in one row, where the model's own would need a T x T mask.
 
 Flash attention takes the records' bounds itself. `sdpa` gets a function that runs transformers' own over one record
-after the other: the sum of L^2 instead of T^2, and nothing crosses from one record to the next.
+after the other: the sum of L^2 instead of T^2, and nothing crosses from one record to the next. What all records begin
+with may stand at the front of the row; then each of them sees that, too, and it is computed once.
 
-Shape suffixes: H heads, T tokens of the row, L tokens of a record, K head width.
+Shape suffixes: H heads, T tokens of the row, S shared ones, L tokens of a record besides those, K head width.
 """
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -36,11 +38,14 @@ def attention_kind(backbone: nn.Module) -> str:
     return "flash" if "flash" in name else "sdpa" if name == WITHIN_RECORDS else name
 
 
-def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """Causal, and no more than `window` tokens back: bool [1, 1, L, L]."""
-    position_L = torch.arange(length, device=device)
-    back_LL = position_L[:, None] - position_L
-    return ((back_LL >= 0) & (back_LL < window))[None, None]
+@functools.lru_cache(64)
+def _mask(shared: int, length: int, window: int | None, device: torch.device) -> Tensor:
+    """Causal, and no more than `window` tokens back: bool [1, 1, L, S + L]."""
+    # Kept for other passes, which may want a gradient.
+    with torch.inference_mode(False):
+        position_L = torch.arange(shared, shared + length, device=device)
+        back = position_L[:, None] - torch.arange(shared + length, device=device)
+        return ((back >= 0) & (back < (window or shared + length)))[None, None]
 
 
 def _sdpa_within_records(
@@ -58,17 +63,25 @@ def _sdpa_within_records(
     if attention_mask is not None:
         raise ValueError("this model makes attention masks of its own")
     runs = [(length, len(list(run))) for length, run in itertools.groupby(record_lengths)]
-    sizes = [length * many for length, many in runs]
+    shared = query_1HTK.shape[2] - sum(record_lengths)
+    sizes = [shared, *(length * many for length, many in runs)]
+
+    def attend(length: int, before: int, *parts: Tensor) -> Tensor:
+        """[many, H, L, K] of the queries, and S + L of keys and values: [many * L, H, K]."""
+        windowed = sliding_window is not None and before + length > sliding_window
+        mask = _mask(before, length, sliding_window, query_1HTK.device) if before or windowed else None
+        return sdpa_attention_forward(module, *parts, mask, **options)[0].flatten(0, 1)
+
     # Split, not sliced: the gradient of a slice is as long as the row.
-    rows = [states_1HTK[0].split(sizes, dim=1) for states_1HTK in (query_1HTK, key_1HTK, value_1HTK)]
-    done = []
-    for (length, many), *row in zip(runs, *rows, strict=True):
+    fronts, *rows = zip(*(x_1HTK[0].split(sizes, dim=1) for x_1HTK in (query_1HTK, key_1HTK, value_1HTK)), strict=True)
+    done = [attend(shared, 0, *(front_HSK[None] for front_HSK in fronts))] if shared else []
+    for (length, many), row in zip(runs, rows, strict=True):
         # [H, many * L, K] -> [many, H, L, K]: a view.
-        parts = [states_HTK.unflatten(1, (many, length)).transpose(0, 1) for states_HTK in row]
-        mask = None
-        if sliding_window is not None and length > sliding_window:
-            mask = _window_mask(length, sliding_window, query_1HTK.device)
-        done.append(sdpa_attention_forward(module, *parts, mask, **options)[0].flatten(0, 1))
+        query, *others = (states_HTK.unflatten(1, (many, length)).transpose(0, 1) for states_HTK in row)
+        if shared:
+            fronts_kv = (front_HSK.expand(many, -1, -1, -1) for front_HSK in fronts[1:])
+            others = [torch.cat(both, dim=2) for both in zip(fronts_kv, others, strict=True)]
+        done.append(attend(length, shared, query, *others))
     return torch.cat(done)[None], None
 
 

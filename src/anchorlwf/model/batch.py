@@ -1,6 +1,7 @@
 """Records to tensors. Only completion positions are ever projected to the vocabulary; prompts carry no loss.
 
 A batch is padded (`collate`: a row per record, as long as the longest) or packed (`pack`: one row, records end to end).
+What all prompts of a packed batch begin with, such as a system prompt, may stand at its front once for all records.
 
 Shape suffixes: B rows, T tokens of a row (prompts and completions, padded on the right), R records, N completion tokens
 of the batch.
@@ -14,7 +15,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "KeepTurn", "Turn", "collate", "pack"]
+__all__ = ["Batch", "KeepTurn", "Turn", "collate", "pack", "shared_length"]
+
+_WORTH_SHARING = 8
+"""Tokens; attention to fewer shared ones costs more than it saves."""
 
 
 class Turn(Protocol):
@@ -65,11 +69,13 @@ class Batch(NamedTuple):
     attention_mask_BT: Tensor | None = None
     """int64, 0 at padding. None: packed."""
     position_ids_BT: Tensor | None = None
-    """int64, from 0 in each record. None: padded."""
+    """int64, from 0 in each record; what is shared counts for all. None: padded."""
     bounds: Tensor | None = None
-    """int32 [R + 1]: record r is columns bounds[r] to bounds[r + 1] of the one row. None: padded."""
+    """int32 [R + 1]: record r is columns bounds[r] to bounds[r + 1] of the one row. The first bounds[0] columns are
+    shared. None: padded."""
     record_lengths: Tensor | None = None
-    """int64 [R], tokens fed of each record, always on the CPU: whoever needs them needs numbers. None: padded."""
+    """int64 [R], tokens fed of each record besides shared ones, always on the CPU: whoever needs them needs numbers.
+    None: padded."""
     reference_NX: Tensor | None = None
     """What is known of the reference at the N positions beforehand: its final hidden states, or their summary."""
 
@@ -105,12 +111,13 @@ class Batch(NamedTuple):
     def turns(self, numbers: Sequence[int]) -> list["KeepTurn"]:
         """Prompt and completion of some of the records, by number in [0, R)."""
         chosen, record_N = [], self._record_N()
+        shared = [] if self.bounds is None else self.input_ids_BT[0, : int(self.bounds[0])].tolist()
         for number in numbers:
             own_N = record_N == number
             row, first = (number, 0) if self.bounds is None else (0, int(self.bounds[number]))
             # The last token of the prompt is where the first of the completion is predicted.
             prompt = self.input_ids_BT[row, first : int(self.column_N[own_N][0]) + 1]
-            chosen.append(KeepTurn(prompt.tolist(), self.token_ids_N[own_N].tolist()))
+            chosen.append(KeepTurn(shared + prompt.tolist(), self.token_ids_N[own_N].tolist()))
         return chosen
 
     def tensors(self) -> dict[str, Tensor]:
@@ -142,19 +149,34 @@ def collate(records: Sequence[Turn], pad_id: int) -> Batch:
     )
 
 
-def pack(records: Sequence[Turn]) -> Batch:
-    """Batch turns in the given order, end to end in one row: no padding, and no mask."""
-    inputs = [_input_ids(record) for record in records]
-    bounds = [0, *itertools.accumulate(len(ids) for ids in inputs)]
-    completions = _completions(records, bounds[:-1])
+def pack(records: Sequence[Turn], *, share: bool = False) -> Batch:
+    """Batch turns in the given order, end to end in one row: no padding, and no mask.
+
+    Args:
+        records: the turns.
+        share: put what all prompts begin with to the front once, where it is long enough to pay.
+    """
+    shared = shared_length(records) if share else 0
+    inputs = [_input_ids(record)[shared:] for record in records]
+    bounds = list(itertools.accumulate((len(ids) for ids in inputs), initial=shared))
+    completions = _completions(records, [bound - shared for bound in bounds[:-1]])
+    positions = [torch.arange(shared), *(torch.arange(shared, shared + len(ids)) for ids in inputs)]
     return Batch(
-        torch.tensor([list(itertools.chain.from_iterable(inputs))]),
+        torch.tensor([[*records[0].prompt_ids[:shared], *itertools.chain.from_iterable(inputs)]]),
         torch.zeros_like(completions["column_N"]),
         **completions,
-        position_ids_BT=torch.cat([torch.arange(len(ids)) for ids in inputs])[None],
+        position_ids_BT=torch.cat(positions)[None],
         bounds=torch.tensor(bounds, dtype=torch.int32),
         record_lengths=torch.tensor([len(ids) for ids in inputs]),
     )
+
+
+def shared_length(records: Sequence[Turn]) -> int:
+    """Tokens that all prompts begin with and that are worth sharing; each record keeps one token of its prompt."""
+    prompts = [record.prompt_ids for record in records]
+    alike = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))
+    length = min(len(list(alike)), min(map(len, prompts)) - 1)
+    return length if len(prompts) > 1 and length >= _WORTH_SHARING else 0
 
 
 def _input_ids(record: Turn) -> list[int]:

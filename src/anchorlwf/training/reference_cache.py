@@ -37,6 +37,7 @@ from anchorlwf.model.batch import Turn, collate, pack
 from anchorlwf.model.fingerprint import tensors_sha
 from anchorlwf.model.head import reference_head
 from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.training.packing import shares_beginnings
 
 __all__ = [
     "GIB",
@@ -368,7 +369,8 @@ def _computed(model: LanguageModel, batch: Mapping[str, Turn], key: ReferenceKey
     """One forward pass of the reference, as the content of a file."""
     turns = list(batch.values())
     with model.as_reference() as reference:
-        inputs = (pack(turns) if key.packed else collate(turns, model.codec.pad_id)).to(model.device)
+        packed = pack(turns, share=shares_beginnings(model)) if key.packed else None
+        inputs = (packed or collate(turns, model.codec.pad_id)).to(model.device)
         states_NX = completion_hidden(reference.net, reference.backbone, inputs)
     if key.summarized:
         states_NX = summarize(states_NX, reference_head(model), inputs.token_ids_N).stacked()

@@ -7,7 +7,8 @@ within its budget. Where that cannot be had, it ends once nothing improves any m
 Meanwhile beta, the weight of the keep tokens, is the multiplier of the drift. Dual ascent raises it while the drift is
 over budget and lets it down while there is room. Where both goals cannot be had, plain ascent would raise it for ever,
 until the clipped gradient shows nothing but keep tokens and the anchors are lost (the integrator winds up). So beta is
-bounded, and it remembers the other goal: while anchors that held before are being lost, it does not rise.
+bounded, and the anchors come first: while some of them do not hold, it rises only as long as they go on rising, too,
+and it is let down where they have come to a halt.
 """
 
 import math
@@ -31,40 +32,48 @@ _AIM = 0.8
 """Of the budget: a little below, so that noise does not carry the drift over it."""
 _GAIN, _FALL, _RISE = 0.25, 0.8, 1.5
 """Exponent of the ratio to the aim, and the smallest and largest factor of one observation."""
-_RANGE = 1e3
-"""Beta never exceeds so many times its start."""
+_ADVANCE = 0.01
+"""Nats that the anchors' mean log-probability gains between two observations while they rise."""
+_FLOOR, _RANGE = 0.1, 1e3
+"""Beta never falls below the one share of its start for the anchors' sake, nor rises above the other."""
 
 
 class DriftControl:
     """Beta, and what it has seen.
 
     Args:
-        config: `beta` is where it starts, and its minimum; `drift_budget` the maximum mean KL, nats per token.
+        config: `beta` is where it starts, and what it relaxes to; `drift_budget` the maximum mean KL, nats per token.
 
     Attributes:
         beta: the weight now.
         best_held: the largest share of anchors that held at any observation.
+        best_log_p: the largest mean log-probability of the anchors, nats.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         self._start, self._budget = config.beta, config.drift_budget
-        self.beta, self.best_held = config.beta, 0.0
+        self.beta, self.best_held, self.best_log_p = config.beta, 0.0, -math.inf
 
-    def observe(self, drift: float, held: float) -> None:
+    def observe(self, drift: float, held: float, log_p: float) -> None:
         """Adjust beta.
 
         Args:
             drift: mean KL(reference || model), nats per token.
             held: share of the anchors that hold, in [0, 1].
+            log_p: mean log-probability of the anchors, nats.
         """
+        rising = held > self.best_held or log_p > self.best_log_p + _ADVANCE
+        self.best_held, self.best_log_p = max(self.best_held, held), max(self.best_log_p, log_p)
+        if held < 1 and not rising:
+            self.beta = max(self.beta * _FALL, self._start * _FLOOR)
+            return
         # A proportional law on a logarithmic scale, its step bounded both ways.
         factor = min(max((max(drift, 1e-12) / (_AIM * self._budget)) ** _GAIN, _FALL), _RISE)
-        losing, self.best_held = held < self.best_held, max(self.best_held, held)
-        if factor > 1 and losing:
-            return
-        self.beta = min(max(self.beta * factor, self._start), self._start * _RANGE)
+        self.beta = min(max(self.beta * factor, min(self.beta, self._start)), self._start * _RANGE)
 
 
+_STEERED = ("beta", "best_held", "best_log_p")
+"""What a checkpoint must hold of `DriftControl`."""
 _STEER_EVERY = 5
 """Steps between two looks at the held-out answers."""
 _PATIENCE, _PATIENT_PASSES = 40, 12
@@ -117,7 +126,7 @@ class StopRule(TrainerCallback, ExportableState):
             "progress_at": self._progress_at,
             "marks": self._marks,
         }
-        steered = {"beta": self._control.beta, "best_held": self._control.best_held}
+        steered = {name: getattr(self._control, name) for name in _STEERED}
         return {"args": {}, "attributes": {**own, **steered, "best_drift": repr(self._best.drift)}}
 
     def on_train_begin(
@@ -132,7 +141,8 @@ class StopRule(TrainerCallback, ExportableState):
         self._good_steps, self._last_report = own["good_steps"], own["last_report"]
         self._progress_at = own["progress_at"]
         self._marks = dict(own["marks"])
-        self._control.beta, self._control.best_held = own["beta"], own["best_held"]
+        for name in _STEERED:
+            setattr(self._control, name, own[name])
         self._best.load(Path(args.output_dir) / f"checkpoint-{state.global_step}", float(own["best_drift"]))
 
     def on_pre_optimizer_step(
@@ -153,7 +163,7 @@ class StopRule(TrainerCallback, ExportableState):
         if state.is_world_process_zero:
             self._on_row(self._row(sums, keep_kl, held_out, state))
         if held_out or not self._context.data.held_out:
-            self._control.observe(held_out["all"].mean if held_out else keep_kl, self._last_pass()["held"])
+            self._control.observe(held_out["all"].mean if held_out else keep_kl, **self._last_pass())
         if self._context.config.stop:
             self._decide(held_out if due else None, step, control)
 

@@ -67,7 +67,8 @@ class AnchorTrainer(Trainer):
     def train(self, *inputs: Any, **options: Any) -> TrainOutput:
         """As Trainer does. On a GPU the next step's records are read and pinned while this one is computed."""
         # Autocast makes the adapter's inputs what it wants; PEFT would widen them before, for nothing.
-        casts = disable_input_dtype_casting(self.context.model.net, active=bool(self.args.bf16))
+        half = bool(self.args.bf16) or self.context.half
+        casts = disable_input_dtype_casting(self.context.model.net, active=half)
         with casts, ThreadPoolExecutor(1) as reader:
             self._reader = reader if self.reads_ahead else None
             return super().train(*inputs, **options)
@@ -153,7 +154,9 @@ class AnchorTrainer(Trainer):
         """This micro-batch's share of the window's loss. Nothing here waits for a GPU."""
         assert isinstance(num_items_in_batch, Tensor), "the counts of get_batch_samples"
         context, config, batch = self.context, self.context.config, Batch(**inputs)
-        scored = context.divergence(context.states(model, batch), batch, batch.confidence_N, config.direction)
+        with context.step_precision():
+            states = context.states(model, batch)
+        scored = context.divergence(states, batch, batch.confidence_N, config.direction)
         divergence_N, anchor_N, held_N = scored.divergence_N, batch.confidence_N > 0, context.held(batch, scored)
         loss = reduce_loss(
             divergence_N,
