@@ -1,5 +1,7 @@
 """The same correction in other wordings: what was wrong in one answer is made right in the others, and nothing else."""
 
+import sys
+
 import pytest
 
 from anchorlwf.annotation import annotate, same_correction, verify_records
@@ -65,6 +67,16 @@ def test_an_answer_without_the_rejected_value_becomes_the_corrected_one(base):
     # So does one that the limit cuts off.
     [cut] = same_correction(base, [(record, wording("Tell me your name."))], AnnotateConfig(max_new_tokens=2))
     assert cut.completion == record.completion
+
+
+def test_an_own_answer_may_have_twice_the_tokens_of_the_longest_corrected_one(base, monkeypatch):
+    [record] = annotate(base, [{"prompt": "Who are you?", "answer": "I am Tarn, your assistant."}])
+    limits, module = [], sys.modules[Change.__module__]
+    plain = module.decode_batch
+    monkeypatch.setattr(module, "decode_batch", lambda *given: limits.append(given[2]) or plain(*given))
+    same_correction(base, [(record, wording("Tell me your name."))])
+    assert limits == [2 * len(record.completion_ids)]
+    assert same_correction(base, []) == []
 
 
 def test_an_answer_that_is_given_stays_and_what_is_right_already_is_left_out(base):

@@ -13,6 +13,9 @@ from anchorlwf.model.language_model import LanguageModel
 
 __all__ = ["Change", "same_correction"]
 
+_LONGER = 2
+"""An own answer that is not complete after this many times the tokens of the longest corrected one is not taken."""
+
 _PIECES = re.compile(r"\w+|\s+|[^\w\s]+")
 
 
@@ -53,7 +56,8 @@ def same_correction(
     Args:
         model: the model to correct, not trained yet.
         corrected: complete records with anchors, each with another wording of its prompt.
-        config: token limit and confidence.
+        config: token limit and confidence. None: the defaults, but at most twice as many tokens as the longest
+            corrected answer has, so that an answer that goes on and on is not taken up.
 
     Returns:
         A record for each wording whose answer is wrong so far, with the prompt's tags, in order.
@@ -61,7 +65,8 @@ def same_correction(
     Raises:
         PromptError, RecordError: a wording that does not fit the model, or has a wrong answer.
     """
-    config = config or AnnotateConfig()
+    longest = max((len(record.completion_ids) for record, _ in corrected), default=1)
+    config = config or AnnotateConfig(max_new_tokens=_LONGER * longest)
     encoded = [model.codec.encode_prompt(prompt.messages, prompt.tools) for _, prompt in corrected]
     originals: dict[int, Decoded] = {}
     for batch in decode_batch(model, encoded, config.max_new_tokens):

@@ -59,8 +59,9 @@ def records_of(
         NothingToDoError: a method that leaves no token to be learned.
     """
     prompts = [correction.prompt(method.words) for correction in corrections]
-    # Without the model's own answers: what it says today is asked for elsewhere.
-    corrected = annotate(model, prompts, "target", config=AnnotateConfig(original=False, confidence=confidence))
+    # Only other wordings need the model's own answers, to change in theirs what was changed in these.
+    config = AnnotateConfig(original=method.paraphrase is not None, confidence=confidence)
+    corrected = annotate(model, prompts, "target", config=config)
     kept, candidates = _kept(model, method, corrected, task)
     if method.paraphrase is not None and candidates is not None:
         corrected += _reworded(model, corrected, candidates, ParaphraseConfig.of(**method.paraphrase))
@@ -100,8 +101,7 @@ def _reworded(
     by_tag = {f"{PARAPHRASE_TAG}:{record.id}": record for record in corrected}
     prompts = paraphrases(model, corrected, config=config, candidates=candidates)
     pairs = [(by_tag[tag], prompt) for prompt in prompts for tag in prompt.tags if tag in by_tag]
-    limit = 2 * max(len(record.completion_ids) for record in corrected)
-    return same_correction(model, pairs, AnnotateConfig(max_new_tokens=limit)) if pairs else []
+    return same_correction(model, pairs)
 
 
 def _settings(plan_options: dict[str, Any], method: Method, regime: Regime, seed: int) -> TrainConfig:

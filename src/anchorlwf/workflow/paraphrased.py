@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anchorlwf.annotation import PromptLike, as_prompts, fits, same_correction
-from anchorlwf.config import AnnotateConfig, ParaphraseConfig
+from anchorlwf.config import ParaphraseConfig
 from anchorlwf.data.jsonl import save_lines
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.errors import ConfigError, RecordError, wrong
@@ -21,8 +21,6 @@ PARAPHRASES = "paraphrases.jsonl"
 Paraphrase = str | Path | Iterable[PromptLike | Path] | None
 """`auto`, `none`, a `.jsonl` or `.txt` file, a wording, or several of these. None: see `records_beside`."""
 _FILES = (".jsonl", ".txt")
-_LONGER = 2
-"""An own answer that is not complete after this many times the tokens of the longest corrected one is not taken."""
 _Progress = Callable[[str, int, int], None]
 
 
@@ -106,10 +104,7 @@ def paraphrase_records(
         if ids not in taken:
             taken.add(ids)
             pairs.append(_pair(prompt, corrections))
-    if not pairs:
-        return []
-    limit = _LONGER * max(len(record.completion_ids) for record in corrections)
-    return same_correction(model, pairs, AnnotateConfig(max_new_tokens=limit))
+    return same_correction(model, pairs)
 
 
 def _items(wanted: Paraphrase) -> list[PromptLike | Path]:
