@@ -320,10 +320,10 @@ def test_killed_at_random_moments_no_acknowledged_step_is_lost(kind):
     row = store.next(project, "ada")
     begin(store, row.id)
     context, rng = multiprocessing.get_context("forkserver"), random.Random(3)
-    # Loaded once; the fifty children are forked from there.
+    # Loaded once; the children are forked from there. benchmarks/kills.py kills more of them.
     context.set_forkserver_preload(["anchorlwf.annotator.store.store"])
     acknowledged, rounds = 0, 0
-    for _ in range(50):
+    for _ in range(20):
         ours, theirs = context.Pipe(duplex=False)
         child = context.Process(target=write_until_killed, args=(kind, row.id, record(0), theirs))
         child.start()
@@ -345,8 +345,8 @@ def test_killed_at_random_moments_no_acknowledged_step_is_lost(kind):
         assert store.session(row.id).verdict == tree.verdict
         assert export_records(store, project) == ([record(0)] if tree.verdict else [])
         acknowledged, rounds = last[0], rounds + 1
-    assert rounds == 50
-    assert acknowledged > 50
+    assert rounds == 20
+    assert acknowledged > 20
     store.close()
 
 

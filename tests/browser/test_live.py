@@ -107,7 +107,7 @@ def store_url(request):
 
 
 def test_the_page_heals_after_the_server_died(serve, endless, new_page, store_url):
-    server = serve(RIVER, model=endless, limit=1200, store_url=store_url)
+    server = serve(RIVER, model=endless, limit=600, store_url=store_url)
     page = new_page(server, expect_errors=True)
     never_pause(page)
     settled(page)
@@ -134,13 +134,13 @@ def test_the_page_heals_after_the_server_died(serve, endless, new_page, store_ur
     until(
         page,
         "() => document.querySelectorAll('#answer .t').length > 25 "
-        "&& document.querySelectorAll('#answer .t').length < 1000",
+        "&& document.querySelectorAll('#answer .t').length < 500",
     )
     server.kill()
     page.wait_for_selector("#connection:not([hidden])")
     server.start()
     page.wait_for_selector("#connection", state="hidden")
-    count(page, 1200)
+    count(page, 600)
     settled(page)
     assert page.locator("#answer .anchor").count() == 2
     assert session(page)["ended"]
@@ -227,7 +227,7 @@ def test_base_and_tuned_side_by_side(serve, new_page, tmp_path):
     page.wait_for_selector("#view-answer:not([hidden])")
 
 
-@pytest.mark.parametrize(("length", "selected_bound", "shown_bound"), [(500, 120, 250), (4000, 250, 500)])
+@pytest.mark.parametrize(("length", "selected_bound", "shown_bound"), [(500, 120, 250), (2000, 200, 400)])
 def test_speed(serve, endless, new_page, length, selected_bound, shown_bound):
     """Bounds are generous: this runs beside other tests on two cores. benchmarks/page.py gives the real figures."""
     page = new_page(serve(RIVER[:1], model=endless, limit=length))

@@ -447,3 +447,31 @@ def test_what_fits_in_one_batch_is_sampled_as_ever(tiny_folder, records, tmp_pat
     monkeypatch.setattr(step_sampler, "get_length_grouped_indices", lambda *_, **__: asked.append(1))
     trained(tiny_folder("gemma2"), records, tmp_path, batch_size=6, max_steps=2)
     assert not asked
+
+
+def test_steps_in_bfloat16_are_measured_in_float32(tiny_path, records, tmp_path, monkeypatch):
+    seen, plain = [], step_context.completion_hidden
+
+    def watched(net, backbone, batch):
+        seen.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return plain(net, backbone, batch)
+
+    monkeypatch.setattr(step_context, "completion_hidden", watched)
+    rows, _, model = trained(tiny_path, records, tmp_path / "half", mixed_precision="bf16")
+    assert (True, True) in seen
+    assert all(half == steps for steps, half in seen), "only steps are computed in bfloat16"
+    assert {weight.dtype for weight in model.net.parameters()} == {torch.float32}
+    assert (tmp_path / "half" / "adapter" / "README.md").read_text().count("steps computed in bfloat16") == 1
+    seen.clear()
+    others, _, _ = trained(tiny_path, records, tmp_path / "whole")
+    assert not any(half for _, half in seen), "a narrow network gains nothing"
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in others], rel=0.05)
+
+
+@pytest.mark.parametrize(("known", "half"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False)])
+def test_a_wide_network_steps_in_bfloat16_where_the_processor_has_it(tiny_path, monkeypatch, known, half):
+    model = load_model(str(tiny_path), dtype="float32", device="cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    monkeypatch.setattr(step_context, "_WIDE", 16)
+    assert step_context._steps_in_half(model, TrainConfig()) == half
+    assert not step_context._steps_in_half(model, TrainConfig(mixed_precision="no"))
