@@ -52,7 +52,7 @@ def load_plan(name: str) -> Plan:
     plan = Plan.of(methods=[*own, *(method for method in METHODS if method.name not in named)], **data)
     methods, regimes = {method.name for method in plan.methods}, {regime.name for regime in plan.regimes}
     for regime in plan.regimes:
-        unknown = set(regime.methods) - methods
+        unknown = {*regime.methods, regime.baseline} - methods
         if unknown:
             got = ", ".join(sorted(unknown))
             raise ConfigError(wrong(f"regime {regime.name}", "known methods", got, f"Known: {', '.join(methods)}."))

@@ -63,6 +63,8 @@ class Regime(_Titled, extra="forbid"):
     """Names of the methods that take part."""
     seeds: int | None = None
     """Number of seeds, where the plan's would take too long; None: all of them."""
+    baseline: str = "sft_human"
+    """The method that ours is claimed to lose at most a quarter of the facts of."""
 
     @property
     def edits(self) -> int:
@@ -72,7 +74,7 @@ class Regime(_Titled, extra="forbid"):
     @property
     def info(self) -> RegimeInfo:
         """What is published of it."""
-        return RegimeInfo(title=self.title, about=self.about, edits=self.edits, baseline="sft_human")
+        return RegimeInfo(title=self.title, about=self.about, edits=self.edits, baseline=self.baseline)
 
 
 class Method(MethodInfo, extra="forbid"):

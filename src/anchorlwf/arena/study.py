@@ -99,7 +99,8 @@ def jobs_of(plan: Plan) -> tuple[list[Job], list[Job]]:
 def _key(plan: Plan, sources: Sources, job: Job, options: dict[str, Any] | None) -> str:
     """Changes when anything changes that the result depends on."""
     about = plan.model_dump(mode="json", exclude={"regimes", "methods", "seeds", "first_seed", "name"})
-    regime = plan.regime(job.regime).model_dump(mode="json", exclude={"methods", "seeds", "title", "about"})
+    told = {"methods", "seeds", "title", "about", "baseline"}
+    regime = plan.regime(job.regime).model_dump(mode="json", exclude=told)
     method = plan.method(job.method).model_dump(mode="json", exclude={"title", "about", "seeds"})
     parts = [about, regime, method, job.seed, options, sources.key]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
