@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import CONTEXT, WINDOW
 from token_counting import counting_tokens
 
 from anchorlwf.decoding import cache_use as caches
+from anchorlwf.decoding import greedy as decoding
 from anchorlwf.decoding.greedy import TIE, Decoded, GreedyDecoder, decode_batch, greedy_choices
 from anchorlwf.errors import PromptError
 from anchorlwf.model.language_model import LanguageModel, load_model
@@ -185,6 +188,18 @@ def test_a_long_prompt_takes_no_room_from_the_others_of_its_batch(any_model, pro
 
 def test_no_prompt_is_no_batch(tiny_model):
     assert list(decode_batch(tiny_model, [], 12)) == []
+
+
+@given(st.lists(st.integers(1, 700), max_size=60), st.integers(1, 20))
+def test_no_batch_is_mostly_padding(lengths, most):
+    prompts = [[0] * length for length in lengths]
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    batches = list(decoding._batches(order, prompts, most))
+    assert [index for batch in batches for index in batch] == order
+    for batch in batches:
+        assert 1 <= len(batch) <= most
+        longest = len(prompts[batch[0]])
+        assert all(longest - len(prompts[index]) <= max(32, len(prompts[index]) // 2) for index in batch)
 
 
 # --- probabilities ---

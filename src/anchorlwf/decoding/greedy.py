@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 
+_PADDING = 32
+"""Tokens by which any prompt may be shorter than the longest of its batch."""
 Settings = Literal["greedy", "own"]
 """Plain greedy decoding, or the model's own generation config."""
 
@@ -441,12 +443,23 @@ def decode_batch(
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     # Near the end of the context there is less room; such prompts go apart, so that they cut no other answer short.
     for (room, _), group in itertools.groupby(order, key=rooms.__getitem__):
-        alike = list(group)
-        for start in range(0, len(alike), batch_size):
-            chosen = alike[start : start + batch_size]
+        for chosen in _batches(list(group), prompts, batch_size):
             generation = _own_generation(model) if settings == "own" else _plain_generation(model, do_sample=False)
             answers = _answers(model, [prompts[index] for index in chosen], room, generation)
             yield list(zip(chosen, answers, strict=True))
+
+
+def _batches(order: list[int], prompts: list[list[int]], most: int) -> Iterator[list[int]]:
+    """Batches of at most so many, the longest prompt first, none of which is mostly padding."""
+    batch: list[int] = []
+    for index in order:
+        gap = len(prompts[batch[0]]) - len(prompts[index]) if batch else 0
+        if len(batch) == most or gap > max(_PADDING, len(prompts[index]) // 2):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 @torch.inference_mode()
