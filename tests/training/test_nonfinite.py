@@ -22,7 +22,7 @@ from anchorlwf.decoding.greedy import GreedyDecoder, decode_batch
 from anchorlwf.divergence import token_kl
 from anchorlwf.errors import ModelError
 from anchorlwf.evaluation import evaluate
-from anchorlwf.model.batch import KeepTurn, collate, pack
+from anchorlwf.model.batch import KeepTurn, collate, pack, shared_length
 from anchorlwf.model.head import probe_head
 from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.training import train
@@ -95,9 +95,11 @@ def test_only_the_record_at_fault_is_named(tiny_path, tmp_path, monkeypatch):
 
     def overflowing(*arguments, **options):
         output = real(*arguments, **options)
-        # As half precision overflows at one token and no other. Packed or padded, record 2 holds it alone.
+        # As half precision overflows at one token and no other. Packed or padded, record 2 holds it alone; what its
+        # prompt begins with may stand apart.
         ids = options["input_ids"]
-        start, width = records[2].prompt_ids, len(records[2].prompt_ids)
+        start = records[2].prompt_ids[shared_length(records) :]
+        width = len(start)
         for row, column in [(r, c) for r in range(len(ids)) for c in range(ids.shape[1] - width + 1)]:
             if ids[row, column : column + width].tolist() == start:
                 output["last_hidden_state"][row, column + width] += torch.inf
