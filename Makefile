@@ -31,10 +31,9 @@ check: install
 	$(BIN)/ruff format --check src tests recipes benchmarks
 	$(BIN)/mypy src
 
-# One thread per worker: two workers with two threads each on two cores take several times as long. Neighbours stay
-# together, so that what a file's tests share is made once; whoever is done takes from the other.
+# One thread per worker: two workers with two threads each on two cores take several times as long.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # One correction of a tiny model of every architecture; writes the table of docs/models.md.
 models: install

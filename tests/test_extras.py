@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from packaging.requirements import Requirement
 
 from anchorlwf.errors import ConfigError
 from anchorlwf.extras import EXTRAS, require_extra, require_reporters
+from anchorlwf.model import language_model
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 OPTIONAL = PROJECT["optional-dependencies"]
@@ -30,10 +32,16 @@ def without(monkeypatch):
     def loaded(*_args, **_options):
         raise AssertionError("a model was loaded before the missing extra was told")
 
+    real = language_model.load_model
     monkeypatch.setattr("anchorlwf.model.language_model.load_model", loaded)
     monkeypatch.setattr("anchorlwf.annotator.open.load_model", loaded)
     monkeypatch.setattr("anchorlwf.arena.study.load_model", loaded)
-    return hide
+    yield hide
+    monkeypatch.undo()
+    # What was imported for the first time meanwhile would load nothing for the tests after this one.
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "anchorlwf" and vars(module).get("load_model") is loaded:
+            module.load_model = real
 
 
 @pytest.mark.parametrize(
