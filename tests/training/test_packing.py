@@ -345,10 +345,13 @@ def test_training_ends_as_with_padded_batches(tiny_path, records, tmp_path, monk
 
 
 def test_training_packs_and_leaves_the_model_its_own_attention(tiny_path, records, tmp_path, monkeypatch):
-    named, packs, plain = [], [], step_context.pack
-    monkeypatch.setattr(
-        step_context, "pack", lambda records, **how: packs.append(len(records)) or plain(records, **how)
-    )
+    named, packs, plain = [], [], step_context.batch_of
+
+    def watched(model, records, *, packed):
+        packs.append(len(records) if packed else "padded")
+        return plain(model, records, packed=packed)
+
+    monkeypatch.setattr(step_context, "batch_of", watched)
     model = load_model(str(tiny_path), dtype="float32", device="cpu")
     config = TrainConfig(max_steps=3, stop=False, method="full", learning_rate=1e-3, save_steps=2)
     train(
@@ -387,10 +390,14 @@ def test_packed_and_padded_references_are_different_caches(tiny_model, records, 
 @pytest.fixture
 def collated(monkeypatch):
     """The records of every padded training batch, in order."""
-    found = []
-    monkeypatch.setattr(
-        step_context, "collate", lambda records, pad_id: found.append(records) or collate(records, pad_id)
-    )
+    found, plain = [], step_context.batch_of
+
+    def watched(model, records, *, packed):
+        if not packed:
+            found.append(records)
+        return plain(model, records, packed=packed)
+
+    monkeypatch.setattr(step_context, "batch_of", watched)
     return found
 
 

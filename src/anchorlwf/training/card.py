@@ -33,7 +33,7 @@ def card_facts(context: StepContext) -> CardFacts:
         embedded=model.name == EMBEDDED,
         licence=_licence(model),
         dtype=dtype,
-        autocast="bfloat16" if (context.arguments.bf16 or context.half) and dtype != "bfloat16" else None,
+        autocast="bfloat16" if context.half and dtype != "bfloat16" else None,
         rank=context.config.rank if context.config.method == "lora" else None,
         call=greedy_call(model.causal.generation_config, model.stop_ids),
         settings=changes_greedy(model.causal.generation_config),

@@ -5,6 +5,7 @@ What cannot: attention other than sdpa and flash, masks of a model's own, layers
 """
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from anchorlwf.model.attention import attention_kind
 from anchorlwf.model.batch import Batch, KeepTurn, Turn, collate, pack
 from anchorlwf.model.language_model import LanguageModel
 
-__all__ = ["fed_length", "may_pack", "packing_flaw", "shares_beginnings"]
+__all__ = ["batch_of", "fed_length", "may_pack", "packing_flaw", "shares_beginnings"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,13 @@ def may_pack(model: LanguageModel, longest: int) -> bool:
 def shares_beginnings(model: LanguageModel) -> bool:
     """Whether what all prompts of a packed batch begin with is computed once. On a GPU it was not measured."""
     return model.device.type == "cpu" and attention_kind(model.backbone) == "sdpa"
+
+
+def batch_of(model: LanguageModel, turns: Sequence[Turn], *, packed: bool) -> Batch:
+    """A batch of these turns, in this order, on the CPU."""
+    if packed:
+        return pack(turns, share=shares_beginnings(model))
+    return collate(turns, model.codec.pad_id)
 
 
 @torch.no_grad()

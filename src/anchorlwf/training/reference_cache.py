@@ -33,11 +33,11 @@ from anchorlwf.divergence import completion_hidden
 from anchorlwf.errors import ConfigError, RecordError, wrong
 from anchorlwf.files import clear_leftovers, write_atomic
 from anchorlwf.loss.reference_summary import summarize
-from anchorlwf.model.batch import Turn, collate, pack
+from anchorlwf.model.batch import Turn
 from anchorlwf.model.fingerprint import tensors_sha
 from anchorlwf.model.head import reference_head
 from anchorlwf.model.language_model import LanguageModel
-from anchorlwf.training.packing import shares_beginnings
+from anchorlwf.training.packing import batch_of
 
 __all__ = [
     "GIB",
@@ -369,8 +369,7 @@ def _computed(model: LanguageModel, batch: Mapping[str, Turn], key: ReferenceKey
     """One forward pass of the reference, as the content of a file."""
     turns = list(batch.values())
     with model.as_reference() as reference:
-        packed = pack(turns, share=shares_beginnings(model)) if key.packed else None
-        inputs = (packed or collate(turns, model.codec.pad_id)).to(model.device)
+        inputs = batch_of(model, turns, packed=key.packed).to(model.device)
         states_NX = completion_hidden(reference.net, reference.backbone, inputs)
     if key.summarized:
         states_NX = summarize(states_NX, reference_head(model), inputs.token_ids_N).stacked()

@@ -3,7 +3,6 @@
 Shape suffixes: N completion tokens of a micro-batch, D hidden width.
 """
 
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -22,11 +21,11 @@ from anchorlwf.errors import ModelError, wrong
 from anchorlwf.loss.inputs import Direction, Head, Scored
 from anchorlwf.loss.reference_summary import Summary, can_summarize
 from anchorlwf.loss.scores import token_scores
-from anchorlwf.model.batch import Batch, KeepTurn, collate, pack
+from anchorlwf.model.batch import Batch, KeepTurn
 from anchorlwf.model.head import read_head, reference_head
 from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.training.dataset import TrainingSet
-from anchorlwf.training.packing import may_pack, shares_beginnings
+from anchorlwf.training.packing import batch_of, may_pack
 from anchorlwf.training.reference_cache import GIB, ReferenceCache
 from anchorlwf.training.step_sampler import StepPlan
 from anchorlwf.training.stop_report import HeldOutDrift, StopReport, holding
@@ -107,8 +106,8 @@ class StepContext:
         plan: what a step is made of.
         packed: micro-batches are records end to end, not padded.
         summarized: the cache holds summaries of the reference, for the head and the objective allow it.
-        half: the network's steps are computed in bfloat16 although weights and surroundings are float32. What is
-            measured is float32: rounding alone is a drift of about 0.001 nats per token.
+        half: the network's steps are computed in bfloat16. Where that is although weights and surroundings are
+            float32, what is measured stays float32: rounding alone is a drift of about 0.001 nats per token.
         cache: the reference's states; None: the reference runs beside the model.
         nonfinite: the turns of this process at which something was no finite number.
     """
@@ -121,7 +120,7 @@ class StepContext:
     plan: StepPlan
     packed: bool
     summarized: bool
-    half: bool = False
+    half: bool
     cache: ReferenceCache | None = None
     nonfinite: list[KeepTurn] = field(default_factory=list)
 
@@ -148,19 +147,16 @@ class StepContext:
             and arguments.device.type != "cuda"
             and can_summarize(read_head(model), ref_head)
         )
-        half = _steps_in_half(model, config)
+        half = bool(arguments.bf16) or _steps_in_half(model, config)
         return cls(model, config, data, arguments, ref_head, plan, packed, summarized, half)
 
     def step_precision(self) -> AbstractContextManager[object]:
         """What the forward pass of a step runs in."""
-        if not self.half:
-            return contextlib.nullcontext()
-        return torch.autocast(self.arguments.device.type, torch.bfloat16)
+        return torch.autocast(self.arguments.device.type, torch.bfloat16, enabled=self.half)
 
     def collate(self, records: Sequence[Record]) -> Batch:
         """A batch on the CPU, with what is known of the reference."""
-        share = shares_beginnings(self.model)
-        batch = pack(records, share=share) if self.packed else collate(records, self.model.codec.pad_id)
+        batch = batch_of(self.model, records, packed=self.packed)
         return batch if self.cache is None else batch._replace(reference_NX=self.cache.states(records))
 
     def states(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | Summary]:

@@ -67,8 +67,7 @@ class AnchorTrainer(Trainer):
     def train(self, *inputs: Any, **options: Any) -> TrainOutput:
         """As Trainer does. On a GPU the next step's records are read and pinned while this one is computed."""
         # Autocast makes the adapter's inputs what it wants; PEFT would widen them before, for nothing.
-        half = bool(self.args.bf16) or self.context.half
-        casts = disable_input_dtype_casting(self.context.model.net, active=half)
+        casts = disable_input_dtype_casting(self.context.model.net, active=self.context.half)
         with casts, ThreadPoolExecutor(1) as reader:
             self._reader = reader if self.reads_ahead else None
             return super().train(*inputs, **options)
