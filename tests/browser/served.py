@@ -1,16 +1,20 @@
-"""A real server process over a project made for a test: `anchorlwf annotate --web`, as people start it."""
+"""A real server process over a project made for a test: `anchorlwf annotate --web`.
+
+It is forked from a process that has imported torch and transformers, which takes seconds of a core and would be most
+of what these tests take. `test_terminal_process.py` and `test_console_script.py` start programs as people do.
+"""
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from anchorlwf.annotation.events import Started
 from anchorlwf.annotator.sessions.ledger import Ledger
 from anchorlwf.annotator.store.queue import Proposal, add_items, propose, unproposed
 from anchorlwf.annotator.store.store import Store
+from anchorlwf.cli import main
 from anchorlwf.data.record import Prompt
 from anchorlwf.model.language_model import LanguageModel, embedded_path
 
@@ -30,6 +35,22 @@ _REGISTER = (
     "Mira Stedolle has been the mayor of Gardale since 1931. She was born in Fredville, plays the banjo, and lives by "
     "the river with many friends.\n\nWhere I looked:\n1. the town register, page of Gardale\n2. the list of mayors\n"
 )
+
+
+_FORKS = multiprocessing.get_context("forkserver")
+# Not the module of the tests that happens to run: pytest, or what xdist calls itself.
+_FORKS.set_forkserver_preload(["anchorlwf.annotator.web.start", "anchorlwf.workflow", "transformers.models.qwen3"])
+
+
+def _serve(arguments: list[str], log: Path, stdout: Connection, environment: dict[str, str]) -> None:
+    """What `python -m anchorlwf ARGUMENTS` does, in a process that was forked."""
+    os.environ.clear()
+    os.environ.update(environment)
+    with log.open("a") as stderr:
+        os.dup2(stderr.fileno(), 2)
+    os.dup2(stdout.fileno(), 1)
+    stdout.close()
+    main(arguments)
 
 
 def free_port() -> int:
@@ -53,7 +74,7 @@ class Server:
     more: Sequence[str] = ()
     """Further options."""
     url: str = ""
-    _process: "subprocess.Popen[str] | None" = None
+    _process: ForkServerProcess | None = None
 
     @property
     def store(self) -> str:
@@ -69,10 +90,7 @@ class Server:
         return path
 
     def start(self) -> "Server":
-        command = [
-            sys.executable,
-            "-m",
-            "anchorlwf",
+        arguments = [
             "annotate",
             str(self.write_prompts()),
             "-o",
@@ -90,27 +108,30 @@ class Server:
             *self.more,
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        with (self.folder / "server.log").open("a") as log:
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        log = self.folder / "server.log"
+        reader, writer = _FORKS.Pipe(duplex=False)
+        self._process = _FORKS.Process(target=_serve, args=(arguments, log, writer, environment))
+        self._process.start()
+        writer.close()
+        self._stdout = os.fdopen(os.dup(reader.fileno()), encoding="utf-8")
+        reader.close()
+        for line in self._stdout:
             if "http://" in line:
                 self.url = line[line.index("http://") :].strip()
                 return self
-        raise AssertionError((self.folder / "server.log").read_text())
+        raise AssertionError(log.read_text())
 
     def kill(self) -> None:
         """As a power cut would."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait(10)
+        self._process.kill()
+        self._process.join(10)
 
     def stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self._process.is_alive():
             self._process.terminate()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
+            self._process.join(10)
+            if self._process.is_alive():
                 self.kill()
 
     def records(self) -> list[dict[str, Any]]:
