@@ -266,7 +266,9 @@ class Held:
         yield from itertools.islice(self._steps, 5)
         self._seen.wait(10)
         os.kill(os.getpid(), signal.SIGINT)
-        self._closed.wait(10)
+        # Python loses an interrupt that arrives within a callback of its garbage collector: a person presses again.
+        while not self._closed.wait(10):
+            os.kill(os.getpid(), signal.SIGINT)
         yield from self._steps
 
     def close(self) -> None:
