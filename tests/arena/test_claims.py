@@ -81,6 +81,15 @@ def test_the_second_claim_at_its_edges(ours, theirs, holds, says):
     assert says in less.text
 
 
+def test_nothing_is_claimed_where_there_was_nothing_to_lose():
+    data = small(anchorlwf=(0, 1.0), sft_human=(0, 1.0))
+    for cell in data["cells"]:
+        cell["measures"] |= {"facts_known": 0, "kept": None}
+    on, less = claims(data)
+    assert (on.holds, less.holds) == (None, None)
+    assert less.text.endswith("share no seed that measured recall and had facts to lose.")
+
+
 def test_ties_are_on_the_front_together():
     on, _ = claims(small(anchorlwf=(3, 0.9), sft_human=(3, 0.9)))
     assert on.holds

@@ -53,7 +53,7 @@ def _times(value: float | None) -> str:
 
 def _front_claim(study: Study, regime: str, front: Front) -> Claim:
     if OURS not in front.points:
-        text = "AnchorLwF was not measured here, so nothing is said about its place."
+        text = "What AnchorLwF learned and lost was not both measured here, so nothing is said about its place."
         return Claim(regime, None, text, "not measured")
     learned, lost = point = front.points[OURS]
     share = f"{front.share[OURS]:.0%} of resamples of the seeds" if OURS in front.share else ""
@@ -84,7 +84,7 @@ def _loss_claim(study: Study, regime: str) -> Claim:
     recalls = [(ours.measures.recall, theirs.measures.recall) for ours, theirs in study.pairs(regime, OURS, baseline)]
     known = [(ours, theirs) for ours, theirs in recalls if ours is not None and theirs is not None]
     if ratio is None or not known:
-        text = f"AnchorLwF and {title} share no seed that measured both recall and facts lost."
+        text = f"AnchorLwF and {title} share no seed that measured recall and had facts to lose."
         return Claim(regime, None, text, "not measured", ratio=ratio)
     ours, theirs = (sum(side) / len(known) for side in zip(*known, strict=True))
     few = ratio.value is not None and ratio.value <= QUARTER + TOLERANCE

@@ -113,7 +113,9 @@ def compare_all(study: Study) -> list[Comparison]:
 
 
 def lost_ratio(study: Study, regime: str, baseline: str) -> Ratio | None:
-    """How many times the facts the baseline lost AnchorLwF lost, over common seeds; None where neither was counted.
+    """How many times the facts the baseline lost AnchorLwF lost, over common seeds.
+
+    None where they were not counted in both, or where the base knew none that could be lost.
 
     The interval draws facts again within seeds where the outcomes account for every fact lost, else seeds alone.
     """
@@ -121,6 +123,7 @@ def lost_ratio(study: Study, regime: str, baseline: str) -> Ratio | None:
         (ours, theirs)
         for ours, theirs in study.pairs(regime, OURS, baseline)
         if ours.measures.facts_lost is not None and theirs.measures.facts_lost is not None
+        if ours.measures.facts_known != 0
     ]
     if not counted:
         return None
