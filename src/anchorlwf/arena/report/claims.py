@@ -53,7 +53,7 @@ def _times(value: float | None) -> str:
 
 def _front_claim(study: Study, regime: str, front: Front) -> Claim:
     if OURS not in front.points:
-        text = "What AnchorLwF learned and lost was not both measured here, so nothing is said about its place."
+        text = "AnchorLwF was not run here or had no facts to lose, so nothing is said about its place."
         return Claim(regime, None, text, "not measured")
     learned, lost = point = front.points[OURS]
     share = f"{front.share[OURS]:.0%} of resamples of the seeds" if OURS in front.share else ""
