@@ -99,14 +99,16 @@ class Screen:
 
     def end(self, keys: bytes) -> int:
         """Type keys that end the process; its exit code."""
-        deadline, again = time.monotonic() + 60, 0.0
-        while again == 0 or self._read():
+        now = time.monotonic()
+        deadline, again = now + 60, now + 15
+        os.write(self._ours, keys)
+        while self._read():
             assert time.monotonic() < deadline, f"it goes on: {self.text[self._seen :]!r}"
             # Python notices an interrupt that comes just as it begins to wait for a line only at the next key: a person
             # presses again.
             if time.monotonic() > again:
                 os.write(self._ours, keys)
-                again = time.monotonic() + 15
+                again += 15
         return self.process.wait(60)
 
     def kill(self) -> None:

@@ -1,7 +1,7 @@
 """A real server process over a project made for a test: `anchorlwf annotate --web`.
 
 It is forked from a process that has imported torch and transformers, which takes seconds of a core and would be most
-of what these tests take. `test_terminal_process.py` and `test_console_script.py` start programs as people do.
+of what these tests take. `tests/bench/test_programs.py` starts one as people do, with the console script.
 """
 
 import json
@@ -38,7 +38,7 @@ _REGISTER = (
 
 
 _FORKS = multiprocessing.get_context("forkserver")
-# Not the module of the tests that happens to run: pytest, or what xdist calls itself.
+# Instead of `__main__`, which here is pytest or a worker of xdist.
 _FORKS.set_forkserver_preload(["anchorlwf.annotator.web.start", "anchorlwf.workflow", "transformers.models.qwen3"])
 
 
@@ -75,6 +75,8 @@ class Server:
     """Further options."""
     url: str = ""
     _process: ForkServerProcess | None = None
+    _stdout: Connection | None = None
+    """Open as long as the process may write."""
 
     @property
     def store(self) -> str:
@@ -109,13 +111,11 @@ class Server:
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         log = self.folder / "server.log"
-        reader, writer = _FORKS.Pipe(duplex=False)
+        self._stdout, writer = _FORKS.Pipe(duplex=False)
         self._process = _FORKS.Process(target=_serve, args=(arguments, log, writer, environment))
         self._process.start()
         writer.close()
-        self._stdout = os.fdopen(os.dup(reader.fileno()), encoding="utf-8")
-        reader.close()
-        for line in self._stdout:
+        for line in os.fdopen(self._stdout.fileno(), encoding="utf-8", closefd=False):
             if "http://" in line:
                 self.url = line[line.index("http://") :].strip()
                 return self
