@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from token_counting import counting_tokens
 
-from anchorlwf.annotation import annotate, annotate_stream, verify_records
+from anchorlwf.annotation import Session, TargetAnnotator, annotate, annotate_stream, drive, verify_records
 from anchorlwf.bench.annotation_time import measure_annotation, wrong_biographies
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.jsonl import BadLineWarning, load_records, save_lines
@@ -184,10 +185,17 @@ def test_a_bad_line_is_named_before_any_work(tiny_model, tmp_path):
     assert not seen
 
 
-def test_the_batch_is_many_times_faster_than_the_recursion(base):
-    found = measure_annotation(base, wrong_biographies(3), repeats=1)
+def test_the_batch_needs_a_fraction_of_the_passes_of_the_recursion(base):
+    prompts = wrong_biographies(3)
+    found = measure_annotation(base, prompts, repeats=1)
     assert found["identical"]
     assert found["anchors_per_record"] >= 5
     assert found["tokens_per_record"] > 55
-    # 20 and more on a quiet machine and a full batch (`docs/performance.md`); here it may be neither.
-    assert found["times_faster"]["batched"] > 5
+    assert set(found["times_faster"]) == {"batched", "with_original"}
+    # Passes are counted, which a busy machine leaves as they are; seconds stand in docs/performance.md.
+    with counting_tokens(base) as batched:
+        annotate(base, prompts, config=PLAIN)
+    with counting_tokens(base) as recursion:
+        for prompt in prompts:
+            drive(Session(base, prompt, PLAIN), TargetAnnotator(base, prompt.answer or ""))
+    assert len(recursion) > 20 * len(batched)
