@@ -26,7 +26,9 @@ from anchorlwf.evaluation import (
     compare,
     drift,
     evaluate,
+    measure,
     recall_probes,
+    reference_answers,
     results_of,
 )
 from anchorlwf.model.language_model import LanguageModel
@@ -291,6 +293,28 @@ def test_a_base_of_its_own_is_the_adapter_switched_off(tiny_path, tiny_model, pr
     one, other = (drift(tuned, base, probes, CONFIG) for base in (None, tiny_model))
     assert one.tokens == pytest.approx(other.tokens)
     assert one.prompts == other.prompts
+
+
+def test_the_base_answers_each_prompt_once_and_not_at_all_where_that_is_known(tiny_path, probes, monkeypatch):
+    tuned, decoded = disturbed(tiny_path, 0.3), []
+
+    def decode(model, prompts, *args, **kwargs):
+        decoded.append(len(prompts))
+        return decode_batch(model, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(measure, "decode_batch", decode)
+    twice = [*probes, probes[0].model_copy(update={"id": "again"})]
+    first = evaluate(tuned, twice, config=CONFIG)
+    assert decoded == [len(probes), len(twice)]
+    known = reference_answers(tuned, None, probes, CONFIG)
+    decoded.clear()
+    second = evaluate(tuned, twice, config=CONFIG, known=known)
+    assert decoded == [len(twice)]
+    assert (second.answers, second.kl) == (first.answers, first.kl)
+    # What a model's own settings draw is not its greedy answer.
+    decoded.clear()
+    evaluate(tuned, probes, config=CONFIG.updated(generation="own"), known=known)
+    assert decoded == [len(probes), len(probes)]
 
 
 def test_the_adapter_is_on_again_after_measuring(tiny_path, probes):

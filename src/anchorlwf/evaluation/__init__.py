@@ -2,7 +2,17 @@
 
 from anchorlwf.evaluation.gate import Check, GateReport, certify, check_certificate, compared_data
 from anchorlwf.evaluation.lm_eval import MetricChange, TaskChange, run_tasks
-from anchorlwf.evaluation.measure import Drift, ProbeResult, answers, compare, drift, recall_probes
+from anchorlwf.evaluation.measure import (
+    Drift,
+    Known,
+    ProbeResult,
+    Progress,
+    answers,
+    compare,
+    drift,
+    recall_probes,
+    reference_answers,
+)
 from anchorlwf.evaluation.results import LEARNED_KINDS, DataStamp, Group, Origin, Results, fractions, results_of
 from anchorlwf.evaluation.stage import evaluate
 from anchorlwf.evaluation.stats import bootstrap_interval, paired_interval
@@ -15,9 +25,11 @@ __all__ = [
     "Drift",
     "GateReport",
     "Group",
+    "Known",
     "MetricChange",
     "Origin",
     "ProbeResult",
+    "Progress",
     "Results",
     "TaskChange",
     "answers",
@@ -33,6 +45,7 @@ __all__ = [
     "named_hashes",
     "paired_interval",
     "recall_probes",
+    "reference_answers",
     "results_of",
     "run_tasks",
 ]

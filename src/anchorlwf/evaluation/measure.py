@@ -1,7 +1,7 @@
 """Measuring: free-running greedy answers of base and tuned model, scored; drift on held-out continuations."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import set_seed
@@ -14,9 +14,11 @@ from anchorlwf.divergence import token_kl
 from anchorlwf.model.batch import KeepTurn
 from anchorlwf.model.language_model import LanguageModel
 
-__all__ = ["Drift", "ProbeResult", "answers", "compare", "drift", "recall_probes"]
+__all__ = ["Drift", "ProbeResult", "answers", "compare", "drift", "recall_probes", "reference_answers"]
 
 Progress = Callable[[str, int, int], None]
+Known = Mapping[tuple[int, ...], list[int]]
+"""Token ids of answers by token ids of their prompts."""
 
 
 @dataclass(frozen=True)
@@ -81,21 +83,45 @@ def answers(
     model: LanguageModel, probes: Sequence[Probe], config: EvaluateConfig, report: Callable[[int], None] | None = None
 ) -> list[str]:
     """Free-running answers, greedy or as the model's own settings have them, in the order of the probes."""
-    prompts = [model.codec.encode_prompt(probe.messages, probe.tools) for probe in probes]
-    texts = [""] * len(prompts)
-    done = 0
-    if config.generation == "own":
-        set_seed(config.seed)  # these settings may draw at random
-    batches = decode_batch(
-        model, prompts, config.max_new_tokens, batch_size=config.batch_size, settings=config.generation
-    )
-    for batch in batches:
-        for index, answer in batch:
-            texts[index] = model.codec.decode(answer.ids)
-        done += len(batch)
-        if report is not None:
-            report(done)
-    return texts
+    return [model.codec.decode(ids) for ids in _decoded(model, _prompts(model, probes), config, report)]
+
+
+def reference_answers(
+    tuned: LanguageModel,
+    base: LanguageModel | None,
+    probes: Sequence[Probe],
+    config: EvaluateConfig,
+    progress: Progress | None = None,
+    known: Known | None = None,
+) -> dict[tuple[int, ...], list[int]]:
+    """What the base answers before training, each prompt asked once, and not at all where that is known.
+
+    Args:
+        tuned: the tuned model.
+        base: the model before training; None: the tuned model's own reference.
+        probes: to ask.
+        config: limits, and how answers are decoded.
+        progress: called with ("base", answers there are, all that are missing).
+        known: greedy answers that it gives within the same limits. They count only where answers are greedy.
+
+    Returns:
+        Token ids of the answer by token ids of the prompt: of the probes, and what was known.
+    """
+    found = dict(known or {}) if config.generation == "greedy" else {}
+    missing = [ids for ids in dict.fromkeys(map(tuple, _prompts(tuned, probes))) if ids not in found]
+
+    def ask(model: LanguageModel) -> None:
+        told = _reporter(progress, "base", len(missing))
+        found.update(zip(missing, _decoded(model, [list(ids) for ids in missing], config, told), strict=True))
+
+    if not missing:
+        return found
+    if base is not None:
+        ask(base)
+    else:
+        with tuned.as_reference() as reference:
+            ask(reference)
+    return found
 
 
 def compare(
@@ -104,41 +130,60 @@ def compare(
     probes: Sequence[Probe],
     config: EvaluateConfig,
     progress: Progress | None = None,
+    known: Known | None = None,
 ) -> list[ProbeResult]:
-    """Ask base and tuned model every probe. `base` None: the tuned model's own reference."""
-
-    def reporter(name: str) -> Callable[[int], None] | None:
-        return None if progress is None else lambda done: progress(name, done, len(probes))
-
-    if base is not None:
-        before = answers(base, probes, config, reporter("base"))
-    else:
-        with tuned.as_reference() as reference:
-            before = answers(reference, probes, config, reporter("base"))
-    after = answers(tuned, probes, config, reporter("tuned"))
-    return [
-        ProbeResult(probe, old, new, score(probe, old), score(probe, new))
-        for probe, old, new in zip(probes, before, after, strict=True)
-    ]
+    """Ask base and tuned model every probe. `base`, `known`: as for `reference_answers`."""
+    before = reference_answers(tuned, base, probes, config, progress, known)
+    after = answers(tuned, probes, config, _reporter(progress, "tuned", len(probes)))
+    results = []
+    for probe, ids, new in zip(probes, _prompts(tuned, probes), after, strict=True):
+        old = tuned.codec.decode(before[tuple(ids)])
+        results.append(ProbeResult(probe, old, new, score(probe, old), score(probe, new)))
+    return results
 
 
-def drift(tuned: LanguageModel, base: LanguageModel | None, probes: Sequence[Probe], config: EvaluateConfig) -> Drift:
-    """KL on the reference's own greedy continuations of held-out prompts (probes of unrelated facts and skills)."""
+def drift(
+    tuned: LanguageModel,
+    base: LanguageModel | None,
+    probes: Sequence[Probe],
+    config: EvaluateConfig,
+    known: Known | None = None,
+) -> Drift:
+    """KL on the reference's own greedy continuations of held-out prompts (probes of unrelated facts and skills).
+
+    `base`, `known`: as for `reference_answers`.
+    """
     held_out = [probe for probe in probes if probe.kind in ("retain", "skill")]
     chosen = random.Random(config.seed).sample(held_out, min(config.kl_prompts, len(held_out)))
-    prompts = [tuned.codec.encode_prompt(probe.messages, probe.tools) for probe in chosen]
-    continuations: list[list[int]] = [[]] * len(prompts)
-
-    def decode(model: LanguageModel) -> None:
-        for batch in decode_batch(model, prompts, config.max_new_tokens, batch_size=config.batch_size):
-            for index, answer in batch:
-                continuations[index] = answer.ids
-
-    if base is not None:
-        decode(base)
-    else:
-        with tuned.as_reference() as reference:
-            decode(reference)
-    turns = [KeepTurn(prompt, ids) for prompt, ids in zip(prompts, continuations, strict=True)]
+    greedy = reference_answers(tuned, base, chosen, config.updated(generation="greedy"), known=known)
+    turns = [KeepTurn(prompt, greedy[tuple(prompt)]) for prompt in _prompts(tuned, chosen)]
     texts = [str(probe.messages[-1].get("content", "")) for probe in chosen]
     return Drift(token_kl(tuned, base, turns), texts)
+
+
+def _reporter(progress: Progress | None, name: str, total: int) -> Callable[[int], None] | None:
+    return None if progress is None else lambda done: progress(name, done, total)
+
+
+def _prompts(model: LanguageModel, probes: Sequence[Probe]) -> list[list[int]]:
+    return [model.codec.encode_prompt(probe.messages, probe.tools) for probe in probes]
+
+
+def _decoded(
+    model: LanguageModel, prompts: list[list[int]], config: EvaluateConfig, report: Callable[[int], None] | None
+) -> list[list[int]]:
+    """Token ids of the answers, in the order of the prompts."""
+    found: list[list[int]] = [[]] * len(prompts)
+    done = 0
+    if config.generation == "own":
+        set_seed(config.seed)  # these settings may draw at random
+    batches = decode_batch(
+        model, prompts, config.max_new_tokens, batch_size=config.batch_size, settings=config.generation
+    )
+    for batch in batches:
+        for index, answer in batch:
+            found[index] = answer.ids
+        done += len(batch)
+        if report is not None:
+            report(done)
+    return found

@@ -13,7 +13,7 @@ from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Record
 from anchorlwf.errors import PromptWarning, RecordError, wrong
 from anchorlwf.evaluation.lm_eval import run_tasks
-from anchorlwf.evaluation.measure import Progress, compare, drift, recall_probes
+from anchorlwf.evaluation.measure import Known, Progress, compare, drift, recall_probes, reference_answers
 from anchorlwf.evaluation.results import DataStamp, Origin, Results, results_of
 from anchorlwf.files import ensure_writable
 from anchorlwf.model.generation import warn_of_generation
@@ -35,13 +35,14 @@ def evaluate(
     facts: dict[str, Any] | None = None,
     skip_bad: bool = False,
     progress: Progress | None = None,
+    known: Known | None = None,
 ) -> Results:
     """Measure recall and forgetting by free-running greedy decoding, and drift by KL (paper section 4).
 
     Args:
         model: the tuned model.
-        probes: a JSONL file or probes, in any form in which `load_records` takes records. If there are no recall probes
-            among them, each corrected record becomes one. None: the records alone are asked, or only the tasks run.
+        probes: JSONL file or probes, in any form in which `load_records` takes records; without recall probes, each
+            corrected record becomes one. None: the records alone are asked, or only the tasks run.
         records: the records it was trained on, in the same forms, for recall and for the count of annotated tokens.
         base: the model before training; None: the reference inside `model` (adapter off, or frozen copy).
         out: write results.json to this path, atomically.
@@ -49,6 +50,7 @@ def evaluate(
         facts: further top-level entries of results.json, such as training seconds.
         skip_bad: continue after bad lines in the files and warn of each (`BadLineWarning`) instead of raising.
         progress: called with (phase, done, total).
+        known: token ids of greedy answers of the base, by token ids of the prompt; they are not decoded again.
 
     Raises:
         RecordError: there is nothing to ask, something is not a probe or record, a file was written to while it was
@@ -68,21 +70,29 @@ def evaluate(
     asked, probe_stamp = _given(probes, Probe, partial(load_probes, skip_bad=skip_bad))
     trained, record_stamp = _given(records, Record, partial(load_records, skip_bad=skip_bad))
     origin = Origin(models_of(model, base), probe_stamp, record_stamp, config)
-    if not any(probe.kind == "recall" for probe in asked):
-        _check_texts(trained, model)
-        asked = [*recall_probes(trained), *asked]
+    asked = _with_recall(asked, trained, model)
     if not asked and not config.tasks:
         raise RecordError(wrong("probes", "at least one probe or corrected record", "none", "Give some."))
     _prepare(model, base, asked, trained, config)
     began = time.perf_counter()
     tasks = run_tasks(model, base, config, progress)
-    answered = compare(model, base, asked, config, progress)
-    measured = drift(model, base, asked, config)
-    seconds = {"evaluate_seconds": time.perf_counter() - began}
-    results = results_of(answered, measured, config, {**_costs(trained), **seconds, **(facts or {})}, tasks, origin)
+    if config.generation == "greedy":  # else the drift needs other answers than those compared
+        known = reference_answers(model, base, asked, config, progress, known)
+    answered = compare(model, base, asked, config, progress, known)
+    measured = drift(model, base, asked, config, known)
+    costs = {**_costs(trained), "evaluate_seconds": time.perf_counter() - began, **(facts or {})}
+    results = results_of(answered, measured, config, costs, tasks, origin)
     if out is not None:
         results.save(out)
     return results
+
+
+def _with_recall(asked: list[Probe], trained: list[Record], model: LanguageModel) -> list[Probe]:
+    """The probes; without any that ask for what was corrected, one more for each corrected record."""
+    if any(probe.kind == "recall" for probe in asked):
+        return asked
+    _check_texts(trained, model)
+    return [*recall_probes(trained), *asked]
 
 
 def _costs(trained: list[Record]) -> dict[str, int]:

@@ -15,7 +15,7 @@ from anchorlwf.data.model_card import write_card
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.errors import NothingToDoError, PromptWarning, wrong
-from anchorlwf.evaluation import ProbeResult, Results, answers, evaluate
+from anchorlwf.evaluation import Known, ProbeResult, Progress, Results, evaluate, reference_answers
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel, load_model
 from anchorlwf.training import TrainResult, run_folder, train
 from anchorlwf.workflow.paraphrased import Paraphrase, records_beside, save_paraphrases
@@ -92,19 +92,20 @@ def unchanged_probes(
     model: LanguageModel,
     prompts: str | Path | Iterable[PromptLike],
     config: EvaluateConfig,
-    on_answers: Callable[[int], None] | None = None,
-) -> list[Probe]:
-    """Probes that ask the model for exactly its own present answers; `on_answers` is told how many there are yet."""
+    progress: Progress | None = None,
+) -> tuple[list[Probe], Known]:
+    """Probes that ask the model for exactly its own present answers, and the token ids of these."""
     asked = [
         Probe(id=f"retain:{index}", kind="retain", messages=prompt.messages, expected="-", scorer="exact")
         for index, prompt in enumerate(as_prompts(prompts))
     ]
-    replies = answers(model, asked, config, on_answers)
-    return [
-        probe.model_copy(update={"expected": reply})
-        for probe, reply in zip(asked, replies, strict=True)
-        if reply.strip()
-    ]
+    known = reference_answers(model, model, asked, config, progress)
+    probes = []
+    for probe in asked:
+        reply = model.codec.decode(known[tuple(model.codec.encode_prompt(probe.messages, probe.tools))])
+        if reply.strip():
+            probes.append(probe.model_copy(update={"expected": reply}))
+    return probes, known
 
 
 def fix(
@@ -149,16 +150,15 @@ def fix(
         beside = records_beside(language_model, [first], retain=retain, paraphrase=paraphrases, on_progress=on_retain)
         records = [first, *beside.paraphrases, *beside.keep]
         asked = _default_checks(language_model) if check is None else as_prompts(check)
-        now = partial(_tell, on_phase, "answers-before", len(asked))
-        probes = unchanged_probes(language_model, asked, EvaluateConfig(), now)
+        probes, known = unchanged_probes(language_model, asked, EvaluateConfig(), partial(_before, on_phase))
         folder = Path(out)
         save_records(folder / "records.jsonl", records)
         save_paraphrases(folder, beside.paraphrases)
         reference = partial(on_phase, "reference")
         training = train(language_model, records, out=folder, config=config, on_step=on_step, on_reference=reference)
         costs = {"seconds": training.seconds, "steps": training.steps, "converged": training.converged}
-        measured = folder / "results.json"
-        results = evaluate(language_model, probes, records=records, out=measured, facts=costs, progress=on_phase)
+        to = folder / "results.json"
+        results = evaluate(language_model, probes, records=records, out=to, facts=costs, progress=on_phase, known=known)
         write_card(folder)
     recalled = next(result for result in results.answers if result.probe.group == first.id)
     pieces = _pieces(language_model, first)
@@ -166,8 +166,9 @@ def fix(
     return FixReport(first, before, after, pieces, training, results, str(folder), beside.paraphrases)
 
 
-def _tell(on_phase: Callable[[str, int, int], None], phase: str, count: int, done: int) -> None:
-    on_phase(phase, done, count)
+def _before(on_phase: Progress, _phase: str, done: int, count: int) -> None:
+    """The base's answers are given before training here."""
+    on_phase("answers-before", done, count)
 
 
 def _annotated(model: LanguageModel, prompt: str, answer: str) -> Record:
