@@ -13,7 +13,16 @@ from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Record
 from anchorlwf.errors import PromptWarning, RecordError, wrong
 from anchorlwf.evaluation.lm_eval import run_tasks
-from anchorlwf.evaluation.measure import Known, Progress, compare, drift, recall_probes, reference_answers
+from anchorlwf.evaluation.measure import (
+    Drift,
+    Known,
+    ProbeResult,
+    Progress,
+    compare,
+    drift,
+    recall_probes,
+    reference_answers,
+)
 from anchorlwf.evaluation.results import DataStamp, Origin, Results, results_of
 from anchorlwf.files import ensure_writable
 from anchorlwf.model.generation import warn_of_generation
@@ -76,15 +85,27 @@ def evaluate(
     _prepare(model, base, asked, trained, config)
     began = time.perf_counter()
     tasks = run_tasks(model, base, config, progress)
-    if config.generation == "greedy":  # else the drift needs other answers than those compared
-        known = reference_answers(model, base, asked, config, progress, known)
-    answered = compare(model, base, asked, config, progress, known)
-    measured = drift(model, base, asked, config, known)
+    answered, measured = _measured(model, base, asked, config, progress, known)
     costs = {**_costs(trained), "evaluate_seconds": time.perf_counter() - began, **(facts or {})}
     results = results_of(answered, measured, config, costs, tasks, origin)
     if out is not None:
         results.save(out)
     return results
+
+
+def _measured(
+    model: LanguageModel,
+    base: LanguageModel | None,
+    asked: list[Probe],
+    config: EvaluateConfig,
+    progress: Progress | None,
+    known: Known | None,
+) -> tuple[list[ProbeResult], Drift]:
+    """The answers before and after, and the drift."""
+    # Answers by a model's own settings are not those that the drift is measured on.
+    if config.generation == "greedy":
+        known = reference_answers(model, base, asked, config, progress, known)
+    return compare(model, base, asked, config, progress, known), drift(model, base, asked, config, known)
 
 
 def _with_recall(asked: list[Probe], trained: list[Record], model: LanguageModel) -> list[Probe]:
