@@ -159,6 +159,11 @@ def test_costs_count_what_a_person_does(lab):
     assert annotation_cost(BY_NAME["grpo"], task.corrections, [])["annotation_actions"] == 2
     mean = sum(len(record.prompt_ids) + len(record.completion_ids) for record in anchors) / len(anchors)
     assert train_tokens(anchors, 10, 2) == round(10 * 2 * mean)
+    kept = [anchors[0].model_copy(update={"anchors": []})] * 5
+    length = len(anchors[0].prompt_ids) + len(anchors[0].completion_ids)
+    assert train_tokens([*anchors, *kept], 10, 6) == round(10 * (3 * mean + 3 * length)), (
+        "half of a step is keep records"
+    )
 
 
 def test_peak_memory_begins_anew():

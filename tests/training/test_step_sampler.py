@@ -62,7 +62,7 @@ def test_what_a_step_holds_depends_on_the_seed_and_its_number_alone():
 
 def test_a_few_corrections_are_in_every_step_beside_many_keep_records():
     plan, steps = steps_of(3, 256, 16, 1, 1)
-    assert (plan.corrections, plan.keeps) == (3, 13)
+    assert (plan.corrections, plan.keeps) == (3, 8)
     assert all({0, 1, 2} <= set(step[0]) for step in steps)
     kept = [number for step in steps for number in step[0] if number >= 3]
     assert len(set(kept)) == len(kept), "a fresh sample each time"

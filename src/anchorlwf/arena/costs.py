@@ -10,6 +10,7 @@ from anchorlwf.arena.plan import Method
 from anchorlwf.arena.questions import Correction
 from anchorlwf.data.record import Record
 from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.training.step_sampler import StepPlan
 
 __all__ = [
     "TunedModel",
@@ -84,8 +85,15 @@ def _anchor_runs(record: Record) -> int:
 
 def train_tokens(records: Sequence[Record], steps: int, batch_size: int) -> int:
     """Tokens (prompt and completion) that go through the model in so many steps."""
-    mean = sum(len(record.prompt_ids) + len(record.completion_ids) for record in records) / len(records)
-    return round(mean * min(batch_size, len(records)) * steps)
+    anchored = [record for record in records if record.anchors]
+    kept = [record for record in records if not record.anchors]
+    plan = StepPlan.of(len(anchored), len(kept), batch_size=batch_size, micro_batches=1)
+    return round(steps * (plan.corrections * _mean_length(anchored) + plan.keeps * _mean_length(kept)))
+
+
+def _mean_length(records: Sequence[Record]) -> float:
+    """Tokens of prompt and completion; 0 for no records."""
+    return sum(len(record.prompt_ids) + len(record.completion_ids) for record in records) / max(1, len(records))
 
 
 def train_flops(model: LanguageModel, tokens: int, *, reference: bool) -> float:

@@ -26,9 +26,10 @@ class StepPlan:
 
     @classmethod
     def of(cls, corrections: int, keeps: int, *, batch_size: int, micro_batches: int) -> "StepPlan":
-        """As many corrections as fit beside the keep records, which take half of the step at most; the rest for those.
+        """Half of the step for keep records; as many corrections as fit beside them.
 
-        A step with room for one record alone gets room for two, so that it can hold both kinds.
+        Where corrections are few the step stays small: more keep records in it make it slower, and training needs as
+        many steps. A step with room for one record alone gets room for two, so that it can hold both kinds.
 
         Args:
             corrections, keeps: how many records there are of each kind; at least one correction.
@@ -39,8 +40,8 @@ class StepPlan:
         if not keeps:
             return cls(min(corrections, room), 0, micro_batches)
         room = max(room, 2)
-        shown = min(corrections, room - min(keeps, room // 2))
-        return cls(shown, min(keeps, room - shown), micro_batches)
+        beside = min(keeps, room // 2)
+        return cls(min(corrections, room - beside), beside, micro_batches)
 
     def steps_per_pass(self, corrections: int) -> int:
         """Optimizer steps until every correction was seen."""
