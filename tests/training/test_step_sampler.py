@@ -72,6 +72,11 @@ def test_one_keep_record_takes_no_more_than_its_place():
     assert StepPlan.of(14, 1, batch_size=16, micro_batches=1) == StepPlan(14, 1, 1)
 
 
+def test_every_micro_batch_has_a_record_of_its_own_where_there_are_enough():
+    assert StepPlan.of(1, 9, batch_size=1, micro_batches=4) == StepPlan(1, 3, 4)
+    assert StepPlan.of(1, 9, batch_size=4, micro_batches=2) == StepPlan(1, 4, 2)
+
+
 def test_a_step_of_one_record_makes_room_for_both_kinds():
     assert StepPlan.of(5, 9, batch_size=1, micro_batches=1) == StepPlan(1, 1, 1)
     assert StepPlan.of(5, 0, batch_size=1, micro_batches=1) == StepPlan(1, 0, 1)

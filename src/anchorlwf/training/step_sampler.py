@@ -29,7 +29,8 @@ class StepPlan:
         """Half of the step for keep records; as many corrections as fit beside them.
 
         Where corrections are few the step stays small: more keep records in it make it slower, and training needs as
-        many steps. A step with room for one record alone gets room for two, so that it can hold both kinds.
+        many steps; but no micro-batch goes without a record. A step with room for one record alone gets room for two,
+        so that it can hold both kinds.
 
         Args:
             corrections, keeps: how many records there are of each kind; at least one correction.
@@ -41,7 +42,8 @@ class StepPlan:
             return cls(min(corrections, room), 0, micro_batches)
         room = max(room, 2)
         beside = min(keeps, room // 2)
-        return cls(min(corrections, room - beside), beside, micro_batches)
+        shown = min(corrections, room - beside)
+        return cls(shown, min(keeps, max(beside, micro_batches - shown)), micro_batches)
 
     def steps_per_pass(self, corrections: int) -> int:
         """Optimizer steps until every correction was seen."""
