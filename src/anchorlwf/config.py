@@ -208,7 +208,7 @@ class TrainConfig(Config):
     """Optimizer steps at the most; the stop rule usually ends training long before. None: 200, or 60 passes over the
     records where that is more."""
     batch_size: Count = 16
-    """Records per device and micro-batch."""
+    """Records per device and micro-batch at the most; keep records take half of it."""
     accumulation: Count = 1
     """Micro-batches per optimizer step."""
     direction: Literal["forward", "reverse"] = "forward"
