@@ -11,8 +11,11 @@ from html.parser import HTMLParser
 import pytest
 from arena_data import EVIL, METHODS, REGIMES, made_up, small
 
+from anchorlwf.arena.report.front_plot import pareto_plot
 from anchorlwf.arena.report.page import summarize, write_plots, write_report
-from anchorlwf.arena.study_results import Study
+from anchorlwf.arena.report.plots import differences
+from anchorlwf.arena.report.statistics import TRADE_OFFS
+from anchorlwf.arena.study_results import OURS, Study
 from anchorlwf.errors import ConfigError, RecordError, StorageError
 from anchorlwf.evaluation.plotting import LIGHT
 
@@ -134,6 +137,25 @@ def test_every_plot_lies_beside_the_page(page):
         assert size[0] == b"\x89PNG\r\n\x1a\n"
         wide, high = map(float, re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', drawn).groups())
         assert size[1:] == pytest.approx((wide / 72 * 160, high / 72 * 160), abs=1)
+
+
+def test_a_regime_shows_only_what_was_measured_in_it(results):
+    pytest.importorskip("matplotlib")
+    one, other, *_ = REGIMES
+    missing = next(cell["method"] for cell in results["cells"] if cell["method"] != OURS)
+    fewer = copy.deepcopy(results)
+    fewer["cells"] = [cell for cell in fewer["cells"] if (cell["method"], cell["regime"]) != (missing, one)]
+    summary = summarize(fewer)
+    [legend] = pareto_plot(
+        summary.study, summary.estimates, summary.fronts["pareto"], TRADE_OFFS[0], [one], alone=True
+    ).legends
+    listed = {text.get_text().partition("  ")[2] for text in legend.get_texts()}
+    assert summary.study.methods[missing].title not in listed
+    assert summary.study.methods[OURS].title in listed
+    of_recall = [comparison for comparison in summary.comparisons if comparison.measure == "recall"]
+    for compared, measures in ((summary.comparisons, ["recall", "kept"]), (of_recall, ["recall"])):
+        panels = differences(summary.study, compared, other).axes
+        assert [axes.get_xlabel().partition(",")[0] for axes in panels] == measures
 
 
 def test_a_study_of_almost_nothing_has_a_report(tmp_path):

@@ -187,11 +187,12 @@ def pareto_plot(
 
         across = min(3, len(regimes))
         down = -(-len(regimes) // across)
-        legend_rows = -(-len(study.methods) // (across + 1)) if alone else 0
-        figure = Figure(figsize=(max(3.75 * across, 6.4 if alone else 0), 3.7 * down + 0.2 * legend_rows + 0.2 * alone))
-        panels = list(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
         spots_of = {regime: _spots(study, by_method, trade_off) for regime, by_method in summed.items()}
         drawn = [spots_of[regime] for regime in regimes]
+        listed = {spot.name for spots in drawn for spot in spots}
+        legend_rows = -(-len(listed) // (across + 1)) if alone else 0
+        figure = Figure(figsize=(max(3.75 * across, 6.4 if alone else 0), 3.7 * down + 0.2 * legend_rows + 0.2 * alone))
+        panels = list(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
         for index, (axes, regime, spots) in enumerate(zip(panels, regimes, drawn, strict=False)):
             for spot in spots:
                 _draw_spot(axes, spot, spot.name in fronts[regime].members)
@@ -208,7 +209,7 @@ def pareto_plot(
             stairs = np.array(_stairs(fronts[regime])).reshape(-1, 2)
             axes.plot(*stairs.T, color=QUIET, linewidth=1.2, linestyle=(0, (4, 2.5)), zorder=1)
         if alone:
-            _legend(figure, study, across + 1)
+            _legend(figure, [mark for name, mark in marks(study).items() if name in listed], across + 1)
         settle(figure)
         for axes, regime, spots in zip(panels, regimes, drawn, strict=False):
             if spots:
@@ -216,7 +217,7 @@ def pareto_plot(
         return figure
 
 
-def _legend(figure: "Figure", study: Study, across: int) -> None:
+def _legend(figure: "Figure", listed: Sequence[Mark], across: int) -> None:
     from matplotlib.lines import Line2D
 
     entries = [
@@ -229,7 +230,7 @@ def _legend(figure: "Figure", study: Study, across: int) -> None:
             markersize=11 if mark.shape == "*" else 6.5,
             label=f"{mark.number}  {mark.title}",
         )
-        for mark in marks(study).values()
+        for mark in listed
     ]
     note = (
         "Filled: on the Pareto front (dashed). Faint: single seeds. Bars: 95% bootstrap intervals over seeds. "

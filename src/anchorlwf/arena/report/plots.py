@@ -20,15 +20,20 @@ INK, CARD = LIGHT["ink"], LIGHT["card"]
 
 
 def differences(study: Study, comparisons: Sequence[Comparison], regime: str) -> "Figure":
-    """Every method minus AnchorLwF: recall and kept, with intervals; filled where it holds after correction."""
+    """Every method minus AnchorLwF: recall and kept, with intervals; filled where it holds after correction.
+
+    Where no facts could be lost there is no panel for kept.
+    """
     with styled():
         from matplotlib.figure import Figure
 
         looks = marks(study)
         rows = [name for name in study.measured(regime) if name != OURS]
-        figure = Figure(figsize=(9.6, 0.3 * len(rows) + 1.05))
-        grid = figure.subplots(1, 2, sharey=True)
-        for axes, measure in zip(grid, ("recall", "kept"), strict=True):
+        compared = {comparison.measure for comparison in comparisons if comparison.regime == regime}
+        measures = ["recall", *(["kept"] if "kept" in compared else [])]
+        figure = Figure(figsize=(2.8 + 3.4 * len(measures), 0.3 * len(rows) + 1.05))
+        grid = list(figure.subplots(1, len(measures), sharey=True, squeeze=False).flat)
+        for axes, measure in zip(grid, measures, strict=True):
             axes.axvline(0, color=LIGHT["anchorlwf"], linewidth=1.4, zorder=1)
             for comparison in comparisons:
                 if comparison.regime == regime and comparison.measure == measure:
