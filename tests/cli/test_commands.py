@@ -209,7 +209,7 @@ def test_fix_corrects_one_answer_and_says_what_changed(tmp_path):
     assert "' Lum' -> ' Tarn'" in done.out
     assert "unchanged answers to other prompts: 2 of 2\n" in done.out
     phases = list(dict.fromkeys(line.split(" ")[0] for line in told(done).splitlines()))
-    assert phases == ["answers-before", "reference", "train", "base", "tuned"]
+    assert phases == ["answers-before", "reference", "train", "tuned"]
     data = json.loads(well(*options, "--json").out)
     assert (data["after"], data["kept"]) == ("I am Tarn, your assistant.", 1.0)
     assert data["anchors"][0] == [" Lum", " Tarn"]

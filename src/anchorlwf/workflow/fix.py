@@ -157,6 +157,7 @@ def fix(
         reference = partial(on_phase, "reference")
         training = train(language_model, records, out=folder, config=config, on_step=on_step, on_reference=reference)
         costs = {"seconds": training.seconds, "steps": training.steps, "converged": training.converged}
+        known = {**known, tuple(first.prompt_ids): list(first.original_ids)}
         to = folder / "results.json"
         results = evaluate(language_model, probes, records=records, out=to, facts=costs, progress=on_phase, known=known)
         write_card(folder)
