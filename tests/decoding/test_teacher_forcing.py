@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from token_counting import counting_tokens
 
-from anchorlwf.annotation import Session, TargetAnnotator, annotate, annotate_stream, drive, verify_records
-from anchorlwf.bench.annotation_time import measure_annotation, wrong_biographies
+from anchorlwf.annotation import annotate, annotate_stream, verify_records
+from anchorlwf.bench.annotation_time import measure_annotation, step_by_step, wrong_biographies
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.jsonl import BadLineWarning, load_records, save_lines
 from anchorlwf.data.record import Prompt, Record
@@ -196,6 +196,5 @@ def test_the_batch_needs_a_fraction_of_the_passes_of_the_recursion(base):
     with counting_tokens(base) as batched:
         annotate(base, prompts, config=PLAIN)
     with counting_tokens(base) as recursion:
-        for prompt in prompts:
-            drive(Session(base, prompt, PLAIN), TargetAnnotator(base, prompt.answer or ""))
+        step_by_step(base, prompts, PLAIN)
     assert len(recursion) > 20 * len(batched)

@@ -27,6 +27,7 @@ from anchorlwf.evaluation import (
     drift,
     evaluate,
     measure,
+    prompts_of,
     recall_probes,
     reference_answers,
     results_of,
@@ -306,7 +307,7 @@ def test_the_base_answers_each_prompt_once_and_not_at_all_where_that_is_known(ti
     twice = [*probes, probes[0].model_copy(update={"id": "again"})]
     first = evaluate(tuned, twice, config=CONFIG)
     assert decoded == [len(probes), len(twice)]
-    known = reference_answers(tuned, None, probes, CONFIG)
+    known = reference_answers(tuned, None, prompts_of(tuned, probes), CONFIG)
     decoded.clear()
     second = evaluate(tuned, twice, config=CONFIG, known=known)
     assert decoded == [len(twice)]

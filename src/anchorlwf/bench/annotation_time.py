@@ -17,7 +17,7 @@ from anchorlwf.decoding.greedy import GreedyDecoder
 from anchorlwf.model.language_model import LanguageModel
 from anchorlwf.world import biography, build_world
 
-__all__ = ["annotate_many", "measure_annotation", "wrong_biographies"]
+__all__ = ["annotate_many", "measure_annotation", "step_by_step", "wrong_biographies"]
 
 
 def wrong_biographies(count: int, *, wrong: int = 5, seed: int = 0) -> list[Prompt]:
@@ -35,7 +35,8 @@ def wrong_biographies(count: int, *, wrong: int = 5, seed: int = 0) -> list[Prom
     return prompts
 
 
-def _step_by_step(model: LanguageModel, prompts: Sequence[Prompt], config: AnnotateConfig) -> list[Record]:
+def step_by_step(model: LanguageModel, prompts: Sequence[Prompt], config: AnnotateConfig) -> list[Record]:
+    """Records of the prompts, each corrected as a person does: at the first wrong token, then again."""
     decoder, records = GreedyDecoder(model), []
     for prompt in prompts:
         assert prompt.answer is not None
@@ -64,7 +65,7 @@ def measure_annotation(
     ways = {
         "batched": lambda: annotate(model, prompts, config=plain),
         "with_original": lambda: annotate(model, prompts, config=plain.updated(original=True)),
-        "recursion": lambda: _step_by_step(model, prompts, plain),
+        "recursion": lambda: step_by_step(model, prompts, plain),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     annotated: dict[str, list[Record]] = {}

@@ -10,6 +10,7 @@ from anchorlwf.evaluation.measure import (
     answers,
     compare,
     drift,
+    prompts_of,
     recall_probes,
     reference_answers,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "model_hashes",
     "named_hashes",
     "paired_interval",
+    "prompts_of",
     "recall_probes",
     "reference_answers",
     "results_of",

@@ -14,7 +14,7 @@ from anchorlwf.divergence import token_kl
 from anchorlwf.model.batch import KeepTurn
 from anchorlwf.model.language_model import LanguageModel
 
-__all__ = ["Drift", "ProbeResult", "answers", "compare", "drift", "recall_probes", "reference_answers"]
+__all__ = ["Drift", "ProbeResult", "answers", "compare", "drift", "prompts_of", "recall_probes", "reference_answers"]
 
 Progress = Callable[[str, int, int], None]
 Known = Mapping[tuple[int, ...], list[int]]
@@ -83,13 +83,13 @@ def answers(
     model: LanguageModel, probes: Sequence[Probe], config: EvaluateConfig, report: Callable[[int], None] | None = None
 ) -> list[str]:
     """Free-running answers, greedy or as the model's own settings have them, in the order of the probes."""
-    return [model.codec.decode(ids) for ids in _decoded(model, _prompts(model, probes), config, report)]
+    return [model.codec.decode(ids) for ids in _decoded(model, prompts_of(model, probes), config, report)]
 
 
 def reference_answers(
     tuned: LanguageModel,
     base: LanguageModel | None,
-    probes: Sequence[Probe],
+    prompts: Sequence[list[int]],
     config: EvaluateConfig,
     progress: Progress | None = None,
     known: Known | None = None,
@@ -99,16 +99,16 @@ def reference_answers(
     Args:
         tuned: the tuned model.
         base: the model before training; None: the tuned model's own reference.
-        probes: to ask.
+        prompts: token ids of what is asked.
         config: limits, and how answers are decoded.
         progress: called with ("base", answers there are, all that are missing).
         known: greedy answers that it gives within the same limits. They count only where answers are greedy.
 
     Returns:
-        Token ids of the answer by token ids of the prompt: of the probes, and what was known.
+        Token ids of the answer by token ids of the prompt: what was asked, and what was known.
     """
     found = dict(known or {}) if config.generation == "greedy" else {}
-    missing = [ids for ids in dict.fromkeys(map(tuple, _prompts(tuned, probes))) if ids not in found]
+    missing = [ids for ids in dict.fromkeys(map(tuple, prompts)) if ids not in found]
 
     def ask(model: LanguageModel) -> None:
         told = _reporter(progress, "base", len(missing))
@@ -133,13 +133,15 @@ def compare(
     known: Known | None = None,
 ) -> list[ProbeResult]:
     """Ask base and tuned model every probe. `base`, `known`: as for `reference_answers`."""
-    before = reference_answers(tuned, base, probes, config, progress, known)
-    after = answers(tuned, probes, config, _reporter(progress, "tuned", len(probes)))
-    results = []
-    for probe, ids, new in zip(probes, _prompts(tuned, probes), after, strict=True):
-        old = tuned.codec.decode(before[tuple(ids)])
-        results.append(ProbeResult(probe, old, new, score(probe, old), score(probe, new)))
-    return results
+    prompts = prompts_of(tuned, probes)
+    found = reference_answers(tuned, base, prompts, config, progress, known)
+    before = [found[tuple(prompt)] for prompt in prompts]
+    after = _decoded(tuned, prompts, config, _reporter(progress, "tuned", len(probes)))
+    texts = ([tuned.codec.decode(ids) for ids in said] for said in (before, after))
+    return [
+        ProbeResult(probe, old, new, score(probe, old), score(probe, new))
+        for probe, old, new in zip(probes, *texts, strict=True)
+    ]
 
 
 def drift(
@@ -155,8 +157,9 @@ def drift(
     """
     held_out = [probe for probe in probes if probe.kind in ("retain", "skill")]
     chosen = random.Random(config.seed).sample(held_out, min(config.kl_prompts, len(held_out)))
-    greedy = reference_answers(tuned, base, chosen, config.updated(generation="greedy"), known=known)
-    turns = [KeepTurn(prompt, greedy[tuple(prompt)]) for prompt in _prompts(tuned, chosen)]
+    prompts = prompts_of(tuned, chosen)
+    greedy = reference_answers(tuned, base, prompts, config.updated(generation="greedy"), known=known)
+    turns = [KeepTurn(prompt, greedy[tuple(prompt)]) for prompt in prompts]
     texts = [str(probe.messages[-1].get("content", "")) for probe in chosen]
     return Drift(token_kl(tuned, base, turns), texts)
 
@@ -165,7 +168,8 @@ def _reporter(progress: Progress | None, name: str, total: int) -> Callable[[int
     return None if progress is None else lambda done: progress(name, done, total)
 
 
-def _prompts(model: LanguageModel, probes: Sequence[Probe]) -> list[list[int]]:
+def prompts_of(model: LanguageModel, probes: Sequence[Probe]) -> list[list[int]]:
+    """Token ids of what each probe asks."""
     return [model.codec.encode_prompt(probe.messages, probe.tools) for probe in probes]
 
 

@@ -20,6 +20,7 @@ from anchorlwf.evaluation.measure import (
     Progress,
     compare,
     drift,
+    prompts_of,
     recall_probes,
     reference_answers,
 )
@@ -104,7 +105,7 @@ def _measured(
     """The answers before and after, and the drift."""
     # Answers by a model's own settings are not those that the drift is measured on.
     if config.generation == "greedy":
-        known = reference_answers(model, base, asked, config, progress, known)
+        known = reference_answers(model, base, prompts_of(model, asked), config, progress, known)
     return compare(model, base, asked, config, progress, known), drift(model, base, asked, config, known)
 
 

@@ -15,7 +15,7 @@ from anchorlwf.data.model_card import write_card
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.errors import NothingToDoError, PromptWarning, wrong
-from anchorlwf.evaluation import Known, ProbeResult, Progress, Results, evaluate, reference_answers
+from anchorlwf.evaluation import Known, ProbeResult, Progress, Results, evaluate, prompts_of, reference_answers
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel, load_model
 from anchorlwf.training import TrainResult, run_folder, train
 from anchorlwf.workflow.paraphrased import Paraphrase, records_beside, save_paraphrases
@@ -99,12 +99,14 @@ def unchanged_probes(
         Probe(id=f"retain:{index}", kind="retain", messages=prompt.messages, expected="-", scorer="exact")
         for index, prompt in enumerate(as_prompts(prompts))
     ]
-    known = reference_answers(model, model, asked, config, progress)
-    probes = []
-    for probe in asked:
-        reply = model.codec.decode(known[tuple(model.codec.encode_prompt(probe.messages, probe.tools))])
-        if reply.strip():
-            probes.append(probe.model_copy(update={"expected": reply}))
+    encoded = prompts_of(model, asked)
+    known = reference_answers(model, model, encoded, config, progress)
+    replies = (model.codec.decode(known[tuple(ids)]) for ids in encoded)
+    probes = [
+        probe.model_copy(update={"expected": reply})
+        for probe, reply in zip(asked, replies, strict=True)
+        if reply.strip()
+    ]
     return probes, known
 
 

@@ -30,7 +30,7 @@ def differences(study: Study, comparisons: Sequence[Comparison], regime: str) ->
         looks = marks(study)
         rows = [name for name in study.measured(regime) if name != OURS]
         compared = {comparison.measure for comparison in comparisons if comparison.regime == regime}
-        measures = ["recall", *(["kept"] if "kept" in compared else [])]
+        measures = [measure for measure in ("recall", "kept") if measure in compared]
         figure = Figure(figsize=(2.8 + 3.4 * len(measures), 0.3 * len(rows) + 1.05))
         grid = list(figure.subplots(1, len(measures), sharey=True, squeeze=False).flat)
         for axes, measure in zip(grid, measures, strict=True):
