@@ -7,7 +7,7 @@ published figure is about (the split for choosing settings). Variants differ fro
             as those hold a share of their energy (AlphaEdit, LoRA-Null); `frozen`: its A does not train
   kfac      the same, and what it writes is projected off the directions in which the outputs of keep tokens matter
             (both sides of the Kronecker-factored curvature; CrispEdit)
-  layers    only some of the layers
+  layers    only some of the layers; all-linear: every linear layer, not only those through which MLPs read
   dora      magnitude and direction apart
   and hold, rank, learning rate, drift budget, beta, and the number and length of the keep records
 
@@ -77,6 +77,7 @@ VARIANTS = [
     Variant("kfac 0.5", kind="kfac", energy=0.5),
     Variant("layers 10-20", {"targets": _layers(10, 20)}),
     Variant("layers 20-30", {"targets": _layers(20, 30)}),
+    Variant("all-linear", {"targets": "all-linear"}),
     Variant("hold 0.7", {"hold": 0.7}),
     Variant("answers of 64", retention={"answer_tokens": 64}),
     Variant("256 general, 96 near", retention={"general": 256, "near": 96}),

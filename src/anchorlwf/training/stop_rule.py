@@ -24,7 +24,7 @@ from transformers.trainer_callback import ExportableState
 from anchorlwf.config import TrainConfig
 from anchorlwf.training.best_state import BestState
 from anchorlwf.training.step_context import StepContext, StepSums
-from anchorlwf.training.stop_report import HeldOutDrift
+from anchorlwf.training.stop_report import HeldOutDrift, StopReport
 
 __all__ = ["DriftControl", "StopRule"]
 
@@ -116,6 +116,8 @@ class StopRule(TrainerCallback, ExportableState):
         self._sums: StepSums | None = None
         self.plateau = False
         """Training ended because nothing improved any more."""
+        self.passed: StopReport | None = None
+        """The report that ended training: on the weights as they are then."""
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold so that resuming is exact."""
@@ -212,6 +214,7 @@ class StopRule(TrainerCallback, ExportableState):
                 drift = report.drift
                 self._best.offer(drift)
             if report.passes(self._context.config.drift_budget):
+                self.passed = report
                 control.should_training_stop = True
                 return
         self._note_progress(drift, step)
