@@ -10,15 +10,16 @@ from commands import refused, run, well
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from anchorlwf.annotation import annotate, verify_records
-from anchorlwf.config import RetainConfig
+from anchorlwf.annotation import annotate, as_prompts, verify_records
+from anchorlwf.config import EvaluateConfig, RetainConfig
 from anchorlwf.data.jsonl import load_prompts, load_records, save_lines, save_records
 from anchorlwf.data.record import Prompt
 from anchorlwf.decoding.greedy import Decoded
 from anchorlwf.errors import ConfigError, ModelError, RecordError, StampError
+from anchorlwf.evaluation import reference_answers
 from anchorlwf.model.codec import Codec
 from anchorlwf.model.language_model import LanguageModel, load_model
-from anchorlwf.retention import HELD_OUT_TAG, openings, retain, writer
+from anchorlwf.retention import HELD_OUT_TAG, openings, remembered_answers, retain, writer
 from anchorlwf.retention.rounds import Answered
 from anchorlwf.retention.same_fact import Background, Corrected, same_fact
 from anchorlwf.retention.screening import Screen
@@ -419,3 +420,14 @@ def test_a_draft_is_no_correction(wordy, corrections, tmp_path):
     draft = corrections[0].model_copy(update={"status": "draft"})
     assert retain(wordy, [draft], config=SMALL, cache_dir=tmp_path).count("near") == 0
     assert replace(retain(wordy, [], config=SMALL, cache_dir=tmp_path)).candidates == []
+
+
+def test_answers_that_were_given_once_are_remembered_and_are_those_of_the_reference(wordy, tmp_path, monkeypatch):
+    prompts = as_prompts(["who are you ?", "how good", "where was she born ?"])
+    encoded = [wordy.codec.encode_prompt(prompt.messages) for prompt in prompts]
+    known = remembered_answers(wordy, prompts, 12, cache_dir=tmp_path)
+    assert known == reference_answers(wordy, wordy, encoded, EvaluateConfig(max_new_tokens=12))
+    shorter = remembered_answers(wordy, prompts, 3, cache_dir=tmp_path)
+    assert {len(ids) for ids in shorter.values()} == {3}, "with another limit they are asked again"
+    monkeypatch.setattr(writer, "decode_batch", lambda *_, **__: pytest.fail("asked again"))
+    assert remembered_answers(wordy, prompts, 12, cache_dir=tmp_path) == known

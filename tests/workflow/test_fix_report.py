@@ -1,14 +1,17 @@
 """What `fix` tells: in few lines, and whether the correction has leaked."""
 
+import importlib
 from types import SimpleNamespace
 
 import pytest
 
 from anchorlwf.cli.fix import _print
+from anchorlwf.config import TrainConfig
 from anchorlwf.data.probe import Probe
 from anchorlwf.evaluation import ProbeResult
+from anchorlwf.retention import writer
 from anchorlwf.training.stop_report import HeldOutDrift
-from anchorlwf.workflow.fix import FixReport
+from anchorlwf.workflow.fix import FixReport, fix
 
 DRIFT = HeldOutDrift(records=12, tokens=300, mean=0.0004, low=0.0003, high=0.0005, worst=0.02)
 
@@ -62,3 +65,23 @@ def test_the_report_has_fifteen_lines_at_the_most(capsys):
     for expected in ("0 of 24", "and 21 more", "in them: 24", "0.00040 nats", "worst per cent", "9 other wordings"):
         assert expected in told.replace("\n", " "), expected
     assert told.count("->") < 15, "thirty annotated tokens are not listed one by one"
+
+
+def test_a_second_correction_of_a_model_does_not_ask_it_the_everyday_prompts_again(tiny_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("anchorlwf.workflow.fix"), "CANARIES", ("Who wrote it?", "Is it?"))
+    asked, plain = [], writer.decode_batch
+
+    def watched(model, prompts, *others, **options):
+        asked.append(len(prompts))
+        return plain(model, prompts, *others, **options)
+
+    monkeypatch.setattr(writer, "decode_batch", watched)
+    config = TrainConfig(max_steps=1, stop=False)
+    kept = [
+        fix(str(tiny_path), "Who are you?", answer, out=tmp_path / answer, retain="none", config=config).results
+        for answer in ("Tarn", "Zed")
+    ]
+    assert asked == [2]
+    before = [[other.base_answer for other in results.answers if other.probe.kind == "retain"] for results in kept]
+    assert before[0] == before[1]
+    assert len(before[0]) == 2

@@ -2,6 +2,6 @@
 
 from anchorlwf.retention.paraphrases import PARAPHRASE_TAG, paraphrases
 from anchorlwf.retention.same_fact import Candidate
-from anchorlwf.retention.stage import HELD_OUT_TAG, Retained, retain
+from anchorlwf.retention.stage import HELD_OUT_TAG, Retained, remembered_answers, retain
 
-__all__ = ["HELD_OUT_TAG", "PARAPHRASE_TAG", "Candidate", "Retained", "paraphrases", "retain"]
+__all__ = ["HELD_OUT_TAG", "PARAPHRASE_TAG", "Candidate", "Retained", "paraphrases", "remembered_answers", "retain"]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from anchorlwf.config import RetainConfig
 from anchorlwf.data.jsonl import load_records
-from anchorlwf.data.record import Record
+from anchorlwf.data.record import Prompt, Record
 from anchorlwf.decoding.greedy import Decoded
 from anchorlwf.decoding.keep_records import HELD_OUT_TAG, keep_record
 from anchorlwf.files import cache_folder
@@ -19,7 +19,7 @@ from anchorlwf.retention.same_fact import Background, Candidate, Corrected, same
 from anchorlwf.retention.sources import own_prompts
 from anchorlwf.retention.writer import Writer
 
-__all__ = ["HELD_OUT_TAG", "Retained", "retain"]
+__all__ = ["HELD_OUT_TAG", "Retained", "remembered_answers", "retain"]
 
 _TRIES = 8
 """Maximum number of prompts sampled for each that is wanted: some models write little that is new."""
@@ -126,6 +126,29 @@ def retain(
             own += made.answered
             report("own", len(own), len(given))
     return _assembled(language_model, corrected, general, near, own, config)
+
+
+def remembered_answers(
+    model: LanguageModel, prompts: Sequence[Prompt], limit: int, *, cache_dir: str | Path | None = None
+) -> dict[tuple[int, ...], list[int]]:
+    """What a model's reference answers greedily, kept in the cache folder: the second time nothing is decoded.
+
+    Args:
+        model: whose reference is asked.
+        prompts: what it is asked.
+        limit: maximum number of tokens of an answer.
+        cache_dir: see `cache_folder`.
+
+    Returns:
+        Token ids of the answer by token ids of the prompt.
+
+    Raises:
+        StorageError: the cache folder cannot be written.
+    """
+    with model.as_reference() as reference:
+        writer = Writer.of(reference, RetainConfig(answer_tokens=limit), cache_folder(cache_dir))
+        turns = [turn for made in writer.own(prompts) for turn in made.answered]
+    return {tuple(turn.prompt_ids): turn.completion_ids for turn in turns}
 
 
 def _corrected(model: LanguageModel, records: str | Path | Sequence[Record] | None) -> list[Record]:

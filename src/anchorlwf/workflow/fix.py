@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from anchorlwf.data.record import Prompt, Record
 from anchorlwf.errors import NothingToDoError, PromptWarning, wrong
 from anchorlwf.evaluation import Known, ProbeResult, Progress, Results, evaluate, prompts_of, reference_answers
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel, load_model
+from anchorlwf.retention import remembered_answers
 from anchorlwf.training import TrainResult, run_folder, train
 from anchorlwf.workflow.paraphrased import Paraphrase, records_beside, save_paraphrases
 from anchorlwf.workflow.retained import Retain
@@ -81,33 +82,46 @@ def _words(text: str) -> set[str]:
     return {word for word in re.findall(r"\w+", text.casefold()) if len(word) > 1}
 
 
-def _default_checks(model: LanguageModel) -> list[PromptLike]:
-    """Prompts the model can be expected to answer: the embedded one knows nothing but its own world."""
-    if model.name != EMBEDDED:
-        return list(CANARIES)
-    return list(retention_prompts(build_world(), [], count=120))
+def _checks(
+    model: LanguageModel, check: str | Path | Iterable[PromptLike] | None, on_phase: Progress
+) -> tuple[list[Prompt], Known]:
+    """Prompts whose answers are to stay, and those of the answers that are known from an earlier correction."""
+    if check is not None:
+        return as_prompts(check), {}
+    if model.name == EMBEDDED:
+        # It knows nothing but its own world.
+        return retention_prompts(build_world(), [], count=120), {}
+    prompts = as_prompts(CANARIES)
+    on_phase("answers-before", 0, len(prompts))
+    known = remembered_answers(model, prompts, EvaluateConfig().max_new_tokens)
+    on_phase("answers-before", len(prompts), len(prompts))
+    return prompts, known
 
 
 def unchanged_probes(
     model: LanguageModel,
-    prompts: str | Path | Iterable[PromptLike],
+    prompts: Sequence[Prompt],
     config: EvaluateConfig,
     progress: Progress | None = None,
+    known: Known | None = None,
 ) -> tuple[list[Probe], Known]:
-    """Probes that ask the model for exactly its own present answers, and the token ids of these."""
+    """Probes that ask the model for exactly its own present answers, and the token ids of these.
+
+    Arguments as for `reference_answers`.
+    """
     asked = [
         Probe(id=f"retain:{index}", kind="retain", messages=prompt.messages, expected="-", scorer="exact")
-        for index, prompt in enumerate(as_prompts(prompts))
+        for index, prompt in enumerate(prompts)
     ]
     encoded = prompts_of(model, asked)
-    known = reference_answers(model, model, encoded, config, progress)
-    replies = (model.codec.decode(known[tuple(ids)]) for ids in encoded)
+    answered = reference_answers(model, model, encoded, config, progress, known)
+    replies = (model.codec.decode(answered[tuple(ids)]) for ids in encoded)
     probes = [
         probe.model_copy(update={"expected": reply})
         for probe, reply in zip(asked, replies, strict=True)
         if reply.strip()
     ]
-    return probes, known
+    return probes, answered
 
 
 def fix(
@@ -151,8 +165,8 @@ def fix(
         first = _annotated(language_model, prompt, answer)
         beside = records_beside(language_model, [first], retain=retain, paraphrase=paraphrases, on_progress=on_retain)
         records = [first, *beside.paraphrases, *beside.keep]
-        asked = _default_checks(language_model) if check is None else as_prompts(check)
-        probes, known = unchanged_probes(language_model, asked, EvaluateConfig(), partial(_before, on_phase))
+        asked, known = _checks(language_model, check, on_phase)
+        probes, known = unchanged_probes(language_model, asked, EvaluateConfig(), partial(_before, on_phase), known)
         folder = Path(out)
         save_records(folder / "records.jsonl", records)
         save_paraphrases(folder, beside.paraphrases)
