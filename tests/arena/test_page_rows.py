@@ -53,6 +53,7 @@ def test_what_people_can_read_stays_as_it_is():
         (0.002, "nats", "0.0020"),
         (3.2e-6, "nats", "3e-6"),
         (0.0, "nats", "0"),
+        (-4e-8, "nats", "0"),
         (12_345.4, "count", "12,345"),
         (17.6, "count", "17.6"),
         (3 * 2**20, "bytes", "3 MiB"),

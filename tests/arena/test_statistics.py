@@ -42,6 +42,7 @@ def test_a_difference_of_nothing_is_not_distinguishable():
     found = paired_bootstrap([[0.0] * 5] * 5)
     assert (found.difference, found.low, found.high, found.p) == (0, 0, 0, 1)
     assert paired_bootstrap([[1.0] * 5] * 5).p == pytest.approx(2 / 10_001)
+    assert paired_bootstrap([[-1.0]]).p == 1, "one difference says nothing about others"
     with pytest.raises(ValueError, match="got an empty one"):
         paired_bootstrap([[1.0], []])
 

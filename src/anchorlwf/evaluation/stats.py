@@ -36,7 +36,7 @@ class Paired:
     low: float
     high: float
     p: float
-    """Two-sided, from the resamples beyond zero; never below 2 / (resamples + 1)."""
+    """Two-sided, from the resamples beyond zero; never below 2 / (resamples + 1), and 1 for a single difference."""
 
 
 _ROUNDING = 1e-12
@@ -81,7 +81,10 @@ def paired_bootstrap(
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     beyond = min((means <= _ROUNDING).sum(), (means >= -_ROUNDING).sum())
     observed = float(np.mean([block.mean() for block in blocks]))
-    return Paired(observed, float(low), float(high), min(1.0, 2 * (int(beyond) + 1) / (resamples + 1)))
+    # Drawing one difference again and again gives always the same, which is no evidence.
+    alone = sum(map(len, blocks)) == 1
+    p = 1.0 if alone else min(1.0, 2 * (int(beyond) + 1) / (resamples + 1))
+    return Paired(observed, float(low), float(high), p)
 
 
 def paired_ratio(

@@ -59,7 +59,9 @@ def written(value: float | None, unit: str) -> str:
     """A figure as people write it; a hyphen where there is none."""
     if value is None:
         return "-"
-    return "0" if value == 0 and unit != "fraction" else _WRITTEN[unit](value)
+    # A divergence of float32 logits is known to about 1e-6 nats.
+    nothing = abs(value) < 1e-6 if unit == "nats" else value == 0
+    return "0" if nothing and unit != "fraction" else _WRITTEN[unit](value)
 
 
 @dataclass(frozen=True)
