@@ -80,6 +80,10 @@ def glyph(family: Family) -> str:
     return "".join(parts) + "Z"
 
 
+_ENLARGED = 1.7
+"""Of its own width, how wide a plot is shown at the most."""
+
+
 def inline(svg: str, name: str, alt: str, colours: Mapping[str, str] = LIGHT) -> str:
     """An SVG file of matplotlib's as an element of a page: ids its own, colours as CSS variables, described by `alt`.
 
@@ -97,4 +101,7 @@ def inline(svg: str, name: str, alt: str, colours: Mapping[str, str] = LIGHT) ->
     body = body.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     for variable, colour in colours.items():
         body = body.replace(colour, f"var(--{variable})")
-    return body.replace("<svg", f'<svg role="img" aria-label="{alt}" class="plot"', 1)
+    # A single panel would fill the page, with letters three times as large as the text around it.
+    [width] = re.findall(r'viewBox="0 0 ([\d.]+)', body[: body.index(">")])
+    widest = f"{_ENLARGED * float(width):.0f}pt"
+    return body.replace("<svg", f'<svg role="img" aria-label="{alt}" class="plot" style="--widest: {widest}"', 1)
