@@ -80,19 +80,19 @@ def _sdpa_within_records(
         """[many, H, L, K] of the queries, and S + L of keys and values: [many * L, H, K]."""
         windowed = sliding_window is not None and before + length > sliding_window
         mask = _mask(before, length, sliding_window, query_1HTK.device) if before or windowed else None
-        return sdpa_attention_forward(module, *parts, mask, **options)[0].flatten(0, 1)
+        with precision:
+            return sdpa_attention_forward(module, *parts, mask, **options)[0].flatten(0, 1)
 
     # Split, not sliced: the gradient of a slice is as long as the row.
     fronts, *rows = zip(*(x_1HTK[0].split(sizes, dim=1) for x_1HTK in (query_1HTK, key_1HTK, value_1HTK)), strict=True)
-    with precision:
-        done = [attend(shared, 0, *(front_HSK[None] for front_HSK in fronts))] if shared else []
-        for (length, many), row in zip(runs, rows, strict=True):
-            # [H, many * L, K] -> [many, H, L, K]: a view.
-            query, *others = (states_HTK.unflatten(1, (many, length)).transpose(0, 1) for states_HTK in row)
-            if shared:
-                fronts_kv = (front_HSK.expand(many, -1, -1, -1) for front_HSK in fronts[1:])
-                others = [torch.cat(both, dim=2) for both in zip(fronts_kv, others, strict=True)]
-            done.append(attend(length, shared, query, *others))
+    done = [attend(shared, 0, *(front_HSK[None] for front_HSK in fronts))] if shared else []
+    for (length, many), row in zip(runs, rows, strict=True):
+        # [H, many * L, K] -> [many, H, L, K]: a view.
+        query, *others = (states_HTK.unflatten(1, (many, length)).transpose(0, 1) for states_HTK in row)
+        if shared:
+            fronts_kv = (front_HSK.expand(many, -1, -1, -1) for front_HSK in fronts[1:])
+            others = [torch.cat(both, dim=2) for both in zip(fronts_kv, others, strict=True)]
+        done.append(attend(length, shared, query, *others))
     return torch.cat(done)[None].to(dtype), None
 
 
