@@ -282,6 +282,18 @@ def test_published_results_are_checked_cell_by_cell():
         differences(published, [("short", "anchorlwf", 2)], run, 0.02)
 
 
+def test_a_plan_changes_the_fields_of_a_built_in_method_that_it_names(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        "regimes: [{name: a, title: a, methods: [stm, mine], baseline: stm}]\n"
+        "methods: [{name: stm, seeds: 1}, {name: mine, title: Mine, family: sft}]"
+    )
+    plan, [built_in] = load_plan(str(path)), [method for method in METHODS if method.name == "stm"]
+    assert plan.method("stm") == built_in.model_copy(update={"seeds": 1})
+    assert plan.method("mine").sweep == {}
+    assert len({method.name for method in plan.methods}) == len(plan.methods) == len(METHODS) + 1
+
+
 def test_jobs_go_seed_by_seed():
     sweeps, cells = jobs_of(load_plan("study"))
     assert [job.seed for job in cells] == sorted(job.seed for job in cells)
@@ -295,6 +307,8 @@ def test_jobs_go_seed_by_seed():
         ("regimes: [{name: a, title: a, methods: [nonsense]}]", "known methods, got nonsense"),
         ("regimes: [{name: a, title: a, methods: [anchorlwf], tuned_on: b}]", "a regime of the plan, got b"),
         ("regimes: [{name: a, title: a, methods: [anchorlwf], facts: -1}]", "regimes.0.facts"),
+        ("regimes: []\nmethods: 3", "methods.0"),
+        ("regimes: []\nmethods: [{name: mine}]", "methods.0.title"),
         ("[1]", "`option: value` lines, got list"),
         ("a: [", "study, quick, real or a YAML file"),
     ],

@@ -193,6 +193,12 @@ def test_an_answer_that_is_given_already_is_nothing_to_do(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_blank_prompt_is_no_question(tmp_path):
+    done = run("fix", "--prompt", " ", "--answer", "I am Tarn.", "--out", tmp_path / "run")
+    refused(done, r"Error: prompt: expected a question, got a blank one\.")
+    assert not (tmp_path / "run").exists()
+
+
 def test_records_without_an_anchor_teach_nothing(tiny, corrected, tmp_path):
     kept = [record.model_copy(update={"anchors": []}) for record in load_records(corrected)]
     refused(

@@ -32,7 +32,10 @@ _BY_TRL = {"grpo", "dpo", "sdft"}
 
 
 def load_plan(name: str) -> Plan:
-    """A plan by name (`study`, `quick`, `real`) or by the path of a YAML file. Methods it does not define are built in.
+    """A plan by name (`study`, `quick`, `real`) or by the path of a YAML file.
+
+    All built-in methods can be named in it. One that is listed under `methods` as well has the fields that are given
+    there, and is otherwise as built in.
 
     Raises:
         ConfigError: no such plan, a wrong option, or a regime that names an unknown method or regime.
@@ -47,9 +50,13 @@ def load_plan(name: str) -> Plan:
         ) from error
     if not isinstance(data, dict):
         raise ConfigError(wrong(f"plan {name}", "`option: value` lines", type(data).__name__, "Mend the file."))
-    own = data.pop("methods", [])
-    named = {str(method.get("name")) for method in own if isinstance(method, dict)}
-    plan = Plan.of(methods=[*own, *(method for method in METHODS if method.name not in named)], **data)
+    built_in = {method.name: method.model_dump() for method in METHODS}
+    listed = data.pop("methods", [])
+    own = [
+        {**built_in.pop(str(row.get("name")), {}), **row} if isinstance(row, dict) else row
+        for row in (listed if isinstance(listed, list) else [listed])
+    ]
+    plan = Plan.of(methods=[*own, *built_in.values()], **data)
     methods, regimes = {method.name for method in plan.methods}, {regime.name for regime in plan.regimes}
     for regime in plan.regimes:
         unknown = {*regime.methods, regime.baseline} - methods

@@ -14,7 +14,7 @@ from anchorlwf.data.jsonl import save_records
 from anchorlwf.data.model_card import write_card
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Prompt, Record
-from anchorlwf.errors import NothingToDoError, PromptWarning, wrong
+from anchorlwf.errors import NothingToDoError, PromptError, PromptWarning, wrong
 from anchorlwf.evaluation import Known, ProbeResult, Progress, Results, evaluate, prompts_of, reference_answers
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel, load_model
 from anchorlwf.retention import remembered_answers
@@ -158,7 +158,8 @@ def fix(
 
     Raises:
         NothingToDoError: the model answers exactly this already.
-        PromptError, RecordError, ConflictError, StorageError: as `annotate` and `train`.
+        PromptError: the prompt is blank, or as `annotate`.
+        RecordError, ConflictError, StorageError: as `annotate` and `train`.
     """
     with run_folder(out):
         language_model = model if isinstance(model, LanguageModel) else load_model(model)
@@ -190,6 +191,8 @@ def _before(on_phase: Progress, _phase: str, done: int, count: int) -> None:
 
 def _annotated(model: LanguageModel, prompt: str, answer: str) -> Record:
     """The record of the prompt."""
+    if not prompt.strip():
+        raise PromptError(wrong("prompt", "a question", "a blank one", "Give the question that is answered wrongly."))
     asked = Prompt(messages=[{"role": "user", "content": prompt}], answer=answer)
     for remark in fits(model, target=True)(asked):  # here, as there is no line to name
         warnings.warn(f"{prompt!r}: {remark}", PromptWarning, stacklevel=2)
