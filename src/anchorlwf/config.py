@@ -84,7 +84,7 @@ Targets = Annotated[str | list[str], BeforeValidator(_names)]
 class Config(BaseModel):
     """What every configuration shares: frozen, checked, from and to YAML."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     section: ClassVar[str]
     """Where these options stand in a file that holds those of several stages (`recipes/gpu`)."""
 
@@ -130,6 +130,18 @@ class Config(BaseModel):
             left = set(_LOADING) - set(cls.model_fields)
             options = {name: value for name, value in options.items() if name not in left}
         return cls.of(**{str(name): value for name, value in options.items()})
+
+    @classmethod
+    def load_section(cls, path: str | Path) -> Self:
+        """Read the section of this stage alone from a YAML file; a file without one leaves the defaults.
+
+        Raises:
+            ConfigError: the file is missing, or the section is no mapping or holds a wrong option.
+        """
+        section = _read_yaml(path).get(cls.section)
+        if not isinstance(section, dict | None):
+            raise ConfigError(wrong(f"{path}, {cls.section}", "`option: value` lines", repr(section), "Mend the file."))
+        return cls.of(**{str(name): value for name, value in (section or {}).items()})
 
     def save(self, path: str | Path) -> None:
         """Write a YAML file that `load` reads back to an equal configuration."""
@@ -227,6 +239,8 @@ class TrainConfig(Config):
     """Most mean KL(reference || model) over keep tokens, in nats per token."""
     stop: bool = True
     """Stop once every anchor holds, every answer is reproduced and the drift is within its budget."""
+    reproduce: bool = True
+    """Ask for reproduced answers. Not where records have keep tokens that the reference would not choose."""
     impl: Literal["auto", "dense", "chunked", "triton"] = "auto"
     """auto: the quickest there is; from a summary of the reference where one is kept (docs/method.md), else chunked, on
     a GPU with a kernel in Triton. The others compare both models' logits, every time."""
@@ -341,5 +355,14 @@ class GateConfig(Config):
 
 
 _SECTIONS = {
-    kind.section for kind in (AnnotateConfig, RetainConfig, TrainConfig, BaselineConfig, EvaluateConfig, GateConfig)
+    kind.section
+    for kind in (
+        AnnotateConfig,
+        RetainConfig,
+        ParaphraseConfig,
+        TrainConfig,
+        BaselineConfig,
+        EvaluateConfig,
+        GateConfig,
+    )
 }

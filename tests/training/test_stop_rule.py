@@ -1,5 +1,6 @@
 """Training ends by what is wanted: anchors held, drift on held-out answers within budget; or once nothing improves."""
 
+import itertools
 import json
 
 import pytest
@@ -142,3 +143,44 @@ def test_a_resumed_run_remembers_its_best_state_and_its_patience(tmp_path, tiny_
     assert resumed.report == whole.report
     adapters = [(tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert adapters[0] == adapters[1]
+
+
+def test_answers_need_not_be_reproduced_where_that_is_not_asked(tmp_path):
+    model = load_model()
+    [right] = world_corrections(model, 1)
+    # A keep token that the reference would not choose, and that nothing teaches.
+    ids = [*right.completion_ids[:-1], right.completion_ids[0]]
+    other = right.model_copy(update={"completion_ids": ids, "completion": model.codec.decode(ids)})
+    config = TrainConfig(beta=0.0, drift_budget=1e9, hinge=False, reproduce=False)
+    result = train(model, [other], out=tmp_path / "run", config=config)
+    assert result.converged, result.missing
+    assert result.report.learned
+    assert result.report.records_reproduced == 0
+    assert result.steps < 40, "it does not wait for a plateau"
+
+
+def test_reports_on_many_keep_records_are_rare(tmp_path, monkeypatch):
+    reports, plain = [], step_context.StepContext.report
+    monkeypatch.setattr(
+        step_context.StepContext, "report", lambda self, step, *more: reports.append(step) or plain(self, step, *more)
+    )
+    model = load_model()
+    keep = [record.model_copy(update={"tags": []}) for record in kept(model, 90)]
+    # A budget that is not reached: while the anchors hold, every step would be reported on.
+    config = TrainConfig(drift_budget=1e-4, max_steps=100, batch_size=4)
+    result = train(model, [*world_corrections(model, 1), *keep], out=tmp_path / "run", config=config)
+    on_the_way = [step for step in reports if step < result.steps]
+    between = [after - before for before, after in itertools.pairwise(on_the_way)]
+    assert len(between) >= 2
+    # A step shows 3 of the 91 records, and goes back through them.
+    assert min(between) >= 91 // (3 * 3)
+
+
+def test_a_run_without_a_stop_rule_looks_at_held_out_answers_every_five_steps(tmp_path):
+    model = load_model()
+    config = TrainConfig(drift_budget=10.0, max_steps=60, stop=False, batch_size=4)
+    train(model, [*world_corrections(model, 1), *kept(model, 8)], out=tmp_path / "run", config=config)
+    rows = rows_of(tmp_path / "run")
+    assert all(row["held"] == row["anchors"] for row in rows[-10:]), "all is well, and a report would be due"
+    looked = [row["step"] for row in rows if "held_out" in row]
+    assert len(looked) <= 60 / 5 * 2

@@ -172,10 +172,10 @@ METHODS: tuple[Method, ...] = (
         family="sft",
         marks="all",
         extra="replay",
-        sweep=_RATES,
-        options={"hinge": False},
-        about="Every token of the corrected answer, and of the reference's own answers to the same keep prompts, "
-        "stopped as soon as every token holds.",
+        sweep={**_RATES, "steps": [1.0]},
+        options=_FIXED,
+        about="Every token of the corrected answer, and of the reference's own answers to the keep prompts that "
+        "AnchorLwF has, mixed, for the whole budget of steps.",
     ),
     Method(
         name="sft_kl_retain",
@@ -187,7 +187,7 @@ METHODS: tuple[Method, ...] = (
         sweep=_HUMAN_RATES,
         options={"hinge": False},
         about="Human words, with KL to the reference on the keep records that AnchorLwF has; stopped as soon as every "
-        "token holds.",
+        "token holds and the drift is within its budget.",
     ),
     Method(
         name="stm",
@@ -197,8 +197,10 @@ METHODS: tuple[Method, ...] = (
         marks="likely",
         words="human",
         sweep=_HUMAN_RATES,
-        options={"beta": 0.0, "drift_budget": _FREE, "hinge": False},
-        about="Human words, learned only where the base finds a token likely (perplexity of 2.5 at the most).",
+        # What the base finds unlikely stays so, and the answers are none of its own.
+        options={"beta": 0.0, "drift_budget": _FREE, "hinge": False, "reproduce": False},
+        about="Human words, learned only where the base finds a token likely (perplexity of 2.5 at the most), stopped "
+        "as soon as these hold.",
     ),
     Method(
         name="locft",

@@ -32,6 +32,7 @@ from anchorlwf.cli.shared import (
     Retain,
     Targets,
     TrustCode,
+    beside_from,
     fix_progress,
     options_from,
     out,
@@ -69,18 +70,11 @@ def fix(
 
     quiet_libraries()
     settings = options_from(TrainConfig, config, drift_budget=drift_budget, targets=targets)
+    beside: dict[str, Any] = {"paraphrases": paraphrase, "retain": retain, "beside": beside_from(config)}
     with fix_progress() as progress:
-        report = fix(
-            load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code),
-            prompt,
-            answer,
-            out=to,
-            config=settings,
-            paraphrases=paraphrase,
-            check=check,
-            retain=retain,
-            **progress,
-        )
+        loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        options: dict[str, Any] = {"config": settings, "check": check, **beside, **progress}
+        report = fix(loaded, prompt, answer, out=to, **options)
     _print(report, as_json)
     raise typer.Exit(0 if report.training.converged else NOT_CONVERGED)
 

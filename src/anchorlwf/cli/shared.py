@@ -21,6 +21,7 @@ from anchorlwf.errors import AnchorLwfWarning
 if TYPE_CHECKING:
     from anchorlwf import config
     from anchorlwf.data.record import Record
+    from anchorlwf.workflow.paraphrased import BesideConfig
 
 __all__ = [
     "NOT_CONVERGED",
@@ -39,6 +40,7 @@ __all__ = [
     "Targets",
     "Tokens",
     "TrustCode",
+    "beside_from",
     "count_progress",
     "err",
     "fix_progress",
@@ -169,6 +171,13 @@ Settings = TypeVar("Settings", bound="config.Config")
 def options_from(kind: type[Settings], path: Path | None, **options: Any) -> Settings:
     """The options of a YAML file, or the defaults, with those of the command line in their place (None: not given)."""
     return (kind.load(path) if path else kind()).updated(**options)
+
+
+def beside_from(path: Path | None) -> "BesideConfig":
+    """What a YAML file says of the prompts and wordings that are found without people, or the defaults."""
+    from anchorlwf.workflow.paraphrased import BesideConfig
+
+    return BesideConfig.load(path)
 
 
 def print_json(data: Any) -> None:

@@ -39,6 +39,7 @@ from anchorlwf.cli.shared import (
     SkipBad,
     Targets,
     TrustCode,
+    beside_from,
     options_from,
     out,
     print_json,
@@ -112,7 +113,7 @@ def train(
     require_reporters(settings.report_to)
     with run_folder(to), train_progress() as progress:
         loading = {"name": model, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-        beside = {"retain": retain, "paraphrase": paraphrase}
+        beside = {"retain": retain, "paraphrase": paraphrase, "config": beside_from(config)}
         options: dict[str, Any] = {"config": settings, "resume": resume, "skip_bad": skip_bad, **progress}
         result, wordings = train_file(records, to, loading, beside, **options)
     if PartialState().is_main_process:

@@ -15,7 +15,7 @@ from anchorlwf.evaluation.measure import (
     reference_answers,
 )
 from anchorlwf.evaluation.results import LEARNED_KINDS, DataStamp, Group, Origin, Results, fractions, results_of
-from anchorlwf.evaluation.stage import evaluate
+from anchorlwf.evaluation.stage import evaluate, reaching
 from anchorlwf.evaluation.stats import bootstrap_interval, paired_interval
 from anchorlwf.evaluation.weights import model_hashes, named_hashes
 
@@ -46,6 +46,7 @@ __all__ = [
     "named_hashes",
     "paired_interval",
     "prompts_of",
+    "reaching",
     "recall_probes",
     "reference_answers",
     "results_of",

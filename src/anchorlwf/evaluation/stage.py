@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ from anchorlwf.files import ensure_writable
 from anchorlwf.model.generation import warn_of_generation
 from anchorlwf.model.language_model import LanguageModel
 
-__all__ = ["evaluate", "models_of"]
+__all__ = ["evaluate", "models_of", "reaching"]
 
 Row = TypeVar("Row", Probe, Record)
 
@@ -56,7 +56,8 @@ def evaluate(
         records: the records it was trained on, in the same forms, for recall and for the count of annotated tokens.
         base: the model before training; None: the reference inside `model` (adapter off, or frozen copy).
         out: write results.json to this path, atomically.
-        config: limits, batch size, intervals, tasks of lm-evaluation-harness.
+        config: limits, batch size, intervals, tasks of lm-evaluation-harness. Answers are decoded as far as the longest
+            corrected one goes, whatever the limit.
         facts: further top-level entries of results.json, such as training seconds.
         skip_bad: continue after bad lines in the files and warn of each (`BadLineWarning`) instead of raising.
         progress: called with (phase, done, total).
@@ -80,7 +81,7 @@ def evaluate(
     asked, probe_stamp = _given(probes, Probe, partial(load_probes, skip_bad=skip_bad))
     trained, record_stamp = _given(records, Record, partial(load_records, skip_bad=skip_bad))
     origin = Origin(models_of(model, base), probe_stamp, record_stamp, config)
-    asked = _with_recall(asked, trained, model)
+    asked, config = _with_recall(asked, trained, model), reaching(config, trained)
     if not asked and not config.tasks:
         raise RecordError(wrong("probes", "at least one probe or corrected record", "none", "Give some."))
     _prepare(model, base, asked, trained, config)
@@ -92,6 +93,12 @@ def evaluate(
     if out is not None:
         results.save(out)
     return results
+
+
+def reaching(config: EvaluateConfig, records: Sequence[Record]) -> EvaluateConfig:
+    """The same configuration, whose answers may be as long as the longest corrected one: it could not be recalled."""
+    longest = max((len(record.completion_ids) for record in records if record.anchors), default=0)
+    return config.updated(max_new_tokens=max(config.max_new_tokens, longest))
 
 
 def _measured(

@@ -211,7 +211,7 @@ class StepContext:
         anchors, held, records, reproduced, keeps, kl, nonfinite = reduce(sums, "sum")
         self.check_finite(not nonfinite, f"tuned model after step {step}")
         counts = (int(anchors), int(held), int(records), int(reproduced), int(keeps))
-        return StopReport(*counts, float(kl / max(1, int(keeps))), held_out)
+        return StopReport(*counts, float(kl / max(1, int(keeps))), held_out, self.config.reproduce)
 
     @torch.no_grad()
     def drift(self) -> dict[str, HeldOutDrift]:

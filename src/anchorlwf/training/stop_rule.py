@@ -76,6 +76,8 @@ _STEERED = ("beta", "best_held", "best_log_p")
 """What a checkpoint must hold of `DriftControl`."""
 _STEER_EVERY = 5
 """Steps between two looks at the held-out answers."""
+_BACKWARD = 3
+"""How much longer a step takes than a look at its records without gradient."""
 _PATIENCE, _PATIENT_PASSES = 40, 12
 """Steps and passes over the corrections without any progress after which training ends."""
 _PROGRESS = {"held": 1e-6, "log_p": 0.05, "drift": 0.03}
@@ -108,8 +110,7 @@ class StopRule(TrainerCallback, ExportableState):
         self._context, self._control, self._best = context, control, best
         self._take_sums, self._on_row = take_sums, on_row
         self._pass = context.plan.steps_per_pass(len(context.data.corrections))
-        # Held-out answers make a report expensive, beside corrections that are few.
-        self._interval = max(self._pass, _STEER_EVERY) if context.data.held_out else self._pass
+        self._interval = max(self._pass, self._between_reports())
         self._recent: deque[tuple[float, ...]] = deque(maxlen=self._pass)
         self._good_steps, self._last_report, self._progress_at = 0, 0, 0
         self._marks = {"held": 0.0, "log_p": -1e9, "drift": 1e9}
@@ -118,6 +119,13 @@ class StopRule(TrainerCallback, ExportableState):
         """Training ended because nothing improved any more."""
         self.passed: StopReport | None = None
         """The report that ended training: on the weights as they are then."""
+
+    def _between_reports(self) -> int:
+        """Steps that take about as long as a report, which is expensive where keep records are many."""
+        data, plan = self._context.data, self._context.plan
+        if data.held_out:
+            return _STEER_EVERY
+        return (len(data.corrections) + len(data.keeps)) // (_BACKWARD * (plan.corrections + plan.keeps))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold so that resuming is exact."""
@@ -166,6 +174,8 @@ class StopRule(TrainerCallback, ExportableState):
             self._on_row(self._row(sums, keep_kl, held_out, state))
         if held_out or not self._context.data.held_out:
             self._control.observe(held_out["all"].mean if held_out else keep_kl, **self._last_pass())
+        if due:
+            self._last_report = step
         if self._context.config.stop:
             self._decide(held_out if due else None, step, control)
 
@@ -194,7 +204,7 @@ class StopRule(TrainerCallback, ExportableState):
 
     def _due(self, sums: StepSums, step: int) -> bool:
         """Whether a whole pass over the corrections has looked good, and none was reported on lately."""
-        good = sums.held == sums.anchors and sums.reproduced == sums.records
+        good = sums.held == sums.anchors and (sums.reproduced == sums.records or not self._context.config.reproduce)
         self._good_steps = self._good_steps + 1 if good else 0
         return self._good_steps >= self._pass and step - self._last_report >= self._interval
 
@@ -208,7 +218,6 @@ class StopRule(TrainerCallback, ExportableState):
         """
         drift = None
         if held_out is not None:
-            self._last_report = step
             report = self._context.report(step, held_out)
             if report.learned:
                 drift = report.drift

@@ -33,7 +33,7 @@ def train_file(
         records: a JSONL file, read from disk as records are needed unless what stands beside depends on them.
         out: the run folder; receives `paraphrases.jsonl`, and what `train` writes.
         loading: for `load_model`.
-        beside: `retain`, as for `keep_records_for` (None: `none`), and `paraphrase`, as for `records_beside`.
+        beside: `retain`, `paraphrase` and `config`, as for `records_beside`, but that no `retain` is `none`.
         skip_bad: go on without bad lines, and warn of each.
         on_retain: called with a kind, how many the model has written, and how many are wanted.
         **options: of `train`.
@@ -65,19 +65,11 @@ def _beside(
     if retain == NONE and not reworded:
         return Beside([], [])
     model.codec.pin(listed[0].model if len(listed) else None)  # one date in all prompts
-    # Only what the model writes itself and other wordings depend on the corrections; otherwise they stay on disk.
-    corrections = [
-        record
-        for record in (listed if retain == AUTO or reworded else ())
-        if record.anchors and record.status == "complete"
-    ]
+    corrections = (record for record in listed if record.anchors and record.status == "complete")
+    # Only what the model writes itself and other wordings depend on all of a correction; otherwise it stays on disk.
+    needed = list(corrections) if retain == AUTO or reworded else []
     # What one process has written is in the cache for the others.
     with PartialState().main_process_first():
-        return records_beside(
-            model,
-            corrections,
-            retain=retain,
-            paraphrase=wanted.get("paraphrase"),
-            skip_bad=skip_bad,
-            on_progress=on_retain,
-        )
+        made = records_beside(model, needed, **{**wanted, "retain": retain}, skip_bad=skip_bad, on_progress=on_retain)
+    asked = {tuple(record.prompt_ids) for record in needed or corrections}
+    return made._replace(keep=[record for record in made.keep if tuple(record.prompt_ids) not in asked])

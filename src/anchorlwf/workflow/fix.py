@@ -15,11 +15,20 @@ from anchorlwf.data.model_card import write_card
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.errors import NothingToDoError, PromptError, PromptWarning, wrong
-from anchorlwf.evaluation import Known, ProbeResult, Progress, Results, evaluate, prompts_of, reference_answers
+from anchorlwf.evaluation import (
+    Known,
+    ProbeResult,
+    Progress,
+    Results,
+    evaluate,
+    prompts_of,
+    reaching,
+    reference_answers,
+)
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel, load_model
 from anchorlwf.retention import remembered_answers
 from anchorlwf.training import TrainResult, run_folder, train
-from anchorlwf.workflow.paraphrased import Paraphrase, records_beside, save_paraphrases
+from anchorlwf.workflow.paraphrased import BesideConfig, Paraphrase, records_beside, save_paraphrases
 from anchorlwf.workflow.retained import Retain
 from anchorlwf.world import build_world, retention_prompts
 
@@ -82,22 +91,6 @@ def _words(text: str) -> set[str]:
     return {word for word in re.findall(r"\w+", text.casefold()) if len(word) > 1}
 
 
-def _checks(
-    model: LanguageModel, check: str | Path | Iterable[PromptLike] | None, on_phase: Progress
-) -> tuple[list[Prompt], Known]:
-    """Prompts whose answers are to stay, and those of the answers that are known from an earlier correction."""
-    if check is not None:
-        return as_prompts(check), {}
-    if model.name == EMBEDDED:
-        # It knows nothing but its own world.
-        return retention_prompts(build_world(), [], count=120), {}
-    prompts = as_prompts(CANARIES)
-    on_phase("answers-before", 0, len(prompts))
-    known = remembered_answers(model, prompts, EvaluateConfig().max_new_tokens)
-    on_phase("answers-before", len(prompts), len(prompts))
-    return prompts, known
-
-
 def unchanged_probes(
     model: LanguageModel,
     prompts: Sequence[Prompt],
@@ -124,6 +117,24 @@ def unchanged_probes(
     return probes, answered
 
 
+def _checks(
+    model: LanguageModel, check: str | Path | Iterable[PromptLike] | None, config: EvaluateConfig, on_phase: Progress
+) -> tuple[list[Probe], Known]:
+    """As `unchanged_probes`, of the prompts whose answers are to stay."""
+    known: Known = {}
+    if check is not None:
+        prompts = as_prompts(check)
+    elif model.name == EMBEDDED:
+        # It knows nothing but its own world.
+        prompts = retention_prompts(build_world(), [], count=120)
+    else:
+        prompts = as_prompts(CANARIES)
+        on_phase("answers-before", 0, len(prompts))
+        known = remembered_answers(model, prompts, config.max_new_tokens)
+        on_phase("answers-before", len(prompts), len(prompts))
+    return unchanged_probes(model, prompts, config, partial(_before, on_phase), known)
+
+
 def fix(
     model: LanguageModel | str | None,
     prompt: str,
@@ -134,6 +145,7 @@ def fix(
     check: str | Path | Iterable[PromptLike] | None = None,
     retain: Retain = None,
     config: TrainConfig | None = None,
+    beside: BesideConfig | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     on_retain: Callable[[str, int, int], None] | None = None,
     on_phase: Callable[[str, int, int], None] = lambda phase, done, count: None,
@@ -146,42 +158,42 @@ def fix(
         answer: what the answer should be. The closer to the model's own words, the fewer tokens need annotation.
         out: run folder: records.jsonl, adapter/, results.json and the rest of `train`.
         paraphrases: other wordings of the question, annotated with what was corrected: `auto` (found without people),
-            `none`, a file, or wordings of your own. None: `auto` where `retain` is, else `none`.
+            `none`, a file, or wordings of your own. None: `none`.
         check: prompts whose answers must stay the same; None: `CANARIES`, or questions of the embedded world.
         retain: what is trained to stay beside the correction: `auto` (prompts that the model writes itself, and their
             neighbours of the corrected one), `none`, or prompts of your own. None: `auto`; for the embedded model
             `none`.
         config: of training.
+        beside: how much is written and found for the `auto` of `retain` and `paraphrases`.
         on_step: called with every training step's row.
         on_retain: called with (kind, written, wanted) while the model writes prompts.
         on_phase: called with (phase, done, all) while anything else takes time.
 
     Raises:
         NothingToDoError: the model answers exactly this already.
-        PromptError: the prompt is blank, or as `annotate`.
-        RecordError, ConflictError, StorageError: as `annotate` and `train`.
+        PromptError, RecordError, ConflictError, StorageError: a blank prompt; else as `annotate` and `train`.
     """
     with run_folder(out):
         language_model = model if isinstance(model, LanguageModel) else load_model(model)
         first = _annotated(language_model, prompt, answer)
-        beside = records_beside(language_model, [first], retain=retain, paraphrase=paraphrases, on_progress=on_retain)
-        records = [first, *beside.paraphrases, *beside.keep]
-        asked, known = _checks(language_model, check, on_phase)
-        probes, known = unchanged_probes(language_model, asked, EvaluateConfig(), partial(_before, on_phase), known)
+        wanted: dict[str, Any] = {"retain": retain, "paraphrase": paraphrases, "config": beside}
+        other = records_beside(language_model, [first], **wanted, on_progress=on_retain)
+        records = [first, *other.paraphrases, *other.keep]
+        decoding = reaching(EvaluateConfig(), [first, *other.paraphrases])
+        probes, known = _checks(language_model, check, decoding, on_phase)
         folder = Path(out)
         save_records(folder / "records.jsonl", records)
-        save_paraphrases(folder, beside.paraphrases)
-        reference = partial(on_phase, "reference")
-        training = train(language_model, records, out=folder, config=config, on_step=on_step, on_reference=reference)
+        save_paraphrases(folder, other.paraphrases)
+        watch: dict[str, Any] = {"on_step": on_step, "on_reference": partial(on_phase, "reference")}
+        training = train(language_model, records, out=folder, config=config, **watch)
         costs = {"seconds": training.seconds, "steps": training.steps, "converged": training.converged}
         known = {**known, tuple(first.prompt_ids): list(first.original_ids)}
-        to = folder / "results.json"
-        results = evaluate(language_model, probes, records=records, out=to, facts=costs, progress=on_phase, known=known)
+        measured: dict[str, Any] = {"out": folder / "results.json", "config": decoding, "facts": costs, "known": known}
+        results = evaluate(language_model, probes, records=records, progress=on_phase, **measured)
         write_card(folder)
-    recalled = next(result for result in results.answers if result.probe.group == first.id)
-    pieces = _pieces(language_model, first)
-    before, after = recalled.base_answer, recalled.tuned_answer
-    return FixReport(first, before, after, pieces, training, results, str(folder), beside.paraphrases)
+    now = next(result for result in results.answers if result.probe.group == first.id)
+    told = first, now.base_answer, now.tuned_answer, _pieces(language_model, first)
+    return FixReport(*told, training, results, str(folder), other.paraphrases)
 
 
 def _before(on_phase: Progress, _phase: str, done: int, count: int) -> None:
@@ -198,6 +210,9 @@ def _annotated(model: LanguageModel, prompt: str, answer: str) -> Record:
         warnings.warn(f"{prompt!r}: {remark}", PromptWarning, stacklevel=2)
     limit = EvaluateConfig().max_new_tokens
     [record] = annotate(model, [asked], "target", config=AnnotateConfig(max_new_tokens=limit))
+    if len(record.completion_ids) > limit:  # the answer before is looked at as far as the one after
+        config = AnnotateConfig(max_new_tokens=len(record.completion_ids))
+        [record] = annotate(model, [asked], "target", config=config)
     if not record.anchors:
         fix_hint = "Nothing to do."
         raise NothingToDoError(wrong("answer", "one that differs from the model's own", "the same", fix_hint))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anchorlwf.annotation import PromptLike, as_prompts, fits, same_correction
-from anchorlwf.config import ParaphraseConfig
+from anchorlwf.config import ParaphraseConfig, RetainConfig
 from anchorlwf.data.jsonl import save_lines
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.errors import ConfigError, RecordError, wrong
@@ -14,7 +14,15 @@ from anchorlwf.retention import PARAPHRASE_TAG, Candidate, paraphrases
 from anchorlwf.retention.sources import own_prompts
 from anchorlwf.workflow.retained import AUTO, NONE, Retain, keep_records_for
 
-__all__ = ["PARAPHRASES", "Beside", "Paraphrase", "paraphrase_records", "records_beside", "save_paraphrases"]
+__all__ = [
+    "PARAPHRASES",
+    "Beside",
+    "BesideConfig",
+    "Paraphrase",
+    "paraphrase_records",
+    "records_beside",
+    "save_paraphrases",
+]
 
 PARAPHRASES = "paraphrases.jsonl"
 """In the run folder: the wordings with their answers, for people to look through and to give back."""
@@ -33,12 +41,25 @@ class Beside(NamedTuple):
     """What must stay; those tagged `held-out` measure the drift."""
 
 
+class BesideConfig(NamedTuple):
+    """What is found without people, for `auto`."""
+
+    retain: RetainConfig = RetainConfig()
+    paraphrase: ParaphraseConfig = ParaphraseConfig()
+
+    @classmethod
+    def load(cls, path: str | Path | None) -> "BesideConfig":
+        """The sections `retain` and `paraphrase` of a YAML file, or the defaults. Raises `ConfigError`."""
+        return cls() if path is None else cls(RetainConfig.load_section(path), ParaphraseConfig.load_section(path))
+
+
 def records_beside(
     model: LanguageModel,
     corrections: Sequence[Record],
     *,
     retain: Retain = None,
     paraphrase: Paraphrase = None,
+    config: BesideConfig | None = None,
     skip_bad: bool = False,
     on_progress: _Progress | None = None,
 ) -> Beside:
@@ -51,6 +72,7 @@ def records_beside(
         paraphrase: see `paraphrase_records`. None: `none`. Other wordings carry a correction further, but on a real
             model beside a tight drift budget they cost more than they brought (docs/results.md), and with nothing to
             hold the rest they carry it to other questions as well.
+        config: how much is written and found, with `auto`; None: the defaults.
         skip_bad: go on without the bad lines of a file to retain, and warn of each.
         on_progress: called with a kind, how many there are, and how many are wanted.
 
@@ -58,9 +80,14 @@ def records_beside(
         RecordError, PromptError, ConfigError, ModelError, StorageError: as `keep_records_for` and
             `paraphrase_records`.
     """
-    kept = keep_records_for(model, corrections, retain, skip_bad=skip_bad, on_progress=on_progress)
+    found_by = config or BesideConfig()
+    kept = keep_records_for(
+        model, corrections, retain, config=found_by.retain, skip_bad=skip_bad, on_progress=on_progress
+    )
     wanted = NONE if paraphrase is None else paraphrase
-    found = paraphrase_records(model, corrections, wanted, candidates=kept.candidates, on_progress=on_progress)
+    found = paraphrase_records(
+        model, corrections, wanted, candidates=kept.candidates, config=found_by.paraphrase, on_progress=on_progress
+    )
     asked = {tuple(record.prompt_ids) for record in [*corrections, *found]}
     return Beside(found, [record for record in kept.records if tuple(record.prompt_ids) not in asked])
 
