@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +17,11 @@ from anchorlwf.arena.lab import Lab
 from anchorlwf.arena.methods import METHODS
 from anchorlwf.arena.plan import Plan, Regime
 from anchorlwf.arena.questions import user_task, world_task
-from anchorlwf.arena.study import Job, Sources, jobs_of, run_study, run_sweep
+from anchorlwf.arena.study import Job, Sources, _chosen, _key, jobs_of, run_study, run_sweep
 from anchorlwf.data.jsonl import save_lines
 from anchorlwf.data.probe import Probe, score
 from anchorlwf.divergence import completion_hidden, divergence
-from anchorlwf.errors import AnchorLwfError, ConfigError, RecordError
+from anchorlwf.errors import AnchorLwfError, ConfigError, ModelError, NothingToDoError, RecordError
 from anchorlwf.loss.reduce import Counts, reduce_loss
 
 BY_NAME = {method.name: method for method in METHODS}
@@ -243,6 +244,45 @@ def test_a_sweep_chooses_by_validation_probes_and_keeps_all_rows(lab):
     assert lab.score(shorter.model, task.validation) == rows[2]["measures"]
 
 
+def test_a_setting_that_cannot_be_trained_with_leaves_the_others(lab):
+    plan = plan_of()
+    task = _fewer(world_task(plan, SHORT, plan.validation_seed))
+    method = BY_NAME["sft_own"].model_copy(update={"sweep": {"learning_rate": [1e30, 1e-3], "steps": [0.5]}})
+    [row] = run_sweep(lab, plan, method, SHORT, task)
+    assert row["chosen"]
+    assert row["options"] == {"learning_rate": 1e-3, "steps": 0.5}
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        run_sweep(lab, plan, method.model_copy(update={"sweep": {"learning_rate": [1e30]}}), SHORT, task)
+
+
+def test_cells_have_the_options_of_their_own_sweep(tmp_path):
+    plan = plan_of(SHORT.model_copy(update={"methods": ["sft_own_stop", "anchorlwf"]}))
+    swept, chosen, cell = Job("short", "sft_own_stop", None), {"learning_rate": 0.001}, Job("short", "sft_own_stop", 1)
+    content = {"key": _key(plan, Sources(), swept, {}), "rows": [{"chosen": True, "options": chosen}]}
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / swept.file).write_text(json.dumps(content))
+    assert _chosen(plan, Sources(), tmp_path, cell) == chosen
+    assert _chosen(plan, Sources(), tmp_path, Job("short", "anchorlwf", 1)) == {}
+    # Another plan has swept something else, and a plan that does not sweep it wants its defaults.
+    assert _chosen(plan_of(SHORT, kl_short=3), Sources(), tmp_path, cell) is None
+    still = [one.model_copy(update={"sweep": {}}) if one.name == "sft_own_stop" else one for one in plan.methods]
+    assert _chosen(plan.model_copy(update={"methods": still}), Sources(), tmp_path, cell) == {}
+
+
+def test_results_of_other_data_or_another_model_are_not_taken_up(tmp_path, tiny_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("one\n")
+    before = Sources(prompts=prompts).key
+    prompts.write_text("two\n")
+    assert Sources(prompts=prompts).key != before
+    elsewhere = tmp_path / "elsewhere" / "model"
+    shutil.copytree(tiny_path, elsewhere)
+    assert Sources(model=str(elsewhere)).key == Sources(model=str(tiny_path)).key
+    [weights] = elsewhere.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    assert Sources(model=str(elsewhere)).key != Sources(model=str(tiny_path)).key
+
+
 def test_a_study_is_resumed_and_reads_as_one(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     regime = SHORT.model_copy(update={"methods": ["anchorlwf", "in_context"], "facts": 1, "wordings": 1})
@@ -306,6 +346,11 @@ def test_jobs_go_seed_by_seed():
     [
         ("regimes: [{name: a, title: a, methods: [nonsense]}]", "known methods, got nonsense"),
         ("regimes: [{name: a, title: a, methods: [anchorlwf], tuned_on: b}]", "a regime of the plan, got b"),
+        (
+            """regimes: [{name: a, title: a, methods: [sft_own], baseline: sft_own, tuned_on: b},
+                         {name: b, title: b, methods: [anchorlwf]}]""",
+            "a sweep of sft_own in b, got none",
+        ),
         ("regimes: [{name: a, title: a, methods: [anchorlwf], facts: -1}]", "regimes.0.facts"),
         ("regimes: []\nmethods: 3", "methods.0"),
         ("regimes: []\nmethods: [{name: mine}]", "methods.0.title"),
@@ -349,6 +394,18 @@ def test_data_of_ones_own_become_a_task(tmp_path):
     _files(tmp_path, made, human=False)
     with pytest.raises(AnchorLwfError, match="Give the same prompts in both files"):
         user_task(plan, *paths)
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    save_lines(paths[0], [{"prompt": "Who?", "answer": "Me.", "tools": [tool]}])
+    with pytest.raises(RecordError, match="prompts without tools"):
+        user_task(plan, *paths)
+
+
+def test_data_of_ones_own_have_no_notes_for_a_retriever(lab, tmp_path):
+    plan = plan_of(SHORT.model_copy(update={"methods": ["in_context"]}))
+    _files(tmp_path, world_task(plan, SHORT, 1))
+    task = user_task(plan, tmp_path / "prompts.jsonl", tmp_path / "probes.jsonl", None, None)
+    with pytest.raises(NothingToDoError, match="notes that a retriever could find, got none"):
+        run_cell(lab, plan, BY_NAME["in_context"], SHORT, task, {}, 1)
 
 
 def test_probes_without_recall_get_it_from_the_prompts(tmp_path):

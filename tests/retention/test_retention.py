@@ -431,3 +431,15 @@ def test_answers_that_were_given_once_are_remembered_and_are_those_of_the_refere
     assert {len(ids) for ids in shorter.values()} == {3}, "with another limit they are asked again"
     monkeypatch.setattr(writer, "decode_batch", lambda *_, **__: pytest.fail("asked again"))
     assert remembered_answers(wordy, prompts, 12, cache_dir=tmp_path) == known
+
+
+@pytest.mark.parametrize("dated", [True, False])
+def test_what_was_written_under_another_date_is_written_anew(wordy_path, tmp_path, dated):
+    model = loaded(wordy_path)
+    if dated:
+        model.codec.tokenizer.chat_template = "{{ strftime_now('%Y-%m-%d') }} " + TEMPLATE
+    folders = []
+    for day in ("2026-11-26", "2026-11-27"):
+        model.codec.date = day
+        folders.append(writer.Writer.of(model, SMALL, tmp_path).folder)
+    assert (folders[0] != folders[1]) == dated

@@ -59,8 +59,9 @@ def records_of(
         NothingToDoError: a method that leaves no token to be learned.
     """
     prompts = [correction.prompt(method.words) for correction in corrections]
-    # Only other wordings need the model's own answers, to change in theirs what was changed in these.
-    config = AnnotateConfig(original=method.paraphrase is not None, confidence=confidence)
+    # What the model writes itself is compared with its own answers, and other wordings are changed as these were.
+    original = bool(task.everyday) and method.extra != "none"
+    config = AnnotateConfig(original=original, confidence=confidence)
     corrected = annotate(model, prompts, "target", config=config)
     kept, candidates = _kept(model, method, corrected, task)
     if method.paraphrase is not None and candidates is not None:
@@ -143,7 +144,8 @@ def _train_group(
         result = train(model, everything, out=folder, config=config, on_step=note)
         seconds = time.process_time() - began
     tokens = train_tokens(everything, result.steps, config.batch_size)
-    uses_reference = (method.marks == "anchors" and config.beta > 0) or confidence < 1
+    kept = extra and method.extra != "replay"
+    uses_reference = bool(((method.marks == "anchors" or kept) and config.beta > 0) or confidence < 1)
     # Wordings found without people cost them nothing.
     by_people = [record for record in records if PARAPHRASE_TAG not in record.tags]
     tuned.add(
@@ -199,6 +201,9 @@ def run_cell(
     notes = None
     if method.trainer == "context":
         tuned, notes = TunedModel(lab.base), task.noted_chats()
+        if not notes:
+            fix = "Leave it out: data of one's own has none."
+            raise NothingToDoError(wrong(method.name, "notes that a retriever could find", "none", fix))
         tuned.add(annotation_cost(method, task.corrections, []))
     else:
         tuned = train_cell(lab, method, regime, task, options, seed)

@@ -12,7 +12,7 @@ from anchorlwf.arena.cell import run_cell
 from anchorlwf.arena.collect import collect, differences
 from anchorlwf.arena.lab import Lab
 from anchorlwf.arena.methods import METHODS
-from anchorlwf.arena.plan import Plan
+from anchorlwf.arena.plan import Plan, Regime
 from anchorlwf.arena.report.page import write_report
 from anchorlwf.arena.study import Job, Sources, run_study
 from anchorlwf.config import YAML_ERRORS
@@ -66,7 +66,19 @@ def load_plan(name: str) -> Plan:
         if regime.tuned_on is not None and regime.tuned_on not in regimes:
             fix = f"Known: {', '.join(regimes)}."
             raise ConfigError(wrong(f"regime {regime.name}: tuned_on", "a regime of the plan", regime.tuned_on, fix))
+        _check_tuned(plan, regime)
     return plan
+
+
+def _check_tuned(plan: Plan, regime: Regime) -> None:
+    """Every method that is swept takes part where its options are chosen."""
+    there = plan.regime(regime.tuned_on or regime.name)
+    for name in regime.methods:
+        swept = plan.method(plan.method(name).like or name)
+        if swept.sweep and (there.tuned_on is not None or swept.name not in there.methods):
+            what = f"regime {regime.name}: method {name}"
+            fix = f"Add {swept.name} to the methods of {there.name}, which sweeps itself, or leave out `tuned_on`."
+            raise ConfigError(wrong(what, f"a sweep of {swept.name} in {there.name}", "none", fix))
 
 
 def arena(

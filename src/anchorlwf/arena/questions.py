@@ -214,13 +214,17 @@ def user_task(plan: Plan, prompts: Path, probes: Path, human: Path | None, keep:
     """A task from files: prompts with right answers in the model's words, the same with human-worded ones, probes.
 
     Raises:
-        RecordError: a prompt without an answer, human answers to other prompts, or files that cannot be read.
+        RecordError: a prompt with tools or without an answer, human answers to other prompts, or files that cannot be
+            read.
     """
     written = {repr(prompt.messages): prompt.answer for prompt in load_prompts(human)} if human else {}
     asked = load_probes(probes)
     judges = {repr(probe.messages): probe for probe in asked if probe.kind == "recall"}
     corrections = []
     for prompt in load_prompts(prompts):
+        if prompt.tools:
+            fix = "Leave out `tools`: the arena asks without."
+            raise RecordError(wrong(f"{prompts}", "prompts without tools", repr(prompt.messages[-1]), fix))
         if not prompt.answer:
             fix = "Add an `answer` to every prompt: the right one, in the model's own words."
             raise RecordError(wrong(f"{prompts}", "an answer for every prompt", repr(prompt.messages[-1]), fix))

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from anchorlwf.arena.plan import Method, Plan, Regime
 from anchorlwf.arena.questions import Task, user_task, world_task
 from anchorlwf.arena.real_questions import real_task
 from anchorlwf.errors import AnchorLwfError
-from anchorlwf.files import write_atomic
+from anchorlwf.evaluation import named_hashes
+from anchorlwf.files import file_sha, write_atomic
 from anchorlwf.model.language_model import LanguageModel, load_model
 
 __all__ = ["Job", "Sources", "jobs_of", "run_study"]
@@ -43,11 +45,16 @@ class Sources:
     cache: Path | None = None
     """Folder in which a real model's answers are remembered; None: the usual one."""
 
-    @property
-    def key(self) -> list[str]:
-        """What results depend on. Another machine has the model elsewhere."""
+    @cached_property
+    def key(self) -> list[Any]:
+        """What results depend on: contents, for another machine has the files elsewhere.
+
+        Raises:
+            ModelError, StorageError: model or data cannot be read.
+        """
         given = [self.prompts, self.probes, self.human, self.keep]
-        return [Path(self.model or "").name, self.dtype or "", *map(str, given)]
+        weights = None if self.model is None else named_hashes(self.model, fetch=True)
+        return [weights, self.dtype, *(None if path is None else file_sha(path) for path in given)]
 
     def task(self, base: LanguageModel, plan: Plan, regime: Regime, seed: int, *, validation: bool = False) -> Task:
         """The task of a regime; given files, it is the same for every seed. `validation`: options are being chosen."""
@@ -124,8 +131,13 @@ def _score(measures: dict[str, float | None]) -> float:
 
 
 def run_sweep(lab: Lab, plan: Plan, method: Method, regime: Regime, task: Task) -> list[dict[str, Any]]:
-    """Try every combination on the validation split: rows as results.json holds them, the best one `chosen`."""
+    """Try every combination on the validation split: rows as results.json holds them, the best one `chosen`.
+
+    Raises:
+        AnchorLwfError: none of them could be trained with.
+    """
     rows: list[dict[str, Any]] = []
+    failed: AnchorLwfError | None = None
     for options in _grid(method):
         shares = method.sweep.get("steps", []) if method.trainer == "anchor" else []
         budget = regime.steps * method.effort
@@ -148,9 +160,15 @@ def run_sweep(lab: Lab, plan: Plan, method: Method, regime: Regime, task: Task) 
                 model.net.train()
 
         run_options = {**options, "steps": max(shares)} if shares else options
-        tuned = train_cell(lab, method, regime, task, run_options, plan.validation_seed, look if shares else None)
+        try:
+            tuned = train_cell(lab, method, regime, task, run_options, plan.validation_seed, look if shares else None)
+        except AnchorLwfError as error:  # a rate at which the loss becomes NaN is no reason to try no other
+            failed = error
+            continue
         if not shares:
             rows.append({"options": options, "measures": lab.score(tuned.model, task.validation, regime.answer_tokens)})
+    if failed is not None and not rows:
+        raise failed
     scores = [_score(row["measures"]) for row in rows]
     return [
         {
@@ -205,7 +223,7 @@ def _run_all(
     plan: Plan,
     sources: Sources,
     out: Path,
-    listed: list[tuple[Job, dict[str, Any]]],
+    listed: list[tuple[Job, dict[str, Any] | None]],
     pool: ProcessPoolExecutor,
     report: Callable[[str, int, int], None],
 ) -> None:
@@ -213,10 +231,14 @@ def _run_all(
     keys = {job: _key(plan, sources, job, options) for job, options in listed}
     done = 0
     for job, options in listed:
-        if _read(out / job.file, keys[job]) is None:
-            waiting[pool.submit(_work, plan, sources, job, options)] = job
-        else:
+        if _read(out / job.file, keys[job]) is not None:
             done += 1
+        elif options is None:
+            content = {"key": keys[job], "error": f"no options were chosen: see {_sweep_of(plan, job).file}"}
+            write_atomic(out / job.file, json.dumps(content) + "\n")
+            done += 1
+        else:
+            waiting[pool.submit(_work, plan, sources, job, options)] = job
     for future in as_completed(waiting):
         job = waiting[future]
         content = {"key": keys[job], **future.result()}
@@ -225,14 +247,20 @@ def _run_all(
         report(f"{job.file.split('/')[0]}  {job.regime} {job.method}", done, len(listed))
 
 
-def _chosen(plan: Plan, out: Path, job: Job) -> dict[str, Any]:
-    """The options that the sweep chose for a cell; none where nothing is swept or the sweep failed."""
-    regime, method = plan.regime(job.regime), plan.method(job.method)
-    path = out / Job(regime.tuned_on or regime.name, method.like or job.method, None).file
-    if not path.is_file():
+def _sweep_of(plan: Plan, job: Job) -> Job:
+    """The sweep that chooses the options of a cell."""
+    return Job(plan.regime(job.regime).tuned_on or job.regime, plan.method(job.method).like or job.method, None)
+
+
+def _chosen(plan: Plan, sources: Sources, out: Path, job: Job) -> dict[str, Any] | None:
+    """The options that the sweep chose for a cell: none where nothing is swept, and None where the sweep failed."""
+    regime, tuned = plan.regime(job.regime), _sweep_of(plan, job)
+    if not plan.method(tuned.method).sweep:
         return {}
-    sweep = json.loads(path.read_text(encoding="utf-8"))
-    options: dict[str, Any] = next((row["options"] for row in sweep.get("rows", []) if row["chosen"]), {})
+    sweep = _read(out / tuned.file, _key(plan, sources, tuned, {}))
+    if sweep is None:
+        return None
+    options: dict[str, Any] = next(row["options"] for row in sweep["rows"] if row["chosen"])
     # Whoever is overtrained does not get to choose fewer steps.
     return {**options, "steps": 1.0} if regime.overtrain > 1 and "steps" in options else options
 
@@ -255,6 +283,9 @@ def run_study(
         jobs: processes.
         report: called with (what, done, all).
         setup: called first in every process; a function of a module.
+
+    Raises:
+        ModelError, StorageError: model or data cannot be read.
     """
     sweeps, cells = jobs_of(plan)
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -262,4 +293,4 @@ def run_study(
         jobs, mp_context=get_context("spawn"), initializer=_prepare, initargs=(sources, threads, setup)
     ) as pool:
         _run_all(plan, sources, out, [(job, {}) for job in sweeps], pool, report)
-        _run_all(plan, sources, out, [(job, _chosen(plan, out, job)) for job in cells], pool, report)
+        _run_all(plan, sources, out, [(job, _chosen(plan, sources, out, job)) for job in cells], pool, report)

@@ -52,6 +52,8 @@ class Writer:
             # How many are wanted and held out changes nothing about what is written.
             "settings": config.model_dump(exclude={"general", "near", "held_out"}),
             "format": _FORMAT,
+            # A template that prints the date makes other prompts every day.
+            **({} if stamp.date is None else {"date": stamp.date}),
         }
         folder = root / "retain" / _sha(key)
         if not (folder / "key.json").exists():

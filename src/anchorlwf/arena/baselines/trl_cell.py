@@ -9,7 +9,7 @@ from typing import Any
 
 from anchorlwf.annotation import annotate
 from anchorlwf.arena.baselines.trl_methods import BaselinePrompt, train_dpo, train_grpo, train_sdft
-from anchorlwf.arena.costs import TunedModel, annotation_cost, baseline_flops
+from anchorlwf.arena.costs import TunedModel, annotation_cost, baseline_flops, train_flops, train_tokens
 from anchorlwf.arena.plan import Method, Regime
 from anchorlwf.arena.questions import Correction
 from anchorlwf.config import AnnotateConfig, BaselineConfig, TrainConfig
@@ -89,6 +89,7 @@ def run_baseline(
     ]
     began = time.process_time()
     warm_steps = _warm_up(model, records, seed) if method.warm else 0
+    warm_tokens = train_tokens(records, warm_steps, TrainConfig().batch_size)
 
     def note(row: dict[str, Any]) -> None:
         tuned.curve.append({"step": warm_steps + row["step"], "loss": row["loss"], "keep_kl": None})
@@ -96,10 +97,10 @@ def run_baseline(
     result = _TRAINERS[method.trainer](model, asked, BaselineConfig.of(**settings), on_step=note)
     tuned.add(
         annotation_cost(method, corrections, records),
-        trained_tokens=result.tokens,
+        trained_tokens=warm_tokens + result.tokens,
         steps=warm_steps + result.steps,
         seconds=time.process_time() - began,
-        flops=baseline_flops(model, result.tokens),
+        flops=train_flops(model, warm_tokens, reference=False) + baseline_flops(model, result.tokens),
     )
     if result.rewards:
         tuned.costs["reward_first"], tuned.costs["reward_last"] = result.rewards[0], result.rewards[-1]

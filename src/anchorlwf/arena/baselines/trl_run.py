@@ -102,8 +102,8 @@ def _common_options(model: LanguageModel, config: BaselineConfig) -> dict[str, A
         "disable_tqdm": True,
         "use_cpu": not on_gpu,
         "dataloader_pin_memory": on_gpu,
-        # TRL's own default is True, on a CPU too.
-        "bf16": on_gpu and torch.cuda.is_bf16_supported(),
+        # TRL's own default is True, on a CPU too. On a GPU the type of the weights decides, as in ours.
+        "bf16": on_gpu and model.causal.dtype == torch.bfloat16,
     }
 
 
