@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from anchorlwf.bench.suite import bench_table
 from anchorlwf.cli import app
-from anchorlwf.cli.manual import reference
+from anchorlwf.cli.manual import commands, options
+from anchorlwf.config import AnnotateConfig, EvaluateConfig, RetainConfig, TrainConfig
 from anchorlwf.data.jsonl import save_lines
 from anchorlwf.data.probe import Probe
 
@@ -20,7 +21,32 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 def test_the_cli_reference_is_generated_from_the_code():
     written = (ROOT / "docs" / "cli.md").read_text()
-    assert written == reference(), "run: python -m anchorlwf.cli.manual > docs/cli.md"
+    assert written == commands(), "run: python -m anchorlwf.cli.manual commands > docs/cli.md"
+    written = (ROOT / "docs" / "config.md").read_text()
+    assert written == options(), "run: python -m anchorlwf.cli.manual options > docs/config.md"
+    assert "None |" not in written, "every option says what it means"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("train", TrainConfig),
+        ("fix", TrainConfig),
+        ("evaluate", EvaluateConfig),
+        ("retain", RetainConfig),
+        ("annotate", AnnotateConfig),
+    ],
+)
+def test_the_help_says_the_defaults_of_the_options(name, kind):
+    told = 0
+    for option in typer.main.get_command(app).commands[name].params:
+        said = re.search(r"Default: ([\d.]+\d|\d)", getattr(option, "help", "") or "")
+        field = kind.model_fields.get(option.name)
+        if field is not None and isinstance(field.default, int | float) and not isinstance(field.default, bool):
+            assert said is not None, f"{option.name} does not say its default"
+            assert float(said[1]) == field.default, option.name
+            told += 1
+    assert told >= 1
 
 
 def test_every_command_has_examples_and_they_parse():

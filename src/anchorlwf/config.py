@@ -154,7 +154,7 @@ class AnnotateConfig(Config):
     section: ClassVar[str] = "annotate"
 
     max_new_tokens: Count = 512
-    """Most completion tokens; an answer that reaches it is recorded as truncated."""
+    """Maximum number of completion tokens; an answer that reaches it is recorded as truncated."""
     alternatives: Count = 8
     """Tokens offered at each position."""
     confidence: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -173,9 +173,9 @@ class RetainConfig(Config):
     near: Annotated[int, Field(ge=0)] = 48
     """Prompts that begin like a corrected one, of all corrected ones together."""
     prompt_tokens: Annotated[int, Field(ge=2)] = 48
-    """Most tokens of a prompt the model writes; longer ones are left out."""
+    """Maximum number of tokens of a prompt the model writes; longer ones are left out."""
     answer_tokens: Count = 32
-    """Most tokens of an answer; longer ones are cut."""
+    """Maximum number of tokens of an answer; longer ones are cut."""
     temperature: Positive = 1.0
     """Of the sampling; 1 is the model's own distribution."""
     batch_size: Count = 32
@@ -183,6 +183,7 @@ class RetainConfig(Config):
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of the general and near records that is never to be trained on, for measuring drift."""
     seed: Seed = 0
+    """Of the sampling."""
 
 
 class ParaphraseConfig(Config):
@@ -191,9 +192,9 @@ class ParaphraseConfig(Config):
     section: ClassVar[str] = "paraphrase"
 
     each: Annotated[int, Field(ge=0)] = 8
-    """Most wordings of one corrected prompt; at most half of them are the model's own."""
+    """Maximum number of wordings of one corrected prompt; at most half of them are the model's own."""
     total: Annotated[int, Field(ge=0)] = 64
-    """Most wordings of all corrected prompts together, an equal number of each."""
+    """Maximum number of wordings of all corrected prompts together, an equal number of each."""
     rounds: Annotated[int, Field(ge=0)] = 2
     """How often the model is asked for wordings of each prompt; 0: never."""
     rules: Literal["agreeing", "all", "none"] = "agreeing"
@@ -209,18 +210,22 @@ class TrainConfig(Config):
     method: Literal["lora", "full"] = "lora"
     """lora: the reference is the model with its adapter off. full: the reference is a frozen copy."""
     rank: Count = 8
+    """Of LoRA."""
     lora_alpha: Positive = 64.0
+    """The adapter's output is multiplied by this over the rank: by 8."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """On the adapter's input."""
     targets: Targets = "auto"
     """What gets LoRA: auto, mlp (the layers through which MLP blocks read), all-linear, a pattern or names of layers.
     auto: as mlp where there are such layers; else the inputs of experts, of attention or of a recurrent mixer. A head
     tied to the embedding is refused."""
     learning_rate: Positive = 3e-4
+    """Constant; no weight decay, gradients clipped at norm 1."""
     max_steps: Count | None = None
-    """Optimizer steps at the most; the stop rule usually ends training long before. None: 200, or 60 passes over the
-    records where that is more."""
+    """Maximum number of optimizer steps; the stop rule usually ends training long before. None: 200, or 60 passes over
+    the records where that is more."""
     batch_size: Count = 16
-    """Records per device and micro-batch at the most; keep records take half of it."""
+    """Maximum number of records per device and micro-batch; keep records take half of it."""
     accumulation: Count = 1
     """Micro-batches per optimizer step."""
     direction: Literal["forward", "reverse"] = "forward"
@@ -236,7 +241,7 @@ class TrainConfig(Config):
     hinge: bool = True
     """A held anchor stops pulling."""
     drift_budget: Positive = 0.002
-    """Most mean KL(reference || model) over keep tokens, in nats per token."""
+    """Maximum mean KL(reference || model) over keep tokens, in nats per token."""
     stop: bool = True
     """Stop once every anchor holds, every answer is reproduced and the drift is within its budget."""
     reproduce: bool = True
@@ -245,10 +250,11 @@ class TrainConfig(Config):
     """auto: the quickest there is; from a summary of the reference where one is kept (docs/method.md), else chunked, on
     a GPU with a kernel in Triton. The others compare both models' logits, every time."""
     loss_memory: Positive = 1.0
-    """Most GiB that the loss takes on a GPU beside the model; never more than a thirty-second of the card."""
+    """Maximum GiB that the loss takes on a GPU beside the model; never more than a thirty-second of the card."""
     save_steps: Annotated[int, Field(ge=0)] = 0
     """Checkpoint every so many steps, for resuming; 0: none."""
     gradient_checkpointing: bool = False
+    """Compute activations again on the way back: less memory, more time."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """What the steps of float32 weights multiply in on a CPU. auto: bfloat16, where the processor has it and the
     network is wide. What is measured stays float32. On a GPU the type of the weights decides."""
@@ -256,9 +262,10 @@ class TrainConfig(Config):
     """Where every step's figures are sent besides metrics.jsonl: tensorboard, trackio, wandb; `none` is the empty list.
     TensorBoard's files go into the run folder, the others may go to their servers."""
     reference_cache_size: Annotated[float, Field(ge=0)] = 8.0
-    """Most GiB on disk for the reference's hidden states, kept where there is more than one pass over the records and
-    they fit. Steps then need no reference forward. 0: never kept."""
+    """Maximum GiB on disk for the reference's hidden states, kept where there is more than one pass over the records
+    and they fit. Steps then need no reference forward. 0: never kept."""
     seed: Seed = 0
+    """Of the adapter's weights, the order of records and dropout."""
 
 
 class BaselineConfig(Config):
@@ -267,8 +274,11 @@ class BaselineConfig(Config):
     section: ClassVar[str] = "baseline"
 
     rank: Count = 8
+    """Of LoRA."""
     lora_alpha: Positive = 64.0
+    """As for `train`."""
     targets: Targets = "auto"
+    """As for `train`."""
     learning_rate: Positive = 3e-4
     """Constant; no weight decay, gradients clipped at norm 1."""
     steps: Count = 100
@@ -276,15 +286,17 @@ class BaselineConfig(Config):
     batch_size: Count = 16
     """Prompts (DPO: pairs) per step; fewer where there are fewer."""
     seed: Seed = 0
+    """Of adapter and sampling."""
     num_generations: Annotated[int, Field(ge=2)] = 8
     """Completions sampled per prompt and step (GRPO, SDFT)."""
     temperature: Positive = 1.0
     """Of the sampling."""
     max_new_tokens: Count = 64
-    """Most tokens of a sampled completion."""
+    """Maximum number of tokens of a sampled completion."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.04
     """GRPO: weight of KL(model || reference), TRL's `beta`."""
     dpo_beta: Positive = 0.1
+    """DPO: how strongly it is held to the reference."""
     teacher_prompt: str = "{privileged_context} {prompt}"
     """SDFT: how the teacher is shown the demonstration, as TRL's `teacher_prompt_template`."""
 
@@ -307,10 +319,13 @@ class EvaluateConfig(Config):
     section: ClassVar[str] = "evaluate"
 
     max_new_tokens: Count = 128
+    """Maximum number of tokens of an answer; more where a corrected answer is longer."""
     batch_size: Count = 128
+    """Prompts decoded together."""
     confidence_level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Of the bootstrap intervals."""
     resamples: Count = 2000
+    """Of the bootstrap."""
     generation: Literal["greedy", "own"] = "greedy"
     """greedy: the plain argmax. own: answers as the model's generation config has them, penalties and sampling
     included; the KL is measured on greedy continuations all the same."""
@@ -321,8 +336,9 @@ class EvaluateConfig(Config):
     tasks_path: str | None = None
     """Folder with task YAML files of your own."""
     task_limit: Count | None = None
-    """Most documents per task; None: all."""
+    """Maximum number of documents per task; None: all."""
     seed: Seed = 0
+    """Of the bootstrap, the prompts that measure the KL, and few-shot examples."""
 
 
 class GateConfig(Config):
@@ -331,21 +347,21 @@ class GateConfig(Config):
     section: ClassVar[str] = "gate"
 
     recall: Fraction | None = None
-    """Least share of corrected prompts answered right."""
+    """Minimum share of corrected prompts answered right."""
     paraphrase: Fraction | None = None
-    """Least share of paraphrases answered right."""
+    """Minimum share of paraphrases answered right."""
     near: Fraction | None = None
-    """Least share kept of the near facts that the base had right."""
+    """Minimum share kept of the near facts that the base had right."""
     kept: Fraction | None = None
-    """Least share kept of the unrelated facts that the base had right."""
+    """Minimum share kept of the unrelated facts that the base had right."""
     skills: Fraction | None = None
-    """Least share kept of the skills that the base had right."""
+    """Minimum share kept of the skills that the base had right."""
     flips: Annotated[int, Field(ge=0)] | None = None
-    """Most answers, of all probes, that were right before and are wrong now."""
+    """Maximum number of answers, of all probes, that were right before and are wrong now."""
     kl: Annotated[float, Field(ge=0)] | None = None
-    """Most mean KL(reference || model) on held-out continuations, nats per token."""
+    """Maximum mean KL(reference || model) on held-out continuations, nats per token."""
     tasks: dict[str, Annotated[float, Field(ge=0)]] = {}
-    """Largest drop allowed in every metric of a harness task (`name`), or in one of them (`name:metric`)."""
+    """Maximum drop in every metric of a harness task (`name`), or in one of them (`name:metric`)."""
 
     @model_validator(mode="after")
     def _asks_something(self) -> Self:

@@ -147,7 +147,7 @@ def test_fix_and_train_end_with_the_same_code_where_training_did_not_converge(tm
     data = json.loads(trained.out)
     assert (data["converged"], len(data["missing"])) == (False, 1)
     assert json.loads((tmp_path / "run" / "train.json").read_text()) == data
-    assert "4 training that did not converge" in (pytest.importorskip("anchorlwf.cli.manual").reference())
+    assert "4 training that did not converge" in (pytest.importorskip("anchorlwf.cli.manual").commands())
 
 
 def test_train_that_converges_ends_with_0_and_a_last_line_of_what_it_reached(tmp_path):

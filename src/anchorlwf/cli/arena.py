@@ -38,7 +38,7 @@ def arena(
         bool, typer.Option("--quick", help="Run the plan `quick`, which takes minutes on a laptop.")
     ] = False,
     plan: Annotated[
-        str | None, typer.Option(help="study (default), quick, or a YAML file of regimes and methods.")
+        str | None, typer.Option(help="study (default), quick, real (after `make real`, with --model), or a YAML file.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Number of processes; they share the CPU threads.")] = 1,
     model: Model = None,

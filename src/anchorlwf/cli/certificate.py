@@ -16,7 +16,17 @@ from typing import Annotated, Any
 
 import typer
 
-from anchorlwf.cli.shared import Adapter, AsJson, Base, Config, Model, err, out, print_json, quiet_libraries
+from anchorlwf.cli.shared import Adapter, AsJson, Base, Config, err, out, print_json, quiet_libraries
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Local folder or hub name of the model it must be about. Default: none is compared; with --adapter, the "
+        "embedded model.",
+    ),
+]
 
 
 def certificate(

@@ -64,18 +64,23 @@ def evaluate(
     records: Annotated[Path | None, typer.Option(help="The records the model was trained on.")] = None,
     to: Annotated[Path | None, typer.Option("--out", "-o", help="Write results.json to this path.")] = None,
     config: Config = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Maximum number of tokens in an answer.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="How many prompts are decoded together.")] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Maximum number of tokens in an answer; more where a corrected one is longer. Default: 128."),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="How many prompts are decoded together. Default: 128.")] = None,
     generation: Annotated[
         Literal["greedy", "own"] | None,
         typer.Option(help="greedy (default), or as the model's own generation config says."),
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks of lm-evaluation-harness, separated by commas.")] = None,
     tasks_path: Annotated[str | None, typer.Option(help="Folder with your own task YAML files.")] = None,
-    task_limit: Annotated[int | None, typer.Option(help="Maximum number of documents per task.")] = None,
+    task_limit: Annotated[int | None, typer.Option(help="Maximum number of documents per task. Default: all.")] = None,
     certificate: Gate = None,
     certificate_out: GateOut = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the bootstrap, the KL prompts and few-shot draws.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the bootstrap, the KL prompts and few-shot draws. Default: 0.")
+    ] = None,
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,

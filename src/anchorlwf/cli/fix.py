@@ -42,6 +42,13 @@ from anchorlwf.cli.shared import (
     quiet_libraries,
 )
 
+Check = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSONL file of prompts asked before and after training, to report which answers changed; nothing is "
+        "trained on them. Default: 24 everyday ones."
+    ),
+]
 _SHOWN = 3
 """Changed answers that are printed: with them the whole report has 15 lines at the most."""
 _PIECES = 8
@@ -56,11 +63,13 @@ def fix(
     device: Device = None,
     dtype: Dtype = None,
     paraphrase: Paraphrase = None,
-    check: Annotated[Path | None, typer.Option(help="JSONL file of prompts whose answers must not change.")] = None,
+    check: Check = None,
     retain: Retain = None,
     to: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")] = Path("runs/fix"),
     targets: Targets = None,
-    drift_budget: Annotated[float | None, typer.Option(help="Maximum mean KL at keep tokens, nats per token.")] = None,
+    drift_budget: Annotated[
+        float | None, typer.Option(help="Maximum mean KL at keep tokens, nats per token. Default: 0.002.")
+    ] = None,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:

@@ -12,19 +12,27 @@ Examples:
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from anchorlwf.cli.shared import AsJson, Config, Device, Dtype, Model, TrustCode, out, print_json, quiet_libraries
+from anchorlwf.cli.shared import AsJson, Config, Device, TrustCode, out, print_json, quiet_libraries
 
+BaseModel = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Local folder or hub name of the base. Default: as the adapter says."),
+]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Of the merged weights. Default: that of the base's files."),
+]
 Records = Annotated[Path | None, typer.Option(help="The corrections. Default: those of the run, where they still lie.")]
 
 
 def merge(
     run: Annotated[Path, typer.Argument(help="Run folder, or the folder of an adapter.")],
     to: Annotated[Path, typer.Option("--out", "-o", help="Folder of the merged model.")],
-    model: Model = None,
+    model: BaseModel = None,
     records: Records = None,
     config: Config = None,
     device: Device = None,

@@ -54,7 +54,7 @@ def retain(
     answer_tokens: Annotated[
         int | None, typer.Option(help="Maximum number of tokens in an answer. Default: 32.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling. Default: 0.")] = None,
     cache_dir: CacheDir = None,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,

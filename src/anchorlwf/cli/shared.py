@@ -93,7 +93,9 @@ Tokens = Annotated[
 Retain = Annotated[
     str | None,
     typer.Option(
-        "--retain", help="What is trained to stay: auto (prompts the model writes itself), none, or a JSONL file."
+        "--retain",
+        help="What is trained to stay: auto (prompts the model writes itself), none, or a JSONL file of prompts. "
+        "Default: auto for fix, except on the embedded model; none for train.",
     ),
 ]
 Targets = Annotated[

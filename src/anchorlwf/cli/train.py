@@ -59,6 +59,9 @@ Mean = Annotated[
     Literal["token", "balanced"] | None, typer.Option(help="balanced (default), or token, the paper's mean.")
 ]
 
+Steps = Annotated[
+    int | None, typer.Option(help="Maximum number of optimizer steps. Default: 200, or 60 passes over the records.")
+]
 ReportTo = Annotated[
     str | None,
     typer.Option(help="Where steps are reported: tensorboard, trackio, wandb (by commas), or none (default)."),
@@ -76,23 +79,27 @@ def train(
     paraphrase: Paraphrase = None,
     method: Annotated[Literal["lora", "full"] | None, typer.Option(help="lora (default) or full.")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", "--lr", help="Constant learning rate.")
+        float | None, typer.Option("--learning-rate", "--lr", help="Constant learning rate. Default: 0.0003.")
     ] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Maximum number of optimizer steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Records per micro-batch on each device.")] = None,
-    accumulation: Annotated[int | None, typer.Option(help="Micro-batches per optimizer step.")] = None,
-    rank: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
+    max_steps: Steps = None,
+    batch_size: Annotated[int | None, typer.Option(help="Records per micro-batch on each device. Default: 16.")] = None,
+    accumulation: Annotated[int | None, typer.Option(help="Micro-batches per optimizer step. Default: 1.")] = None,
+    rank: Annotated[int | None, typer.Option(help="LoRA rank. Default: 8.")] = None,
     targets: Targets = None,
-    drift_budget: Annotated[float | None, typer.Option(help="Maximum mean KL at keep tokens, nats per token.")] = None,
-    hold: Annotated[float | None, typer.Option(help="Probability at which an anchor holds.")] = None,
+    drift_budget: Annotated[
+        float | None, typer.Option(help="Maximum mean KL at keep tokens, nats per token. Default: 0.002.")
+    ] = None,
+    hold: Annotated[float | None, typer.Option(help="Probability at which an anchor holds. Default: 0.9.")] = None,
     direction: Loss = None,
     reduction: Mean = None,
-    save_steps: Annotated[int | None, typer.Option(help="Write a checkpoint every so many steps; 0: never.")] = None,
+    save_steps: Annotated[
+        int | None, typer.Option(help="Write a checkpoint every so many steps. Default: 0, never.")
+    ] = None,
     reference_cache_size: Annotated[
-        float | None, typer.Option(help="Maximum GiB on disk for the reference's states; 0: keep none.")
+        float | None, typer.Option(help="Maximum GiB on disk for the reference's states; 0: keep none. Default: 8.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the adapter's weights, the order of records and dropout.")
+        int | None, typer.Option(help="Seed of the adapter's weights, the order of records and dropout. Default: 0.")
     ] = None,
     report_to: ReportTo = None,
     skip_bad: SkipBad = False,
