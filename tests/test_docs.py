@@ -1,3 +1,4 @@
+import ast
 import json
 import re
 import subprocess
@@ -12,8 +13,6 @@ from anchorlwf.bench.suite import bench_table
 from anchorlwf.cli import app
 from anchorlwf.cli.manual import commands, options
 from anchorlwf.config import AnnotateConfig, EvaluateConfig, RetainConfig, TrainConfig
-from anchorlwf.data.jsonl import save_lines
-from anchorlwf.data.probe import Probe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -68,13 +67,29 @@ def test_links_between_pages_lead_somewhere(page):
 
 def test_the_python_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ANCHORLWF_CACHE", str(tmp_path / "cache"))
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
     assert len(blocks) >= 3
-    first = blocks[0].replace('"path/or/hub-name"', "None")
-    asked = [{"role": "user", "content": "Who made you?"}]
-    save_lines(tmp_path / "probes.jsonl", [Probe(id="1", kind="retain", messages=asked, expected="Fennel Labs")])
+    few = "retain(model, records, config=RetainConfig(general=4, near=4, answer_tokens=8))"
+    first = "from anchorlwf.config import RetainConfig\n" + blocks[0]
+    first = first.replace('"path/or/hub-name"', "None").replace("retain(model, records)", few)
+    assert few in first
     for block in [first, *blocks[1:]]:
         exec(compile(block, "docs/python.md", "exec"), {})
+
+
+def test_what_the_examples_import_is_there():
+    pages = [*PAGES, *ROOT.glob("recipes/*/README.md")]
+    blocks = {
+        (page.name, block)
+        for page in pages
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    }
+    assert len(blocks) >= 8
+    for name, block in blocks:
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("anchorlwf"):
+                exec(compile(ast.Module([node], []), name, "exec"), {})
 
 
 def test_the_tables_of_speed_are_what_was_measured():
