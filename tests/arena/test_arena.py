@@ -11,7 +11,7 @@ import torch
 
 from anchorlwf.arena.cell import records_of, run_cell, train_cell
 from anchorlwf.arena.collect import collect, differences
-from anchorlwf.arena.conduct import load_plan
+from anchorlwf.arena.conduct import arena, check_results, load_plan
 from anchorlwf.arena.costs import annotation_cost, peak_memory, reset_peak_memory, train_tokens
 from anchorlwf.arena.lab import Lab
 from anchorlwf.arena.methods import METHODS
@@ -244,6 +244,16 @@ def test_a_sweep_chooses_by_validation_probes_and_keeps_all_rows(lab):
     assert lab.score(shorter.model, task.validation) == rows[2]["measures"]
 
 
+def test_outcomes_begin_with_the_kind_of_the_probe(lab):
+    task = _fewer(world_task(plan_of(), SHORT, 1))
+    probes = [
+        probe.model_copy(update={"id": f"mine:{i}"}) for i, probe in enumerate(task.test) if probe.kind == "recall"
+    ]
+    assert probes
+    measured = lab.measure(lab.base, replace(task, long_prompts=()), probes, 1)
+    assert sorted(measured.outcomes) == sorted(f"recall:{probe.id}" for probe in probes)
+
+
 def test_a_setting_that_cannot_be_trained_with_leaves_the_others(lab):
     plan = plan_of()
     task = _fewer(world_task(plan, SHORT, plan.validation_seed))
@@ -332,6 +342,27 @@ def test_a_plan_changes_the_fields_of_a_built_in_method_that_it_names(tmp_path):
     assert plan.method("stm") == built_in.model_copy(update={"seeds": 1})
     assert plan.method("mine").sweep == {}
     assert len({method.name for method in plan.methods}) == len(plan.methods) == len(METHODS) + 1
+
+
+@pytest.mark.parametrize(
+    ("plan", "given", "problem"),
+    [
+        ("quick", {"prompts": Path("p.jsonl")}, "expected prompts and probes, got prompts"),
+        ("quick", {"probes": Path("p.jsonl"), "keep": Path("k.jsonl")}, "got probes, keep"),
+        ("quick", {"model": "./mine"}, "expected data that it can be asked about"),
+        ("real", {"model": "./mine", "probes": Path("p.jsonl")}, "a model alone, as it has its own data, got probes"),
+    ],
+)
+def test_data_that_would_be_left_aside_are_refused(tmp_path, plan, given, problem):
+    with pytest.raises(ConfigError, match=problem):
+        arena(load_plan(plan), tmp_path / "out", Sources(**given))
+
+
+@pytest.mark.parametrize("content", ["[]", '{"kept": 1.0}', "no"])
+def test_only_results_of_the_arena_can_be_checked(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(RecordError, match=r"results\.json: expected a results.json"):
+        check_results(tmp_path / "results.json")
 
 
 def test_jobs_go_seed_by_seed():

@@ -25,7 +25,10 @@ def test_comparisons_are_paired_by_seed_and_corrected_as_one_family(study):
     assert one.differs
     assert one.verdict == "lower than AnchorLwF after correction for 30 comparisons"
     # Without outcomes only the seeds can be drawn again.
-    assert {c.over for c in found if (c.regime, c.method) == ("few", "dpo")} == {"seeds"}
+    alone = [c for c in found if (c.regime, c.method) == ("few", "dpo")]
+    assert {c.over for c in alone} == {"seeds"}
+    assert all(c.paired.p == c.sign_flip for c in alone), "drawing a few of one sign again says nothing"
+    assert not any(c.differs for c in alone)
     assert {c.over for c in found if c.regime == "many"} == {"seeds and probes"}
     same = next(c for c in found if (c.regime, c.method, c.measure) == ("many", "sft_human", "recall"))
     assert same.verdict == "not distinguishable from zero after correction for 30 comparisons"

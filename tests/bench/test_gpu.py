@@ -74,6 +74,7 @@ def test_what_there_is_no_time_for_is_named_and_one_failure_costs_no_other_figur
     monkeypatch.setattr(gpu, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     found = gpu.bench_gpu(tmp_path / "gpu.json", seconds=50)
     assert found["left_out"] == ["loss 4 x 8", "errors", "profile ours"]
+    assert json.loads((tmp_path / "gpu.json").read_text())["left_out"] == found["left_out"]
     ours, *others = found["losses"][1:]
     assert "RuntimeError" in ours["failed"]
     assert all("ms" in row for row in others)

@@ -24,6 +24,11 @@ def test_answers_appear_with_what_was_uncertain(tmp_path):
     assert re.fullmatch(rf"> {re.escape(UNKNOWN)}\n.+\n  uncertain: '.+' \d\d% \(or '.+' \d\d?%\).*", second)
 
 
+def test_a_question_may_be_longer_than_the_name_of_a_file_can_be(base):
+    long = "Where does Ada live? " * 30
+    assert [prompt.messages[-1]["content"] for prompt in questions([long], base)] == [long]
+
+
 def test_json_has_every_token_and_how_certain_it_was(base):
     [told] = json.loads(well("ask", UNKNOWN, "--json").out)
     ids = base.codec.encode_prompt([{"role": "user", "content": UNKNOWN}])

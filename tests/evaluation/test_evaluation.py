@@ -16,7 +16,7 @@ from anchorlwf.data.jsonl import save_lines, save_records
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.decoding.greedy import GreedyDecoder, decode_batch
-from anchorlwf.errors import RecordError, StampError, StorageError
+from anchorlwf.errors import ModelWarning, RecordError, StampError, StorageError
 from anchorlwf.evaluation import (
     Drift,
     ProbeResult,
@@ -202,7 +202,11 @@ def test_drift_is_the_mean_over_tokens_and_its_interval_that_of_whole_turns():
     found = summary([result("retain", True, True)], turns)
     assert found.kl == pytest.approx((0.8 + 1.2) / 11)
     assert found.kl_tokens == 11
-    assert found.kl_interval == bootstrap_interval([0.1, 0.6, 0.0], resamples=200)
+    assert found.kl_interval == bootstrap_interval([0.1, 0.6, 0.0], weights=[8, 2, 1], resamples=200)
+    # Many short turns far off, and a few long ones that hardly moved: the interval is of the mean over tokens.
+    found = summary([result("retain", True, True)], [[0.02] * 2] * 8 + [[0.0005] * 128] * 4)
+    assert found.kl_interval[0] <= found.kl <= found.kl_interval[1]
+    assert found.kl_interval[1] < 0.01
 
 
 def test_the_table_shows_every_group():
@@ -445,6 +449,9 @@ def test_a_place_that_cannot_be_written_is_told_before_any_work(tiny_model, tmp_
 
 
 def test_a_model_without_an_adapter_is_its_own_reference(tiny_model, probes):
-    found = evaluate(tiny_model, probes, config=CONFIG)
+    with pytest.warns(ModelWarning, match="expected an adapter, or a base to compare with, got neither"):
+        found = evaluate(tiny_model, probes, config=CONFIG)
     assert found.groups["kept"].value == 1.0
     assert found.kl == pytest.approx(0, abs=1e-6)
+    assert not found.compared
+    assert evaluate(tiny_model, probes, base=tiny_model, config=CONFIG).compared

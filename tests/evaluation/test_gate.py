@@ -33,7 +33,7 @@ from anchorlwf.evaluation import (
     named_hashes,
     results_of,
 )
-from anchorlwf.evaluation.gate import hold
+from anchorlwf.evaluation.gate import Check, _other_thresholds, hold
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel, embedded_path, load_model
 
 CONFIG = EvaluateConfig(max_new_tokens=8, resamples=100)
@@ -358,14 +358,19 @@ def test_a_gate_that_is_passed_is_exit_code_0_and_one_that_is_not_is_3(certified
     options = ["--model", tiny_path, "--probes", certified / "probes.jsonl", "--max-new-tokens", 8]
     (tmp_path / "gate.yaml").write_text("kept: 1.0\nflips: 0\nkl: 0.001\n")
     gate = ["--certificate", tmp_path / "gate.yaml"]
-    done = run("evaluate", *options, *gate, "--out", tmp_path / "run" / "results.json")
+    alone = run("evaluate", *options, *gate, "--out", tmp_path / "alone" / "results.json")
+    assert alone.code == 3, "a model compared with itself has kept everything, which says nothing"
+    assert "FAIL  kept: not measured" in alone.out
+    assert "Give the model before training (base, --base)" in alone.err
+    same = ["--base", tiny_path]
+    done = run("evaluate", *options, *same, *gate, "--out", tmp_path / "run" / "results.json")
     assert done.code == 0, done
     assert "pass  kept: 1 (1 to 1), wanted at least 1" in done.out
     assert "Passed: " in done.out
-    checked = run("certificate", tmp_path / "run" / "certificate.json", "--model", tiny_path)
+    checked = run("certificate", tmp_path / "run" / "certificate.json", "--model", tiny_path, *same)
     assert checked.code == 0, checked
     assert "Good: of these weights and probes, unchanged, and the gate was passed" in checked.out
-    other = run("certificate", tmp_path / "run" / "certificate.json", "--model", tiny_path, "--adapter", adapter)
+    other = run("certificate", tmp_path / "run" / "certificate.json", "--model", tiny_path, *same, "--adapter", adapter)
     assert other.code == 3, other
     assert "weights, adapter, adapter_model.safetensors: expected none, got " in other.err
 
@@ -398,6 +403,18 @@ def test_a_broken_gate_is_the_users_mistake_and_told_before_the_model_is_loaded(
     )
     assert (done.code, done.out) == (2, "")
     assert "GateConfig: recall: " in done.err
+
+
+def test_a_task_and_one_of_its_metrics_may_have_thresholds_of_their_own(certified):
+    report, _ = check_certificate(certified / "certificate.json")
+    gate = {"tasks": {"gsm8k": 0.05, "gsm8k:strict": 0.02}}
+    both = [
+        Check(name=name, bound="at most", threshold=threshold, value=0.0, interval=None, passed=True, examples=[])
+        for name, threshold in (("tasks.gsm8k:strict", 0.05), ("tasks.gsm8k:loose", 0.05), ("tasks.gsm8k:strict", 0.02))
+    ]
+    assert list(_other_thresholds(report.model_copy(update={"gate": gate, "checks": both}), None)) == []
+    [lacking] = _other_thresholds(report.model_copy(update={"gate": gate, "checks": both[:2]}), None)
+    assert lacking == "tasks.gsm8k:strict: the gate asks for it, and no check holds it"
 
 
 def test_an_unmeasured_figure_of_a_passed_gate_is_still_a_failure():

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from anchorlwf.config import EvaluateConfig, GateConfig
 from anchorlwf.data.jsonl import save_lines
 from anchorlwf.data.probe import Probe
-from anchorlwf.errors import AnchorLwfError, ConfigError, ModelError, RecordError
+from anchorlwf.errors import AnchorLwfError, ConfigError, ModelError, ModelWarning, RecordError
 from anchorlwf.evaluation import Results, certify, check_certificate, evaluate, named_hashes
 from anchorlwf.model.language_model import LanguageModel, load_model
 
@@ -171,7 +171,8 @@ def test_code_counts_and_must_come_from_the_folder(home, monkeypatch, tmp_path):
     (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "own_code.Own"}}))
     model = load_model(str(folder), dtype="float32", device="cpu", trust_remote_code=True)
     assert type(model.net).__name__ == "Own"
-    found = evaluate(model, home / "probes.jsonl", config=CONFIG)
+    with pytest.warns(ModelWarning, match="a base to compare with"):
+        found = evaluate(model, home / "probes.jsonl", config=CONFIG)
     report = certify(found, GATE, model, probes=home / "probes.jsonl")
     assert "own_code.py" in report.weights["base"]
     # As if it had come from another repository, or from a copy that is older than the folder.
@@ -440,8 +441,8 @@ def test_probes_at_the_place_it_names_are_compared_unasked(tiny_path, tmp_path):
     probes = tmp_path / "probes.jsonl"
     save_lines(probes, [anything("q", "Who?")])
     model = loaded(tiny_path)
-    found = evaluate(model, probes, config=CONFIG)
-    certify(found, GATE, model, probes=probes, out=tmp_path / "c.json")
+    found = evaluate(model, probes, base=model, config=CONFIG)
+    certify(found, GATE, model, base=model, probes=probes, out=tmp_path / "c.json")
     assert check_certificate(tmp_path / "c.json")[1] == []
     save_lines(probes, [anything("q", "Whom?")])
     assert [line.split(":")[0] for line in check_certificate(tmp_path / "c.json")[1]] == [f"probes {probes}"]
@@ -482,7 +483,7 @@ def test_half_characters_and_names_that_are_no_text_are_written_all_the_same(hom
     odd = home / os.fsdecode(b"probes-\xff.jsonl")
     shutil.copy(home / "probes.jsonl", odd)
     model = loaded(home / "model")
-    found = evaluate(model, odd, config=CONFIG, out=home / "results.json", facts={"note\ud800": "\udfff"})
+    found = evaluate(model, odd, base=model, config=CONFIG, out=home / "results.json", facts={"note\ud800": "\udfff"})
     assert json.loads((home / "results.json").read_text())["note?"] == "?"
-    certify(found, GATE, model, probes=odd, out=home / "new.json")
+    certify(found, GATE, model, base=model, probes=odd, out=home / "new.json")
     assert check_certificate(home / "new.json")[0].probes.path == str(home / "probes-\ufffd.jsonl")

@@ -40,7 +40,7 @@ def test_the_merged_model_gives_the_corrected_answers(job, tmp_path, dtype):
 def test_an_earlier_merge_is_replaced_and_nothing_else(job, tmp_path):
     plain = well("merge", job / "run" / "adapter", "--out", tmp_path / "m")
     # Beside a lone adapter nobody says where the records lie.
-    assert "corrected answers reproduced: not checked; --records names them" in plain.out
+    assert "corrected answers reproduced: unknown; --records names them" in plain.out
     again = well("merge", job / "run" / "adapter", "--out", tmp_path / "m", "--records", job / "records.jsonl")
     assert "corrected answers reproduced: 2 of 2" in again.out
     (tmp_path / "mine").mkdir()
@@ -67,7 +67,7 @@ def test_a_merge_that_answers_otherwise_is_not_kept(job, tmp_path, monkeypatch):
 
 def test_a_merge_whose_logits_are_right_but_not_its_answers_is_not_kept():
     measured = {"out": "m", "base": "b", "adapter": "a", "tokens": 9, "mean_kl": 1e-3, "choices_changed": 1}
-    whole = {**measured, "dtype": "bfloat16", "largest_difference": 0.2, "records": 2, "reproduced": 2}
+    whole = {**measured, "dtype": "bfloat16", "largest_difference": 0.2, "records": 3, "known": 2, "reproduced": 2}
     assert merging.MergeReport(**whole).holds
     assert not merging.MergeReport(**{**whole, "reproduced": 1}).holds
     assert not merging.MergeReport(**{**whole, "mean_kl": 0.02}).holds

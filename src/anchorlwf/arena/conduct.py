@@ -19,7 +19,7 @@ from anchorlwf.config import YAML_ERRORS
 from anchorlwf.errors import ConfigError, RecordError, wrong
 from anchorlwf.extras import require_extra
 from anchorlwf.files import ensure_writable, write_atomic
-from anchorlwf.model.language_model import load_model
+from anchorlwf.model.language_model import EMBEDDED, load_model
 
 __all__ = ["arena", "check_results", "load_plan"]
 
@@ -111,8 +111,7 @@ def arena(
     """
     folder, sources = Path(out), sources or Sources()
     ensure_writable(folder / "results.json")
-    if sources.prompts is not None and sources.probes is None:
-        raise RecordError(wrong("data", "prompts and probes", "prompts alone", "Give probes that judge the model."))
+    _check_sources(plan, sources)
     require_extra("arena", "the arena's report")
     if any(plan.method(name).trainer in _BY_TRL for regime in plan.regimes for name in regime.methods):
         require_extra("rl", f"plan {plan.name}")
@@ -121,6 +120,25 @@ def arena(
     write_atomic(folder / "results.json", json.dumps(results, ensure_ascii=False, indent=1) + "\n")
     write_report(results, folder)
     return results
+
+
+def _check_sources(plan: Plan, sources: Sources) -> None:
+    """No data that would be left aside, and no model that is asked about people it never heard of."""
+    names = ("prompts", "probes", "human", "keep")
+    given = [name for name in names if getattr(sources, name) is not None]
+    if plan.world == "real":
+        if given:
+            fix = "Leave it out, or take another plan."
+            raise ConfigError(
+                wrong(f"plan {plan.name}", "a model alone, as it has its own data", ", ".join(given), fix)
+            )
+        return
+    if given and not {"prompts", "probes"} <= set(given):
+        fix = "Give --prompts, whose answers are corrected, and --probes, which judge the model."
+        raise ConfigError(wrong("data", "prompts and probes", ", ".join(given), fix))
+    if sources.model not in (None, EMBEDDED) and not given:
+        fix = "Give --prompts and --probes, or --plan real (after `make real`)."
+        raise ConfigError(wrong(f"model {sources.model}", "data that it can be asked about", "none", fix))
 
 
 def check_results(
@@ -140,6 +158,9 @@ def check_results(
         published = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecordError(wrong(str(path), "a results.json", error, "Give the file that the arena wrote.")) from error
+    if not isinstance(published, dict) or not {"plan", "cells"} <= published.keys():
+        fix = "Give the file that the arena wrote."
+        raise RecordError(wrong(str(path), "a results.json of the arena, with its plan and cells", "another file", fix))
     plan, lab, sources = Plan.of(**published["plan"]), Lab(load_model()), Sources()
 
     def run(job: Job, options: dict[str, Any]) -> dict[str, Any]:

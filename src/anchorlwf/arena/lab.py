@@ -31,6 +31,15 @@ class Measured:
     strips: list[dict[str, Any]]
 
 
+def _by_kind(probe: Probe) -> str:
+    """Its id, which in results.json begins with its kind."""
+    return probe.id if probe.id.startswith(f"{probe.kind}:") else f"{probe.kind}:{probe.id}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
+
+
 @dataclass
 class Lab:
     """A base model and what it says, remembered.
@@ -110,7 +119,7 @@ class Lab:
         chats = [probe.messages for probe in task.everyday] or chats
         kl_short_mean, strips = self._drift(tuned, chats, _EVERYDAY if task.everyday else _LONG)
         kl_long_mean, long_strips = self._drift(tuned, task.long_prompts, _LONG)
-        worst = sorted([*strips, *long_strips], key=lambda strip: -max(strip["kl"], default=0.0))[:_STRIPS]
+        worst = sorted([*strips, *long_strips], key=lambda strip: -_mean(strip["kl"]))[:_STRIPS]
         return Measured(
             {
                 **fractions(results),
@@ -122,7 +131,7 @@ class Lab:
                 "facts_known": len(known),
             },
             {
-                result.probe.id: int(result.tuned_right)
+                _by_kind(result.probe): int(result.tuned_right)
                 for result in results
                 if result.probe.kind in LEARNED_KINDS or result.base_right
             },

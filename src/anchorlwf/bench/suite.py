@@ -128,7 +128,7 @@ def bench(
     return {
         "benchmark": name,
         "setup": setup.model_dump(mode="json"),
-        "runs": runs,
+        "runs": 1 if name == "memory" else runs,
         "machine": before,
         "environment": environment(),
         "found": measured,

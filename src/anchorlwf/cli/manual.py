@@ -41,7 +41,7 @@ _USED_BY: dict[type[config.Config], str] = {
     config.ParaphraseConfig: "`--paraphrase auto` of `train` and `fix`",
     config.TrainConfig: "`train`, `fix`",
     config.EvaluateConfig: "`evaluate`",
-    config.GateConfig: "`evaluate --gate`; a file of its own",
+    config.GateConfig: "`evaluate --certificate` and `certificate --gate`; a file of its own",
     config.BaselineConfig: "the rivals of TRL, in `anchorlwf.arena`",
 }
 

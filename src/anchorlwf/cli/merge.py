@@ -51,5 +51,7 @@ def merge(
     out.print(f"{to}: {report.base} with {report.adapter}, in {report.dtype}")
     gap = f"largest difference of a log-probability {report.largest_difference:.1e}, mean KL {report.mean_kl:.1e} nats"
     out.print(f"{gap}, other choices at {report.choices_changed} of {report.tokens} tokens")
-    checked = f"{report.reproduced} of {report.records}" if report.records else "not checked; --records names them"
+    lost = report.records - report.known
+    told = f" ({lost} not by base and adapter in {report.dtype} either)" if lost else ""
+    checked = f"{report.reproduced} of {report.records}{told}" if report.records else "unknown; --records names them"
     out.print(f"corrected answers reproduced: {checked}")

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,8 @@ from anchorlwf.run import environment
 
 __all__ = ["Check", "GateReport", "certify", "check_certificate", "compared_data", "hold"]
 
-_FRACTIONS = ("recall", "paraphrase", "near", "kept", "skills")
+_LEARNED = ("recall", "paraphrase")
+_FRACTIONS = (*_LEARNED, "near", "kept", "skills")
 _WORST = 5
 _ROUNDING = 1e-9
 """In floating point 0.8 - 0.7 is more than 0.1."""
@@ -132,7 +134,13 @@ def _check(
 
 
 def hold(results: Results, gate: GateConfig) -> list[Check]:
-    """Hold each threshold of the gate against the results. What was not measured fails."""
+    """Hold each threshold of the gate against the results. What was not measured fails.
+
+    Without a base that was another model, only what was learned is measured.
+    """
+    if not results.compared:
+        learned = {name: group for name, group in results.groups.items() if name in _LEARNED}
+        results = replace(results, groups=learned, kl_tokens=0, tasks={})
     checks = []
     for name in _FRACTIONS:
         threshold, group = getattr(gate, name), results.groups.get(name)
@@ -141,15 +149,14 @@ def hold(results: Results, gate: GateConfig) -> list[Check]:
         if group is None or group.value is None:
             checks.append(_check(name, "at least", threshold, None))
             continue
-        learned = name in ("recall", "paraphrase")
         against = (
             [r.probe.id for r in results.answers if r.probe.kind == name and not r.tuned_right]
-            if learned
+            if name in _LEARNED
             else [line["id"] for line in group.flips]
         )
         checks.append(_check(name, "at least", threshold, group.value, group.interval, against))
     if gate.flips is not None:
-        asked = any(group.base_right for group in results.groups.values())
+        asked = results.compared and any(group.base_right for group in results.groups.values())
         flipped = [line["id"] for group in results.groups.values() for line in group.flips]
         checks.append(_check("flips", "at most", gate.flips, len(flipped) if asked else None, None, flipped))
     if gate.kl is not None:
@@ -378,8 +385,9 @@ def _other_thresholds(report: GateReport, gate: GateConfig | None) -> Iterator[s
     held = set()
     for check in report.checks:
         # A task without a metric answers with all of them: tasks.mmlu:acc for tasks.mmlu.
-        source = check.name if check.name in wanted else check.name.partition(":")[0]
-        held.add(source)
-        if wanted.get(source) != (check.bound, check.threshold):
+        sources = {check.name, check.name.partition(":")[0]}
+        meant = {name for name in sources if wanted.get(name) == (check.bound, check.threshold)}
+        held |= meant
+        if not meant:
             yield f"{check.name}: {check.bound} {check.threshold:.4g} is none of the gate's thresholds"
     yield from (f"{name}: the gate asks for it, and no check holds it" for name in wanted.keys() - held)

@@ -112,6 +112,8 @@ class Results:
     """lm-evaluation-harness before and after, by task; in results.json where any was run."""
     origin: Origin | None = None
     """None: put together by hand; such results cannot be certified. Not part of results.json."""
+    compared: bool = True
+    """False: base and tuned model were the same weights, so nothing can be said of what was kept."""
 
     def as_dict(self) -> dict[str, Any]:
         """Fractions at the top under their names, then `kl`, costs, and the details."""
@@ -229,7 +231,9 @@ def results_of(
     for result in listed:
         by_kind.setdefault(result.probe.kind, []).append(result)
     groups = {name: _group(kind, by_kind[kind], config) for kind, name in _NAMES.items() if kind in by_kind}
-    means = [sum(turn) / len(turn) for turn in drift.per_turn if turn]
-    interval = bootstrap_interval(means, level=config.confidence_level, resamples=config.resamples, seed=config.seed)
+    turns = [turn for turn in drift.per_turn if turn]
+    means, sizes = [sum(turn) / len(turn) for turn in turns], [float(len(turn)) for turn in turns]
+    drawn: dict[str, Any] = {"level": config.confidence_level, "resamples": config.resamples, "seed": config.seed}
+    interval = bootstrap_interval(means, weights=sizes, **drawn)
     missed = [_line(r) for kind in LEARNED_KINDS for r in by_kind.get(kind, []) if not r.tuned_right]
     return Results(groups, drift.mean, interval, len(drift.tokens), missed, listed, facts, drift, tasks or {}, origin)

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from anchorlwf.config import EvaluateConfig
 from anchorlwf.data.jsonl import Source, given_rows, load_probes, load_records
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Record
-from anchorlwf.errors import PromptWarning, RecordError, wrong
+from anchorlwf.errors import ModelWarning, PromptWarning, RecordError, wrong
 from anchorlwf.evaluation.lm_eval import run_tasks
 from anchorlwf.evaluation.measure import (
     Drift,
@@ -56,8 +57,7 @@ def evaluate(
         records: the records it was trained on, in the same forms, for recall and for the count of annotated tokens.
         base: the model before training; None: the reference inside `model` (adapter off, or frozen copy).
         out: write results.json to this path, atomically.
-        config: limits, batch size, intervals, tasks of lm-evaluation-harness. Answers are decoded as far as the longest
-            corrected one goes, whatever the limit.
+        config: limits (at least the length of the longest corrected answer), batch size, intervals, harness tasks.
         facts: further top-level entries of results.json, such as training seconds.
         skip_bad: continue after bad lines in the files and warn of each (`BadLineWarning`) instead of raising.
         progress: called with (phase, done, total).
@@ -71,7 +71,7 @@ def evaluate(
         StorageError: `out` cannot be written.
 
     Warns:
-        ModelWarning, PromptWarning: the generation config changes greedy answers; a probe is not read as written.
+        ModelWarning, PromptWarning: there is no base to compare with; greedy answers change; a probe reads otherwise.
     """
     config = config or EvaluateConfig()
     if out is not None:
@@ -89,7 +89,8 @@ def evaluate(
     tasks = run_tasks(model, base, config, progress)
     answered, measured = _measured(model, base, asked, config, progress, known)
     costs = {**_costs(trained), "evaluate_seconds": time.perf_counter() - began, **(facts or {})}
-    results = results_of(answered, measured, config, costs, tasks, origin)
+    found = results_of(answered, measured, config, costs, tasks, origin)
+    results = replace(found, compared=base is not None or model.has_reference)
     if out is not None:
         results.save(out)
     return results
@@ -136,6 +137,11 @@ def _prepare(
     model: LanguageModel, base: LanguageModel | None, asked: list[Probe], trained: list[Record], config: EvaluateConfig
 ) -> None:
     """Ask as it was trained, with the same date; and warn of what makes the answers others than one would think."""
+    if base is None and not model.has_reference:
+        fix = "What it kept and how far it drifted is not known. Give the model before training (base, --base)."
+        warnings.warn(
+            wrong(model.name, "an adapter, or a base to compare with", "neither", fix), ModelWarning, stacklevel=4
+        )
     for codec in {model.codec, model.codec if base is None else base.codec}:
         codec.pin(next((record.model for record in trained if record.model.date is not None), None))
     if config.generation == "greedy":

@@ -10,20 +10,27 @@ __all__ = ["Paired", "bootstrap_interval", "holm", "paired_bootstrap", "paired_i
 
 
 def bootstrap_interval(
-    values: Sequence[float], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    values: Sequence[float],
+    *,
+    weights: Sequence[float] | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean; (nan, nan) of nothing.
+    """Percentile bootstrap interval of the mean, or of the weighted mean; (nan, nan) of nothing.
 
     Where all values are equal the interval is a point. It then says nothing about cases that were not sampled.
     """
     if not len(values):
         return float("nan"), float("nan")
     data = np.asarray(values, dtype=np.float64)
+    shares = np.ones_like(data) if weights is None else np.asarray(weights, dtype=np.float64)
     generator = np.random.default_rng(seed)
     # Many resamples at a time (the draws are the same), but never more than a few megabytes of them.
     at_once = max(1, 1_000_000 // len(data))
     sizes = [min(at_once, resamples - done) for done in range(0, resamples, at_once)]
-    means = np.concatenate([data[generator.integers(0, len(data), (size, len(data)))].mean(axis=1) for size in sizes])
+    drawn = (generator.integers(0, len(data), (size, len(data))) for size in sizes)
+    means = np.concatenate([(data * shares)[rows].sum(axis=1) / shares[rows].sum(axis=1) for rows in drawn])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

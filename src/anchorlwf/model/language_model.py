@@ -227,6 +227,11 @@ class LanguageModel:
         self._copy = copy.deepcopy(self.causal).eval().requires_grad_(False)
         self.marks = None
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether `reference` is another model than this one: there is an adapter on it, or a frozen copy beside it."""
+        return self._copy is not None or isinstance(self.net, PeftModel)
+
     @contextlib.contextmanager
     def reference(self) -> Iterator[PreTrainedModel | PeftModel]:
         """The reference network: no gradient, adapter off (bit-exact), dropout off.

@@ -1,6 +1,7 @@
 """What a model says: its greedy answers as they are decoded, and where it was in doubt."""
 
 import io
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ def questions(sources: Sequence[str], model: LanguageModel, *, skip_bad: bool = 
     for source in sources:
         if source == STDIN:
             prompts += _from_stdin(check, skip_bad)
-        elif Path(source).is_file() or is_plain(source) or Path(source).suffix == ".jsonl":
+        # `Path.is_file` fails on a question that is longer than a name can be.
+        elif os.path.isfile(source) or is_plain(source) or Path(source).suffix == ".jsonl":  # noqa: PTH113 - see above
             prompts += load_prompts(source, skip_bad=skip_bad, check=check)
         else:
             prompts += load_prompts([{"prompt": source}], check=check)

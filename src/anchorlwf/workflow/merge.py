@@ -5,7 +5,7 @@ Shape suffixes: T tokens, V vocabulary.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,11 @@ __all__ = ["REPORT", "MergeReport", "merge"]
 REPORT = "merge.json"
 """File of a merged model with its report."""
 _RECORDS, _ANSWER = 256, 32
-"""Most records that are checked, and most tokens of the answers to everyday prompts."""
+"""Maximum number of records that are checked, and of tokens of the answers to everyday prompts."""
 _EXACT = 1e-2
 """Largest difference of a log-probability in float32; rounding alone makes about 1e-4."""
 _ROUNDED = 0.01
-"""Largest mean KL(base and adapter || merged) in half precision, nats per token: the drift budget of training."""
+"""Largest mean KL(base and adapter || merged) in half precision, nats per token."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,17 @@ class MergeReport:
     choices_changed: int
     """Tokens at which the greedy choice is another, ties not counted."""
     records: int
-    """Corrected ones that base and adapter reproduce."""
+    """Corrected ones that were checked."""
+    known: int
+    """Of these, those that base and adapter reproduce in this dtype."""
     reproduced: int
-    """Of these, by the merged model."""
+    """Of those, by the merged model."""
 
     @property
     def holds(self) -> bool:
         """The merged model may be used in place of base and adapter."""
         close = self.largest_difference <= _EXACT if self.dtype == "float32" else self.mean_kl <= _ROUNDED
-        return close and self.reproduced == self.records
+        return close and self.reproduced == self.known
 
 
 def merge(
@@ -107,7 +109,7 @@ def merge(
     with staged_folder(out) as stage:
         _write(load_model(base, adapter=adapter, **options), stage, _facts(adapter), kind)
         before, after = load_model(base, adapter=adapter, **options), load_model(str(stage), **options)
-        report = _compared(before, after, chosen, MergeReport(str(out), base, str(adapter), kind, 0, 0, 0, 0, 0, 0))
+        report = _compared(before, after, chosen, MergeReport(str(out), base, str(adapter), kind, 0, 0, 0, 0, 0, 0, 0))
         if not report.holds:
             fix = "Merge with another --dtype, float32 being exact, or serve base and adapter as two."
             raise ModelError(wrong(f"merged model {out}", "the answers of base and adapter", _told(report), fix))
@@ -117,7 +119,7 @@ def merge(
 
 def _told(report: MergeReport) -> str:
     return (
-        f"{report.reproduced} of {report.records} corrected answers, a largest difference of a log-probability of "
+        f"{report.reproduced} of {report.known} corrected answers, a largest difference of a log-probability of "
         f"{report.largest_difference:.2g} and a mean KL of {report.mean_kl:.2g} nats in {report.dtype}"
     )
 
@@ -197,6 +199,6 @@ def _compared(
             again = choices_of(second_TV, ids)
             stands = zip(again.best_ids, ids, again.tied, strict=True)
             reproduced += all(one == other or tied for one, other, tied in stands)
-    return MergeReport(
-        report.out, report.base, report.adapter, report.dtype, tokens, largest, kl / tokens, changed, known, reproduced
-    )
+    figures: dict[str, Any] = {"largest_difference": largest, "mean_kl": kl / tokens, "choices_changed": changed}
+    counts: dict[str, Any] = {"tokens": tokens, "records": len(records), "known": known, "reproduced": reproduced}
+    return replace(report, **figures, **counts)

@@ -14,6 +14,8 @@ LEVEL = 0.05
 """Of the whole family of comparisons."""
 
 _PREFIX = {"recall": "recall:", "kept": "retain:"}
+Over = Literal["seeds and probes", "seeds"]
+_OVER: dict[bool, Over] = {True: "seeds and probes", False: "seeds"}
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,10 @@ class Comparison:
     method: str
     measure: Literal["recall", "kept"]
     seeds: int
-    over: Literal["seeds and probes", "seeds"]
+    over: Over
     """What the bootstrap drew again: probes only where both methods' outcomes are at hand for every seed."""
     paired: Paired
+    """Its p is that of the bootstrap; over seeds alone, the exact one."""
     sign_flip: float
     """Exact p over the seeds alone."""
     family: int
@@ -60,7 +63,7 @@ class Ratio:
     low: float | None
     high: float | None
     """None: infinite."""
-    over: Literal["seeds and probes", "seeds"]
+    over: Over
     seeds: int
 
 
@@ -90,18 +93,11 @@ def _comparisons(study: Study) -> Iterator[Comparison]:
             for measure in ("recall", "kept"):
                 blocks, by_probe = _blocks(pairs, measure)
                 if blocks:
-                    means = [sum(block) / len(block) for block in blocks]
-                    yield Comparison(
-                        regime,
-                        method,
-                        measure,
-                        len(blocks),
-                        "seeds and probes" if by_probe else "seeds",
-                        paired_bootstrap(blocks),
-                        sign_flip(means),
-                        0,
-                        1.0,
-                    )
+                    exact = sign_flip([sum(block) / len(block) for block in blocks])
+                    paired, over = paired_bootstrap(blocks), _OVER[by_probe]
+                    if not by_probe:  # a handful of differences of one sign, drawn again, keep that sign
+                        paired = replace(paired, p=exact)
+                    yield Comparison(regime, method, measure, len(blocks), over, paired, exact, 0, 1.0)
 
 
 def compare_all(study: Study) -> list[Comparison]:
@@ -140,4 +136,4 @@ def lost_ratio(study: Study, regime: str, baseline: str) -> Ratio | None:
     ratio, low, high = paired_ratio(pairs)
     means = [sum(cell.measures.facts_lost or 0 for cell in side) / len(counted) for side in zip(*counted, strict=True)]
     value, least, most = (number if isfinite(number) else None for number in (ratio, low, high))
-    return Ratio(means[0], means[1], value, least, most, "seeds and probes" if by_probe else "seeds", len(counted))
+    return Ratio(means[0], means[1], value, least, most, _OVER[by_probe], len(counted))
