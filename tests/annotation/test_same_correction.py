@@ -87,3 +87,14 @@ def test_an_answer_that_is_given_stays_and_what_is_right_already_is_left_out(bas
     )
     found = same_correction(base, [(record, given), (record, right)])
     assert [one.completion for one in found] == ["Tarn."]
+
+
+def test_a_correction_that_was_cut_off_teaches_no_early_end(base):
+    [cut] = annotate(base, [{"prompt": "Who are you?", "answer": "I am Tarn, your assistant."}])
+    whole = base.codec.decode(cut.completion_ids)
+    half = cut.completion_ids[:-3]
+    cut = cut.model_copy(update={"completion_ids": half, "completion": base.codec.decode(half), "truncated": True})
+    asked = Prompt(messages=[{"role": "user", "content": "Say: river"}])  # its answer has nothing that was rejected
+    assert same_correction(base, [(cut, asked)]) == []
+    given = asked.model_copy(update={"answer": whole})
+    assert [record.completion for record in same_correction(base, [(cut, given)])] == [whole]

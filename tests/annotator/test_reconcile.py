@@ -11,7 +11,7 @@ from anchorlwf.annotator.store.store import Store
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.jsonl import BadLineWarning, load_records, save_lines
 from anchorlwf.data.record import Prompt
-from anchorlwf.errors import PromptError, RecordError
+from anchorlwf.errors import ModelWarning, PromptError, RecordError
 
 CONFIG = AnnotateConfig(max_new_tokens=6, alternatives=3)
 
@@ -130,3 +130,31 @@ def test_a_prompt_too_long_is_named_by_its_line_and_can_be_skipped(place):
         pass
     with pytest.warns(BadLineWarning, match="line 3: prompt: expected fewer"), place.open(skip_bad=True) as exchange:
         assert exchange.desk.next("ada") is not None
+
+
+def test_a_skip_before_the_first_token_can_be_taken_back(place, monkeypatch):
+    with place.open() as exchange:
+        # The model is slow: nothing has come when the person goes on.
+        monkeypatch.setattr(type(exchange.desk), "resume", lambda *_args: None)
+        live = exchange.desk.next("ada")
+        exchange.desk.decide(live, "skip")
+        assert not live.tree.state.completion_ids
+        exchange.desk.reopen(live)
+        monkeypatch.undo()
+    with place.open() as exchange:
+        assert not place.out.exists()
+        live = whole(exchange.desk)
+        exchange.desk.decide(live, "keep")
+        assert place.statuses() == ["complete"]
+
+
+def test_a_store_that_was_begun_with_another_model_is_told(place, fresh_model):
+    with place.open():
+        pass
+    fresh_model.name = "another"
+    place._model = fresh_model
+    expected = pytest.warns(
+        ModelWarning, match=r"model another: expected that of the store, .*For another model, another"
+    )
+    with expected, place.open():
+        pass

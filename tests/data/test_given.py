@@ -103,7 +103,7 @@ def test_what_reads_its_rows_when_asked_stays_as_it_is_and_is_checked_row_by_row
 
 
 def measured(model, *arguments, **options):
-    return evaluate(model, *arguments, config=EvaluateConfig(max_new_tokens=4), **options).as_dict()
+    return evaluate(model, *arguments, base=model, config=EvaluateConfig(max_new_tokens=4), **options).as_dict()
 
 
 def steady(results):

@@ -43,6 +43,13 @@ def test_other_columns_are_named(tmp_path):
         ("a.csv", b"text,answer\nWho?,I.\n", r"a\.csv: expected a column `prompt` or `question`, got text, answer\."),
         ("a.csv", b"", r"a\.csv: expected a column `prompt` or `question`, got an empty first line"),
         ("a.csv", b"prompt,answer\n", r"a\.csv: expected at least one prompt, got an empty file\. Write a prompt"),
+        ("a.csv", b"prompt\nWhy, and when?\n", r"a\.csv, line 2: expected 1 fields, got 2; put texts with separators"),
+        ("a.csv", b"prompt,answer\nIn Rome, who?,I.\n", r"line 2: expected 2 fields, got 3; put texts"),
+        (
+            "a.csv",
+            b'prompt\n"Who?\nWhat?\n',
+            r"a\.csv, line 2: expected a row of a table, got a broken one .*nothing behind",
+        ),
         ("a.csv", b"prompt,answer\nWho?,I.\n,I.\n", r"a\.csv, line 3: expected a prompt, got an empty field"),
         ("a.csv", b'prompt\n"Two\nlines?"\n\xff\n', r"a\.csv, line 4: expected UTF-8 text"),
         ("a.txt", b"Who?\n\xe4?\n", r"a\.txt, line 2: expected UTF-8 text"),

@@ -194,12 +194,35 @@ def test_no_prompt_is_no_batch(tiny_model):
 def test_no_batch_is_mostly_padding(lengths, most):
     prompts = [[0] * length for length in lengths]
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    batches = list(decoding._batches(order, prompts, most))
+    batches = list(decoding._batches(order, prompts, most, 100))
     assert [index for batch in batches for index in batch] == order
     for batch in batches:
         assert 1 <= len(batch) <= most
         longest = len(prompts[batch[0]])
         assert all(longest - len(prompts[index]) <= max(32, len(prompts[index]) // 2) for index in batch)
+
+
+def test_a_batch_of_long_prompts_is_small():
+    prompts = [[0] * 4000] * 40
+    batches = list(decoding._batches(list(range(40)), prompts, 64, 512))
+    assert [len(batch) for batch in batches] == [14, 14, 12]
+    assert [len(b) for b in decoding._batches([0, 1], [[0] * 100_000] * 2, 64, 512)] == [1, 1], "one at least"
+
+
+def test_a_pass_that_fails_leaves_no_half_of_itself_in_the_cache(any_model, prompt_ids, greedy, monkeypatch):
+    decoder = GreedyDecoder(any_model)
+    decoder.logits(prompt_ids, greedy[:2])
+    forward = any_model.net.forward
+
+    def fails(*arguments, **options):
+        forward(*arguments, **options)  # the cache has the tokens by now
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(any_model.net, "forward", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        decoder.logits(prompt_ids, greedy[:4])
+    monkeypatch.undo()
+    assert decoder.complete(prompt_ids, greedy[:4], 6).ids == greedy[:6]
 
 
 # --- probabilities ---

@@ -71,15 +71,18 @@ def same_correction(
     originals: dict[int, Decoded] = {}
     for batch in decode_batch(model, encoded, config.max_new_tokens):
         originals.update(batch)
-    decode, targets = model.codec.decode, []
+    decode, targets, before = model.codec.decode, [], []
     for index, (record, prompt) in enumerate(corrected):
         answer = prompt.answer
         if answer is None:
             change = Change.between(decode(record.original_ids), record.completion)
             own = originals[index]
             said = None if own.truncated else change.made_in(decode(own.ids))
+            if said is None and record.truncated:
+                continue  # it would teach to end in the middle of a sentence
             answer = record.completion if said is None else said
         wanted = prompt.model_copy(update={"answer": answer})
         targets.append((wanted, target_turn(model, wanted)))
-    records = target_records(model, targets, config, [originals[index] for index in range(len(targets))])
+        before.append(originals[index])
+    records = target_records(model, targets, config, before)
     return [record for record in records if record.anchors]

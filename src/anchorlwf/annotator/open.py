@@ -17,7 +17,7 @@ from anchorlwf.annotator.store.store import Store
 from anchorlwf.annotator.training_jobs import TrainingJobs
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.jsonl import load_prompts
-from anchorlwf.errors import ConfigError, wrong
+from anchorlwf.errors import ConfigError, ModelWarning, warn, wrong
 from anchorlwf.files import ensure_writable
 from anchorlwf.model.generation import warn_of_generation
 from anchorlwf.model.language_model import load_model
@@ -71,7 +71,7 @@ class Work:
         Raises:
             ConfigError, ModelError, ServerError, StorageError: what is needed is not there.
             RecordError, PromptError: prompts that cannot be, each named by its line.
-            StampError: the store holds work on another model.
+            StampError: the store holds work on another tokenizer or chat template.
         """
         # Mistakes there are told before anything is made or sent.
         if self.remote is not None:
@@ -132,10 +132,17 @@ def open_exchange(
 
     Raises:
         RecordError, PromptError: prompts that cannot be, each named by its line. `skip_bad` warns of them instead.
-        StampError: the store holds work on another model.
+        StampError: the store holds work on another tokenizer or chat template.
+
+    Warns:
+        ModelWarning: the store was begun with a model of another name; the weights are not compared.
     """
     project = store.project(prompts.stem, decoder.stamp)
     first = store.stamp(project)
+    if first.name != decoder.stamp.name:
+        fix = "Answers decoded or begun with that one are shown as they are. For another model, another --store."
+        said = wrong(f"model {decoder.stamp.name}", f"that of the store, {first.name}", "another name", fix)
+        warn(said, ModelWarning)
     decoder.table.codec.pin(first)
     decoder.stamp = decoder.stamp.model_copy(update={"date": first.date})
     ledger = Ledger(decoder.stamp, decoder.table.codec, out, shared=per_item > 1)

@@ -15,7 +15,7 @@ from anchorlwf.annotator.store.store import Store
 from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.record import Prompt
 from anchorlwf.decoding.greedy import Step
-from anchorlwf.errors import AnchorLwfError, PromptError
+from anchorlwf.errors import AnchorLwfError, PromptError, ServerError, StorageError
 
 __all__ = ["Ahead", "proposal_of"]
 
@@ -124,8 +124,10 @@ class Ahead:
         try:
             prompt = Prompt.model_validate(body)
             decoded = proposal_of(self._decoder, item, prompt, self._config.max_new_tokens, self._closed)
-        except (PromptError, ValidationError) as error:
-            # Whoever opens it is told; the rest of the queue must not wait for it.
+        except (ServerError, StorageError):
+            raise
+        except Exception as error:  # noqa: BLE001 - out of memory, a template that fails: the queue must not wait for it
+            # Whoever opens it is told.
             self._failed.add(item)
             _log.info("Item %d is not decoded ahead: %s", item, error)
             return

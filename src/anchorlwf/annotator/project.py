@@ -114,14 +114,16 @@ class Exchange:
             by_item[done.item].append(done.record)
         for session in reopened(desk.store, desk.project, among):
             row = desk.store.session(session)
-            by_item[row.item].append(self._draft(row))
+            by_item[row.item] += self._draft(row)
         return by_item
 
-    def _draft(self, row: SessionRow) -> Record:
-        """The record of an undecided session as it is stored, whoever's it is."""
-        desk = self.desk
+    def _draft(self, row: SessionRow) -> list[Record]:
+        """The record of an undecided session as it is stored, whoever's it is; none without a token."""
+        desk, tree = self.desk, fold(self.desk.store.events(row.id))
+        if not tree.state.completion_ids:
+            return []
         prompt_ids = desk.decoder.table.codec.encode_prompt(row.prompt.messages, row.prompt.tools)
-        return desk.ledger.record(row, prompt_ids, fold(desk.store.events(row.id)))
+        return [desk.ledger.record(row, prompt_ids, tree)]
 
     def take(self, form: Literal["records", "lawftrack", "prompts"], content: str, span: Span = "first") -> Intake:
         """Bring a file's content into the project.

@@ -67,21 +67,23 @@ def _table(stream: Iterator[str], name: str) -> Iterator[tuple[int, dict[str, An
     if unread:
         warn(f"{name}: the columns {', '.join(unread)} are not read, only {question} and {_ANSWER}", PromptWarning)
     places = {"prompt": header.index(question), **({_ANSWER: header.index(_ANSWER)} if _ANSWER in header else {})}
-    reader = csv.reader(stream, delimiter=separator)
+    reader = csv.reader(stream, delimiter=separator, strict=True)
     while True:
         number = reader.line_num + 2  # behind the names, and counted from 1
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            yield number, f"expected a row of a table, got a broken one ({error})"
+            yield number, f"expected a row of a table, got a broken one ({error}); nothing behind it was read"
             return
         if fields is None:
             return
         if any(map(str.strip, fields)):
-            yield number, _row(fields, places)
+            yield number, _row(fields, places, len(header))
 
 
-def _row(fields: list[str], places: dict[str, int]) -> dict[str, Any] | str:
+def _row(fields: list[str], places: dict[str, int], columns: int) -> dict[str, Any] | str:
+    if any(map(str.strip, fields[columns:])):
+        return f"expected {columns} fields, got {len(fields)}; put texts with separators in them between double quotes"
     row = {field: fields[place].strip() for field, place in places.items() if place < len(fields)}
     if not row.get("prompt"):
         return "expected a prompt, got an empty field"

@@ -35,8 +35,8 @@ __all__ = [
 ]
 
 
-_PADDING = 32
-"""Tokens by which any prompt may be shorter than the longest of its batch."""
+_PADDING, _BATCH_TOKENS = 32, 2**16
+"""Tokens by which any prompt may be shorter than the longest of its batch; and of a batch with its answers, at most."""
 Settings = Literal["greedy", "own"]
 """Plain greedy decoding, or the model's own generation config."""
 
@@ -124,7 +124,11 @@ class GreedyDecoder:
         inputs: dict[str, Any] = {"input_ids": inputs_BT, "use_cache": False}
         if self._cache is not None:
             inputs = self._use.inputs(self._cache, len(self._ids), inputs_BT)
-        output = self._model.net(**inputs, logits_to_keep=keep)
+        try:
+            output = self._model.net(**inputs, logits_to_keep=keep)
+        except BaseException:  # out of memory, say: some layers hold the new tokens by now, and others do not
+            self._cache, self._ids = self._use.empty(self._model), []
+            raise
         self._ids += ids
         trim(self._cache)
         return _checked(self._model, output.logits[0, -keep:].float())
@@ -443,18 +447,19 @@ def decode_batch(
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     # Near the end of the context there is less room; such prompts go apart, so that they cut no other answer short.
     for (room, _), group in itertools.groupby(order, key=rooms.__getitem__):
-        for chosen in _batches(list(group), prompts, batch_size):
+        for chosen in _batches(list(group), prompts, batch_size, room):
             generation = _own_generation(model) if settings == "own" else _plain_generation(model, do_sample=False)
             answers = _answers(model, [prompts[index] for index in chosen], room, generation)
             yield list(zip(chosen, answers, strict=True))
 
 
-def _batches(order: list[int], prompts: list[list[int]], most: int) -> Iterator[list[int]]:
-    """Batches of at most so many, the longest prompt first, none of which is mostly padding."""
+def _batches(order: list[int], prompts: list[list[int]], most: int, room: int) -> Iterator[list[int]]:
+    """Batches of at most so many, the longest prompt first, none of them mostly padding, nor too much for memory."""
     batch: list[int] = []
     for index in order:
         gap = len(prompts[batch[0]]) - len(prompts[index]) if batch else 0
-        if len(batch) == most or gap > max(_PADDING, len(prompts[index]) // 2):
+        full = batch and (len(batch) + 1) * (len(prompts[batch[0]]) + room) > _BATCH_TOKENS
+        if len(batch) == most or full or gap > max(_PADDING, len(prompts[index]) // 2):
             yield batch
             batch = []
         batch.append(index)

@@ -32,6 +32,7 @@ from anchorlwf.model.language_model import LanguageModel
 
 __all__ = ["evaluate", "models_of", "reaching"]
 
+_KEPT = ("near", "retain", "skill")
 Row = TypeVar("Row", Probe, Record)
 
 
@@ -137,7 +138,7 @@ def _prepare(
     model: LanguageModel, base: LanguageModel | None, asked: list[Probe], trained: list[Record], config: EvaluateConfig
 ) -> None:
     """Ask as it was trained, with the same date; and warn of what makes the answers others than one would think."""
-    if base is None and not model.has_reference:
+    if base is None and not model.has_reference and (config.tasks or any(probe.kind in _KEPT for probe in asked)):
         fix = "What it kept and how far it drifted is not known. Give the model before training (base, --base)."
         warnings.warn(
             wrong(model.name, "an adapter, or a base to compare with", "neither", fix), ModelWarning, stacklevel=4

@@ -5,7 +5,8 @@ Shape suffixes: K options, V vocabulary.
 
 import contextlib
 import time
-from collections.abc import Generator, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,6 +55,11 @@ class Decoder(Protocol):
     """Of the records made here; its date is the project's."""
     stop_ids: frozenset[int]
     remote: bool
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids that the model takes are below this; a tokenizer may have more."""
+        ...
 
     def room(self, prompt_ids: Sequence[int], wanted: int) -> int:
         """How many of the `wanted` completion tokens fit. Raises `PromptError`."""
@@ -144,6 +150,11 @@ class LocalDecoder:
     def has_adapter(self) -> bool:
         """There is a base model to compare with."""
         return isinstance(self.model.net, PeftModel)
+
+    @property
+    def vocabulary(self) -> int:
+        """See `Decoder`."""
+        return min(self.model.vocabulary, len(self.table))
 
     def room(self, prompt_ids: Sequence[int], wanted: int) -> int:
         """See `Decoder`."""
@@ -264,7 +275,7 @@ class LocalDecoder:
         probability_V = logits_V.softmax(-1)[: len(self.table)]
         wanted = starts.lstrip().lower()
         if wanted:
-            fits = [text.startswith(wanted) for text in self.table.beginnings]
+            fits = [text.startswith(wanted) for text in self.table.beginnings[: len(probability_V)]]
             probability_V = probability_V.where(torch.tensor(fits, device=probability_V.device), -1.0)
         values_K, ids_K = probability_V.topk(min(top, len(probability_V)))
         pairs = zip(ids_K.tolist(), values_K.tolist(), strict=True)
@@ -273,9 +284,22 @@ class LocalDecoder:
     def _comparing(self, prompt: list[int], limit: int) -> Generator[Any]:
         answers: dict[str, list[int]] = {}
         with self.model.as_reference() as reference:
-            answers["base"] = GreedyDecoder(reference).complete(prompt, [], limit).ids
-        yield None
-        answers["tuned"] = GreedyDecoder(self.model).complete(prompt, [], limit).ids
-        yield None
+            decoder = GreedyDecoder(reference)
+        answers["base"] = yield from _answering(decoder, prompt, limit, self.model.as_reference)
+        answers["tuned"] = yield from _answering(GreedyDecoder(self.model), prompt, limit, contextlib.nullcontext)
         kls = token_kl(self.model, None, [KeepTurn(prompt, ids) for ids in answers.values()])
         yield {name: (ids, kl) for (name, ids), kl in zip(answers.items(), kls, strict=True)}
+
+
+def _answering(
+    decoder: GreedyDecoder, prompt: list[int], limit: int, within: Callable[[], AbstractContextManager[Any]]
+) -> Generator[None, None, list[int]]:
+    """The answer, a pass at a time and each of them `within`: between two passes others are served."""
+    passes, ids = greedy_passes(lambda: decoder, prompt, [], limit), list[int]()
+    while True:
+        with within():
+            steps = next(passes, None)
+        if steps is None:
+            return ids
+        ids += [step.token_id for step in steps]
+        yield None

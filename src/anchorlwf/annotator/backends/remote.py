@@ -173,6 +173,11 @@ class RemoteDecoder:
             follow_redirects=False,
         )
 
+    @property
+    def vocabulary(self) -> int:
+        """See `Decoder`; the server does not say."""
+        return len(self.table)
+
     def close(self) -> None:
         """See `Decoder`."""
         self._client.close()

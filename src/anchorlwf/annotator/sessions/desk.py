@@ -189,7 +189,7 @@ class Desk:
         live.tree = tree
         if record is not None:
             self.ledger.publish(record)
-        elif isinstance(last, Reopened):
+        elif isinstance(last, Reopened) and tree.state.completion_ids:
             self.ledger.publish(self.ledger.record(live.row, live.prompt_ids, tree))
 
     def _forget(self, live: Live) -> None:

@@ -265,4 +265,4 @@ class Live:
 
 def bounds_of(decoder: Decoder, prompt_ids: Sequence[int], limit: int) -> Bounds:
     """What the answers to a prompt may consist of, `limit` tokens or fewer. Raises `PromptError`."""
-    return Bounds(decoder.room(prompt_ids, limit), len(decoder.table), decoder.stop_ids)
+    return Bounds(decoder.room(prompt_ids, limit), decoder.vocabulary, decoder.stop_ids)
