@@ -177,7 +177,7 @@ USES = {
     "alternatives": lambda model, out: GreedyDecoder(model).alternatives(prompt_of(model), [5, 6]),
     "decode a batch": lambda model, out: list(decode_batch(model, [prompt_of(model)], 8)),
     "retention records": lambda model, out: retention_records(model, ["Who are you?"]),
-    "evaluate": lambda model, out: evaluate(model, [PROBE], out=out / "results.json"),
+    "evaluate": lambda model, out: evaluate(model, [PROBE], base=model, out=out / "results.json"),
     "chat": lambda model, out: SideBySide(model, 8).ask("Who are you?"),
     "drift": lambda model, out: token_kl(model, None, [KeepTurn(prompt_of(model), [5, 6])]),
     "probe the head": lambda model, out: probe_head(model),
