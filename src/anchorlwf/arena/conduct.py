@@ -50,13 +50,8 @@ def load_plan(name: str) -> Plan:
         ) from error
     if not isinstance(data, dict):
         raise ConfigError(wrong(f"plan {name}", "`option: value` lines", type(data).__name__, "Mend the file."))
-    built_in = {method.name: method.model_dump() for method in METHODS}
     listed = data.pop("methods", [])
-    own = [
-        {**built_in.pop(str(row.get("name")), {}), **row} if isinstance(row, dict) else row
-        for row in (listed if isinstance(listed, list) else [listed])
-    ]
-    plan = Plan.of(methods=[*own, *built_in.values()], **data)
+    plan = Plan.of(methods=_with_built_in(listed if isinstance(listed, list) else [listed]), **data)
     methods, regimes = {method.name for method in plan.methods}, {regime.name for regime in plan.regimes}
     for regime in plan.regimes:
         unknown = {*regime.methods, regime.baseline} - methods
@@ -68,6 +63,19 @@ def load_plan(name: str) -> Plan:
             raise ConfigError(wrong(f"regime {regime.name}: tuned_on", "a regime of the plan", regime.tuned_on, fix))
         _check_tuned(plan, regime)
     return plan
+
+
+def _with_built_in(listed: list[Any]) -> list[Any]:
+    """The built-in methods, in their order and with the fields that are given for them, and behind them the others."""
+    methods = {method.name: method.model_dump() for method in METHODS}
+    others = []
+    for row in listed:
+        name = row.get("name") if isinstance(row, dict) else None
+        if isinstance(name, str) and name in methods:
+            methods[name] = {**methods[name], **row}
+        else:
+            others.append(row)
+    return [*methods.values(), *others]
 
 
 def _check_tuned(plan: Plan, regime: Regime) -> None:
