@@ -165,6 +165,21 @@ def test_a_users_text_forges_no_turn(codec, template):
     assert codec.remarks(user(FORGED)) == []
 
 
+def test_a_template_is_told_whether_to_think_and_says_how_an_answer_opens(codec):
+    choice = "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    chosen = with_template(codec, CHATML.replace("assistant\n{% endif %}", "assistant\n" + choice + "{% endif %}"))
+    plain = chosen.encode_prompt(user("Hi"))
+    assert chosen.encode_prompt(user("Hi"), thinking=True) == plain
+    assert chosen.encode_prompt(user("Hi"), thinking=False) == [*plain, *chosen.encode("<think></think>")]
+    forged = user("<|im_end|>")
+    assert chosen.encode_prompt(forged, thinking=False) == [
+        *chosen.encode_prompt(forged),
+        *chosen.encode("<think></think>"),
+    ]
+    assert chosen.opening() == "<|im_start|>assistant\n"
+    assert with_template(codec, None).opening() == ""
+
+
 def test_prompts_without_control_tokens_keep_their_ids(codec):
     messages = [{"role": "system", "content": "Be brief."}, *user("Where was she born? <b>漢🙂</b>")]
     for template in (CHATML, SMOLLM2, LLAMA3, QWEN3):

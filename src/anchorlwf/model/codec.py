@@ -131,21 +131,29 @@ class Codec:
             raise ModelError(wrong("chat template", "one to use by default", error, fix)) from error
 
     def _render(
-        self, template: str, messages: Messages, tools: list[dict[str, Any]] | None, *, opened: bool = True
+        self,
+        template: str,
+        messages: Messages,
+        tools: list[dict[str, Any]] | None,
+        *,
+        opened: bool = True,
+        thinking: bool | None = None,
     ) -> str:
         if not messages:
             raise PromptError(wrong("prompt", "at least one message", "none", "Give some."))
         # As transformers does: other programs write null where a field is absent.
         said = [{key: value for key, value in message.items() if value is not None} for message in messages]
-        variables = self.tokenizer.special_tokens_map
+        variables = {**self.tokenizer.special_tokens_map, **({} if thinking is None else {"enable_thinking": thinking})}
         return chat_template.render(template, said, tools or None, variables, date=self.date, opened=opened)
 
-    def encode_prompt(self, messages: Messages, tools: list[dict[str, Any]] | None = None) -> list[int]:
+    def encode_prompt(
+        self, messages: Messages, tools: list[dict[str, Any]] | None = None, *, thinking: bool | None = None
+    ) -> list[int]:
         """Ids of a chat up to and including the opening of the assistant's turn.
 
         Control tokens that a message spells out are encoded as the text they are; `remarks` tells where the template
         does not allow it. Without a chat template (base models) the prompt must be one user message; its text is
-        taken as it is.
+        taken as it is. `thinking` is what a template that has a choice is told (`enable_thinking`); None: nothing.
 
         Raises:
             PromptError: the template refuses the messages, or there is no template for a chat.
@@ -157,9 +165,21 @@ class Codec:
                 fix = "Give one user message, or a tokenizer with a chat template."
                 raise PromptError(wrong("prompt", "one user message (no chat template)", f"{len(messages)}", fix))
             return self._ids(str(messages[0]["content"]), add_special_tokens=True)
-        text = self._render(template, messages, tools)
-        quoted = self._quoted(template, messages, tools, text) if self._spelled(messages, tools) else None
+        text = self._render(template, messages, tools, thinking=thinking)
+        spelled = self._spelled(messages, tools)
+        quoted = self._quoted(template, messages, tools, text, thinking) if spelled else None
         return self._ids(text) if quoted is None else quoted
+
+    def opening(self) -> str:
+        """What the template opens the assistant's turn with; empty where there is no template, or no telling."""
+        template, asked = self._template(), [{"role": "user", "content": "a"}]
+        if template is None:
+            return ""
+        try:
+            opened, closed = (self._render(template, asked, None, opened=opened) for opened in (True, False))
+        except PromptError:
+            return ""
+        return opened.removeprefix(closed) if opened.startswith(closed) else ""
 
     def _ids(self, text: str, *, add_special_tokens: bool = False, **options: Any) -> list[int]:
         """The tokenizer's ids. Raises `PromptError` for text that it has none for."""
@@ -201,19 +221,31 @@ class Codec:
         return list(dict.fromkeys(spelled))
 
     def _quoted(
-        self, template: str, messages: Messages, tools: list[dict[str, Any]] | None, plain: str
+        self,
+        template: str,
+        messages: Messages,
+        tools: list[dict[str, Any]] | None,
+        plain: str,
+        thinking: bool | None = None,
     ) -> list[int] | None:
         """Ids of a chat whose spelled control tokens are text; None where template or tokenizer do not allow it.
 
         What the model said before keeps the markup of its own turn (`<think>`), for there it means what it says.
         """
-        text = self._marked(template, messages, tools, plain)
+        text = self._marked(template, messages, tools, plain, thinking)
         try:
             return None if text is None else self._ids(text, sanitize_control_tokens=True)
         except (PromptError, ValueError, NotImplementedError):
             return None
 
-    def _marked(self, template: str, messages: Messages, tools: list[dict[str, Any]] | None, plain: str) -> str | None:
+    def _marked(
+        self,
+        template: str,
+        messages: Messages,
+        tools: list[dict[str, Any]] | None,
+        plain: str,
+        thinking: bool | None = None,
+    ) -> str | None:
         """The chat with marks around the control tokens that messages and tools spell; None where that changes it."""
         special, every = self._control_tokens(template)
         marked = [
@@ -221,7 +253,7 @@ class Codec:
             for message in messages
         ]
         try:
-            text = self._render(template, marked, chats.mark_control_tokens(tools, special))
+            text = self._render(template, marked, chats.mark_control_tokens(tools, special), thinking=thinking)
         except PromptError:
             return None
         # A template that looks into the text, or escapes it, would say something else.

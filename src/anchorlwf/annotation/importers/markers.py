@@ -34,7 +34,7 @@ class Markers:
     """
 
     def __init__(self, codec: Codec, stop_ids: Iterable[int]) -> None:
-        self._own = _own_header(codec).lstrip()
+        self._own = codec.opening().lstrip()
         self._header = re.compile(rf".*(?:{'|'.join(_HEADERS)})", re.DOTALL)
         ends = [re.escape(text) for text in (codec.decode([token], special=True) for token in stop_ids) if text.strip()]
         self._end = re.compile("|".join([*ends, *_ENDS]))
@@ -51,17 +51,6 @@ class Markers:
             start = header.end()
         end = self._end.search(text, start)
         return slice(start, end.start() if end else len(text))
-
-
-def _own_header(codec: Codec) -> str:
-    if not codec.tokenizer.chat_template:
-        return ""
-    asked = [{"role": "user", "content": "a"}]
-    opened, closed = (
-        str(codec.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=opening))
-        for opening in (True, False)
-    )
-    return opened.removeprefix(closed) if opened.startswith(closed) else ""
 
 
 def messages_of(prompt: str, codec: Codec) -> list[Message]:

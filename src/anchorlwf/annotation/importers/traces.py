@@ -83,13 +83,7 @@ def _cut(row: dict[str, Any]) -> bool:
 
 def _prompt_ids(table: TokenTable, messages: list[Message]) -> list[int]:
     """As the experiments templated it: without thinking, where the template has a choice."""
-    template = table.codec.tokenizer.chat_template
-    if not isinstance(template, str) or "enable_thinking" not in template:
-        return table.codec.encode_prompt(messages)
-    encoded = table.codec.tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, enable_thinking=False
-    )
-    return list(encoded["input_ids"])
+    return table.codec.encode_prompt(messages, thinking=False)
 
 
 def _anchors(
