@@ -76,14 +76,13 @@ def bench_gpu(
     for name, section, measure in _parts():
         if time.perf_counter() - began > seconds:
             found["left_out"].append(name)
-            continue
-        on_part(name)
-        start = time.perf_counter()
-        found.setdefault(section, []).extend(measure())
-        found.setdefault("part_seconds", {})[name] = time.perf_counter() - start
-        found["seconds"] = time.perf_counter() - began
+        else:
+            on_part(name)
+            start = time.perf_counter()
+            found.setdefault(section, []).extend(measure())
+            found.setdefault("part_seconds", {})[name] = time.perf_counter() - start
+            found["seconds"] = time.perf_counter() - began
         write_atomic(Path(out), json.dumps(found, indent=2) + "\n")
-    write_atomic(Path(out), json.dumps(found, indent=2) + "\n")  # what was left out at the end
     return found
 
 

@@ -26,6 +26,7 @@ from anchorlwf.cli.shared import (
     AsJson,
     Config,
     Device,
+    DriftBudget,
     Dtype,
     Model,
     Paraphrase,
@@ -67,9 +68,7 @@ def fix(
     retain: Retain = None,
     to: Annotated[Path, typer.Option("--out", "-o", help="The run folder.")] = Path("runs/fix"),
     targets: Targets = None,
-    drift_budget: Annotated[
-        float | None, typer.Option(help="Maximum mean KL at keep tokens, nats per token. Default: 0.002.")
-    ] = None,
+    drift_budget: DriftBudget = None,
     as_json: AsJson = False,
     trust_remote_code: TrustCode = False,
 ) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "Base",
     "Config",
     "Device",
+    "DriftBudget",
     "Dtype",
     "Model",
     "Paraphrase",
@@ -97,6 +98,9 @@ Retain = Annotated[
         help="What is trained to stay: auto (prompts the model writes itself), none, or a JSONL file of prompts. "
         "Default: auto for fix, except on the embedded model; none for train.",
     ),
+]
+DriftBudget = Annotated[
+    float | None, typer.Option(help="Maximum mean KL at keep tokens, nats per token. Default: 0.002.")
 ]
 Targets = Annotated[
     str | None,

@@ -32,6 +32,7 @@ from anchorlwf.cli.shared import (
     AsJson,
     Config,
     Device,
+    DriftBudget,
     Dtype,
     Model,
     Paraphrase,
@@ -86,9 +87,7 @@ def train(
     accumulation: Annotated[int | None, typer.Option(help="Micro-batches per optimizer step. Default: 1.")] = None,
     rank: Annotated[int | None, typer.Option(help="LoRA rank. Default: 8.")] = None,
     targets: Targets = None,
-    drift_budget: Annotated[
-        float | None, typer.Option(help="Maximum mean KL at keep tokens, nats per token. Default: 0.002.")
-    ] = None,
+    drift_budget: DriftBudget = None,
     hold: Annotated[float | None, typer.Option(help="Probability at which an anchor holds. Default: 0.9.")] = None,
     direction: Loss = None,
     reduction: Mean = None,

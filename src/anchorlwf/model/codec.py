@@ -167,7 +167,7 @@ class Codec:
             return self._ids(str(messages[0]["content"]), add_special_tokens=True)
         text = self._render(template, messages, tools, thinking=thinking)
         spelled = self._spelled(messages, tools)
-        quoted = self._quoted(template, messages, tools, text, thinking) if spelled else None
+        quoted = self._quoted(self._marked(template, messages, tools, text, thinking)) if spelled else None
         return self._ids(text) if quoted is None else quoted
 
     def opening(self) -> str:
@@ -220,21 +220,13 @@ class Codec:
         ]
         return list(dict.fromkeys(spelled))
 
-    def _quoted(
-        self,
-        template: str,
-        messages: Messages,
-        tools: list[dict[str, Any]] | None,
-        plain: str,
-        thinking: bool | None = None,
-    ) -> list[int] | None:
-        """Ids of a chat whose spelled control tokens are text; None where template or tokenizer do not allow it.
+    def _quoted(self, marked: str | None) -> list[int] | None:
+        """Ids of a chat that `_marked` has marked, whose spelled control tokens are text; None where that cannot be.
 
         What the model said before keeps the markup of its own turn (`<think>`), for there it means what it says.
         """
-        text = self._marked(template, messages, tools, plain, thinking)
         try:
-            return None if text is None else self._ids(text, sanitize_control_tokens=True)
+            return None if marked is None else self._ids(marked, sanitize_control_tokens=True)
         except (PromptError, ValueError, NotImplementedError):
             return None
 
@@ -282,7 +274,7 @@ class Codec:
             return sorted(found)
         if (marked := self._marked(template, messages, tools, plain)) is None:
             return sorted([*found, *self._forged(template, messages, plain)])
-        what: Notice = "forged" if self._quoted(template, messages, tools, plain) is None else "quoted"
+        what: Notice = "forged" if self._quoted(marked) is None else "quoted"
         # The marks themselves are not in the plain text: each one before a place moves it by one.
         places = [match.start() - index for index, match in enumerate(_MARKS.finditer(marked))]
         return sorted([*found, *((start, stop, what) for start, stop in zip(places[::2], places[1::2], strict=True))])
@@ -306,7 +298,7 @@ class Codec:
         template, spelled = self._template(tools), self._spelled(messages, tools)
         text = "" if template is None else self._render(template, messages, tools)
         said = []
-        if spelled and (template is None or self._quoted(template, messages, tools, text) is None):
+        if spelled and (template is None or self._quoted(self._marked(template, messages, tools, text)) is None):
             who = "the tokenizer reads them" if template is None else "the chat template passes them on"
             said.append(f"{', '.join(spelled)} in its text: {who} as control tokens, which can end or begin a turn")
         if template is not None:
