@@ -220,7 +220,8 @@ class TrainConfig(Config):
     auto: as mlp where there are such layers; else the inputs of experts, of attention or of a recurrent mixer. A head
     tied to the embedding is refused."""
     learning_rate: Positive = 3e-4
-    """Constant; no weight decay, gradients clipped at norm 1."""
+    """At the start, and mostly constant: let down where keep records stand against more corrections than a step holds.
+    No weight decay, gradients clipped at norm 1."""
     max_steps: Count | None = None
     """Maximum number of optimizer steps; the stop rule usually ends training long before. None: 200, or 60 passes over
     the records where that is more."""

@@ -293,6 +293,11 @@ def test_results_of_other_data_or_another_model_are_not_taken_up(tmp_path, tiny_
     assert Sources(model=str(elsewhere)).key != Sources(model=str(tiny_path)).key
 
 
+def test_a_study_is_in_float32_on_every_machine(tiny_path):
+    assert Sources().dtype == "float32"
+    assert Sources(model=str(tiny_path), dtype="bfloat16").key != Sources(model=str(tiny_path)).key
+
+
 def test_a_study_is_resumed_and_reads_as_one(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     regime = SHORT.model_copy(update={"methods": ["anchorlwf", "in_context"], "facts": 1, "wordings": 1})

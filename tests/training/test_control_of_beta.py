@@ -1,4 +1,4 @@
-"""Beta follows the drift, within bounds, and never at the price of anchors."""
+"""Beta follows the drift, within bounds, and never at the price of anchors; the rate falls where they do not rise."""
 
 import pytest
 from hypothesis import given
@@ -56,9 +56,24 @@ def test_where_anchors_never_hold_beta_ends_at_its_minimum_whatever_the_drift():
     assert steered.beta == pytest.approx(0.2)
 
 
+def test_the_rate_falls_where_anchors_have_come_to_a_halt_and_stays_there():
+    steered = control()
+    steered.observe(0.02, 0.5, -1.0)
+    assert steered.rate == 1.0, "nothing was seen before"
+    steered.observe(0.02, 0.5, -1.0)
+    assert steered.rate == pytest.approx(0.8)
+    steered.observe(0.02, 0.9, -0.5)
+    steered.observe(0.02, 1.0, -0.1)
+    assert steered.rate == pytest.approx(0.8)
+    for _ in range(100):
+        steered.observe(0.02, 0.9, -0.1)
+    assert steered.rate == pytest.approx(0.1)
+
+
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1), st.floats(-1e4, 0)), max_size=50))
 def test_whatever_is_seen_beta_stays_within_its_bounds(seen):
     steered = control()
     for drift, held, log_p in seen:
         steered.observe(drift, held, log_p)
         assert 0.2 <= steered.beta <= 2000.0
+        assert 0.1 <= steered.rate <= 1.0

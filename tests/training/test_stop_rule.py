@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from training_runs import corrections, world_corrections
+from training_runs import adapter, corrections, largest_gap, world_corrections
 
 from anchorlwf.config import TrainConfig
 from anchorlwf.data.record import Prompt
@@ -184,3 +184,27 @@ def test_a_run_without_a_stop_rule_looks_at_held_out_answers_every_five_steps(tm
     assert all(row["held"] == row["anchors"] for row in rows[-10:]), "all is well, and a report would be due"
     looked = [row["step"] for row in rows if "held_out" in row]
     assert len(looked) <= 60 / 5 * 2
+
+
+def test_the_rate_falls_only_where_steps_see_different_corrections_and_keep_records(fresh_model, tmp_path):
+    records, keep = corrections(fresh_model, 6), kept(fresh_model, 12)
+    config = TrainConfig(max_steps=40, stop=False, batch_size=4)
+    train(fresh_model, [*records, *keep], out=tmp_path / "sampled", config=config)
+    rates = [row["learning_rate"] for row in rows_of(tmp_path / "sampled")]
+    assert rates[0] == config.learning_rate
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < config.learning_rate
+    for name, both in {"whole": [*records[:2], *keep], "alone": records}.items():
+        train(load_model(fresh_model.name), both, out=tmp_path / name, config=config)
+        assert {row["learning_rate"] for row in rows_of(tmp_path / name)} == {config.learning_rate}
+
+
+def test_a_lowered_rate_is_what_a_resumed_run_goes_on_with(fresh_model, tmp_path):
+    records, keep = corrections(fresh_model, 6), kept(fresh_model, 12)
+    config = TrainConfig(max_steps=40, stop=False, batch_size=4, save_steps=33)
+    train(fresh_model, [*records, *keep], out=tmp_path / "run", config=config)
+    whole, rows = adapter(tmp_path / "run"), rows_of(tmp_path / "run")
+    assert rows[32]["learning_rate"] < config.learning_rate
+    train(load_model(fresh_model.name), [*records, *keep], out=tmp_path / "run", config=config, resume=True)
+    assert [row["learning_rate"] for row in rows_of(tmp_path / "run")] == [row["learning_rate"] for row in rows]
+    assert largest_gap(adapter(tmp_path / "run"), whole) == 0.0

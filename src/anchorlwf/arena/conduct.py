@@ -169,7 +169,8 @@ def check_results(
     if not isinstance(published, dict) or not {"plan", "cells"} <= published.keys():
         fix = "Give the file that the arena wrote."
         raise RecordError(wrong(str(path), "a results.json of the arena, with its plan and cells", "another file", fix))
-    plan, lab, sources = Plan.of(**published["plan"]), Lab(load_model()), Sources()
+    plan, sources = Plan.of(**published["plan"]), Sources()
+    lab = Lab(load_model(dtype=sources.dtype))
 
     def run(job: Job, options: dict[str, Any]) -> dict[str, Any]:
         report(f"{job.regime} {job.method} {job.seed}")

@@ -40,8 +40,9 @@ class Sources:
     human: Path | None = None
     keep: Path | None = None
     device: str | None = None
-    dtype: str | None = None
-    """As for `load_model`, both."""
+    """As for `load_model`."""
+    dtype: str = "float32"
+    """As for `load_model`. The same on every machine, for what several of them measured is put together."""
     cache: Path | None = None
     """Folder in which a real model's answers are remembered; None: the usual one."""
 

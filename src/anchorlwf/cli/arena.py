@@ -62,7 +62,7 @@ def arena(
     if check is not None:
         _print_check(check_results(check, report=lambda text: err.print(text, style="dim")))
     chosen, command = load_plan(plan or ("quick" if quick else "study")), " ".join(["anchorlwf", *sys.argv[1:]])
-    sources = Sources(model, prompts, probes, human, keep, device, dtype)
+    sources = Sources(model, prompts, probes, human, keep, device, dtype or Sources.dtype)
     with phase_progress() as progress:
         results = arena(chosen, to, sources, jobs=jobs, report=progress, setup=quiet_libraries, command=command)
     if as_json:

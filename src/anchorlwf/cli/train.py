@@ -80,7 +80,7 @@ def train(
     paraphrase: Paraphrase = None,
     method: Annotated[Literal["lora", "full"] | None, typer.Option(help="lora (default) or full.")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", "--lr", help="Constant learning rate. Default: 0.0003.")
+        float | None, typer.Option("--learning-rate", "--lr", help="Learning rate at the start. Default: 0.0003.")
     ] = None,
     max_steps: Steps = None,
     batch_size: Annotated[int | None, typer.Option(help="Records per micro-batch on each device. Default: 16.")] = None,

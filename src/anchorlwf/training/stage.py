@@ -186,6 +186,7 @@ def _figures(row: dict[str, Any]) -> dict[str, float]:
         "answers_reproduced": row["reproduced"] / max(1, row["records"]),
         "keep_kl": row["keep_kl"],
         "beta": row["beta"],
+        "learning_rate": row["learning_rate"],
         **{f"held_out_drift/{kind}": drift["mean"] for kind, drift in row.get("held_out", {}).items()},
     }
 

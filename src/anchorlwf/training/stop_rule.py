@@ -8,7 +8,8 @@ Meanwhile beta, the weight of the keep tokens, is the multiplier of the drift. D
 over budget and lets it down while there is room. Where both goals cannot be had, plain ascent would raise it for ever,
 until the clipped gradient shows nothing but keep tokens and the anchors are lost (the integrator winds up). So beta is
 bounded, and the anchors come first: while some of them do not hold, it rises only as long as they go on rising, too,
-and it is let down where they have come to a halt.
+and it is let down where they have come to a halt. So is the learning rate, where a step sees only some of the
+corrections: of a hundred anchors, those that the other steps are about never hold all at once at full rate.
 """
 
 import math
@@ -35,27 +36,29 @@ _GAIN, _FALL, _RISE = 0.25, 0.8, 1.5
 _ADVANCE = 0.01
 """Nats that the anchors' mean log-probability gains between two observations while they rise."""
 _FLOOR, _RANGE = 0.1, 1e3
-"""Beta never falls below the one share of its start for the anchors' sake, nor rises above the other."""
+"""Beta never falls below the one share of its start for the anchors' sake, nor rises above the other; the learning rate
+never falls below the one either."""
 
 
 class DriftControl:
-    """Beta, and what it has seen.
+    """Beta, the share of the learning rate, and what they have seen.
 
     Args:
         config: `beta` is where it starts, and what it relaxes to; `drift_budget` the maximum mean KL, nats per token.
 
     Attributes:
         beta: the weight now.
+        rate: the share of `learning_rate` now.
         best_held: the largest share of anchors that held at any observation.
         best_log_p: the largest mean log-probability of the anchors, nats.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         self._start, self._budget = config.beta, config.drift_budget
-        self.beta, self.best_held, self.best_log_p = config.beta, 0.0, -math.inf
+        self.beta, self.rate, self.best_held, self.best_log_p = config.beta, 1.0, 0.0, -math.inf
 
     def observe(self, drift: float, held: float, log_p: float) -> None:
-        """Adjust beta.
+        """Adjust both.
 
         Args:
             drift: mean KL(reference || model), nats per token.
@@ -66,13 +69,14 @@ class DriftControl:
         self.best_held, self.best_log_p = max(self.best_held, held), max(self.best_log_p, log_p)
         if held < 1 and not rising:
             self.beta = max(self.beta * _FALL, self._start * _FLOOR)
+            self.rate = max(self.rate * _FALL, _FLOOR)
             return
         # A proportional law on a logarithmic scale, its step bounded both ways.
         factor = min(max((max(drift, 1e-12) / (_AIM * self._budget)) ** _GAIN, _FALL), _RISE)
         self.beta = min(max(self.beta * factor, min(self.beta, self._start)), self._start * _RANGE)
 
 
-_STEERED = ("beta", "best_held", "best_log_p")
+_STEERED = ("beta", "rate", "best_held", "best_log_p")
 """What a checkpoint must hold of `DriftControl`."""
 _STEER_EVERY = 5
 """Steps between two looks at the held-out answers."""
@@ -86,14 +90,14 @@ drift, as a share of what it was."""
 
 
 class StopRule(TrainerCallback, ExportableState):
-    """After each optimizer step: log a row, steer beta, and stop once all is well or nothing improves.
+    """After each optimizer step: log a row, steer beta and rate, and stop once all is well or nothing improves.
 
     A report costs a pass over the data without gradient, so it is asked for only when the steps of a whole pass over
     the corrections have looked good.
 
     Args:
         context: of the run.
-        control: steers beta.
+        control: steers beta, and the learning rate where keep records stand against more corrections than a step holds.
         best: where the best weights so far are kept.
         take_sums: gives the sums of the step that has just been computed (`AnchorTrainer.take_sums`).
         on_row: called with every row that is logged.
@@ -162,7 +166,7 @@ class StopRule(TrainerCallback, ExportableState):
         self._sums = self._take_sums()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Log the step, steer beta, and report where it is time to."""
+        """Log the step, steer, and report where it is time to."""
         sums = self._sums
         assert sums is not None, "read before the step"
         step, keep_kl = state.global_step, sums.keep_kl / max(1.0, sums.keeps)
@@ -174,6 +178,9 @@ class StopRule(TrainerCallback, ExportableState):
             self._on_row(self._row(sums, keep_kl, held_out, state))
         if held_out or not self._context.data.held_out:
             self._control.observe(held_out["all"].mean if held_out else keep_kl, **self._last_pass())
+        for group in kwargs["optimizer"].param_groups:
+            # At every step, for the scheduler of a constant rate has set it anew.
+            group["lr"] = self._rate
         if due:
             self._last_report = step
         if self._context.config.stop:
@@ -194,8 +201,15 @@ class StopRule(TrainerCallback, ExportableState):
             "reproduced": int(sums.reproduced),
             "keep_kl": keep_kl,
             "beta": self._control.beta,
+            "learning_rate": self._rate,
         }
         return {**row, "held_out": {kind: asdict(drift) for kind, drift in held_out.items()}} if held_out else row
+
+    @property
+    def _rate(self) -> float:
+        """The learning rate of the next step."""
+        sampled = self._pass > 1 and self._context.data.held_out
+        return self._context.config.learning_rate * (self._control.rate if sampled else 1.0)
 
     def _last_pass(self) -> dict[str, float]:
         """Of the anchors of the last pass: the share that held, and their mean log-probability in nats."""
