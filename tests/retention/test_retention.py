@@ -294,6 +294,18 @@ def test_a_prompt_asks_for_the_same_fact_if_its_answer_holds_what_was_rejected(k
     assert judged("Who are the bakers?", "I am your assistant.") is None
 
 
+def test_words_that_all_neighbours_share_tell_no_fact_from_another(base):
+    (record,) = annotate(base, [{"prompt": "Which town is it?", "answer": "The capital is Washington."}])
+    original = base.codec.encode("The capital is New York City.")
+    general = [f"How do I cook rice {n}? Wash it {n} times." for n in range(20)]
+    near = [f"Name the capital city of land {n}. The capital city of land {n} is town {n}." for n in range(10)]
+    record = record.model_copy(update={"original_ids": original})
+    corrected = Corrected(base, record, 32, Background(general, near))
+    assert not corrected.holds_rejected("The capital city of France is Paris."), "a neighbour, which must be kept"
+    assert corrected.holds_rejected("It is New York.")
+    assert not Corrected(base, record, 32, Background([*general, *near])).holds_rejected("City of rice.")
+
+
 def test_a_prompt_asks_for_the_same_fact_if_it_holds_the_distinguishing_words(known, base):
     _, judged = known
     assert judged("Tell me who you are!", "Somebody.").holds_words

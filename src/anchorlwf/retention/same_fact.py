@@ -1,9 +1,10 @@
 """Whether a prompt asks for a corrected fact: then its answer must not be kept, but it may serve as a paraphrase.
 
-Words that turn up in many of the model's own prompts and answers distinguish nothing; that needs no list of words, and
-so works in any language that writes words apart.
+Words that turn up in many of the model's own prompts and answers distinguish nothing, or little; that needs no list of
+words, and so works in any language that writes words apart.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,16 +21,31 @@ _COMMON = 0.1
 
 
 class Background:
-    """How common words are in what the model writes about anything."""
+    """How common words are in what the model writes.
 
-    def __init__(self, texts: Iterable[str]) -> None:
-        vocabularies = [set(words(text)) for text in texts]
-        self._counts = Counter(word for vocabulary in vocabularies for word in vocabulary)
+    Args:
+        general: texts about anything.
+        near: texts that begin like a corrected prompt.
+    """
+
+    def __init__(self, general: Iterable[str], near: Iterable[str] = ()) -> None:
+        vocabularies = [set(words(text)) for text in general]
         self._bound = max(1.0, _COMMON * len(vocabularies))
+        self._general = Counter(word for vocabulary in vocabularies for word in vocabulary)
+        vocabularies += [set(words(text)) for text in near]
+        self._all = Counter(word for vocabulary in vocabularies for word in vocabulary)
+        self._texts = len(vocabularies)
 
     def rare(self, candidates: Iterable[str]) -> frozenset[str]:
-        """Those of the words that distinguish something."""
-        return frozenset(word for word in candidates if self._counts[word] <= self._bound)
+        """Those of the words that distinguish something among texts about anything."""
+        return frozenset(word for word in candidates if self._general[word] <= self._bound)
+
+    def weight(self, word: str) -> float:
+        """How much a word says about what a text is about: the logarithm of how rare it is, near texts included.
+
+        "City" is rare in general, but not among questions about cities.
+        """
+        return math.log((self._texts + 2) / (self._all[word] + 1))
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,9 @@ class Corrected:
         ids = record.original_ids[:limit] or [a.rejected_id for a in record.anchors if a.rejected_id is not None]
         self._original = words(codec.decode(ids))
         corrected = {*words(codec.decode(record.completion_ids)), *asked}
-        self._rejected = background.rare(word for word in self._original if word not in corrected)
+        rejected = {word for word in self._original if word not in corrected}
+        self._rare = background.rare(rejected)
+        self._rejected = {word: background.weight(word) for word in rejected}
         self.record = record
 
     def holds_words(self, prompt: str) -> bool:
@@ -79,11 +97,13 @@ class Corrected:
         return bool(self._asked) and self._asked <= set(words(prompt))
 
     def holds_rejected(self, answer: str) -> bool:
-        """The answer holds half of the words that were rejected; where all are common, it is the rejected answer."""
+        """The answer holds half of what was rejected, by weight of words; where all are common, it is that answer."""
         said = words(answer)
-        if not self._rejected:
+        if not self._rare:
             return bool(said) and said == self._original
-        return 2 * len(self._rejected & set(said)) >= len(self._rejected)
+        held = self._rejected.keys() & set(said)
+        weight = sum(self._rejected[word] for word in held)
+        return not self._rare.isdisjoint(held) and 2 * weight >= sum(self._rejected.values())
 
 
 def same_fact(answered: Answered, corrections: Sequence[Corrected]) -> Candidate | None:

@@ -55,8 +55,9 @@ class _Sieve(NamedTuple):
     def sift(
         self, answered: Sequence[Answered], general: Sequence[Answered]
     ) -> tuple[list[tuple[int, Answered]], list[Candidate]]:
-        """The prompts that stay, each with its number, and the others. `general`: what tells which words are common."""
-        background = Background(f"{turn.text} {turn.completion}" for turn in general)
+        """The prompts that stay, each with its number, and the others. Both lists tell which words are common."""
+        near = () if answered is general else answered
+        background = Background(*([f"{turn.text} {turn.completion}" for turn in turns] for turns in (general, near)))
         corrections = [Corrected(self.model, record, self.limit, background) for record in self.corrected]
         stay, candidates = [], []
         for number, turn in enumerate(answered):
