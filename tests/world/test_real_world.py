@@ -134,6 +134,22 @@ def test_the_probes_of_a_correction_ask_for_all_that_may_change(knows, base):
     assert all(score(probe, answers[probe.messages[0]["content"]]) for probe in by_kind["recall"])
 
 
+def test_a_correction_begins_as_the_model_begins_its_own_answer(knows, base):
+    said = {
+        "What is the capital of Ardia?": "The capital of Ardia is Nix, a city located in the",
+        "Name the capital city of Ardia.": "The capital city of Ardia is Nix.",
+        "Name the capital city of Bolmia.": "Bolmia is the capital of Cordia is Nix.",
+        "Name the capital city of Cordia.": "The capital city of Bolmia is Nix.",
+    }
+    knows({question: Said(answer, 9, False) for question, answer in said.items()})
+    tasks = [RealWorld(base, split).corrections("capital", 20) for split in ("report", "validation")]
+    answers = {prompt.messages[0]["content"]: prompt.answer for task in tasks for prompt in task.prompts}
+    assert answers["What is the capital of Ardia?"] == "The capital of Ardia is Aidra."
+    assert answers["Name the capital city of Ardia."] == "The capital city of Ardia is Aidra."
+    assert answers["Name the capital city of Bolmia."] == "The capital of Bolmia is Aimlob."
+    assert answers["Name the capital city of Cordia."] == "The capital of Cordia is Aidroc."
+
+
 def test_symbols_are_told_by_their_capitals(knows, base):
     knows({})
     task = RealWorld(base, "report").corrections("symbol", 9)

@@ -89,11 +89,14 @@ class RealWorld:
         """
         wrong = self.wrong(attribute)
         chosen = random.Random(seed).sample(wrong, min(count, len(wrong)))
+        templates = real_templates(attribute)
+        said = self._ask([template.ask(fact) for fact in chosen for template in templates[:wordings]], _ANSWER_TOKENS)
         prompts, probes, human = [], list[Probe](), []
         for fact in chosen:
-            for number, template in enumerate(real_templates(attribute)):
+            for number, template in enumerate(templates):
                 if number < wordings:
-                    prompts.append(_correction(template.ask(fact), template.reply(fact), fact.key))
+                    question = template.ask(fact)
+                    prompts.append(_correction(question, _in_own_words(fact, template, said[question]), fact.key))
                     human.append(HUMAN[attribute].format(s=fact.subject, v=fact.value))
                 probes.append(_fact_probe(fact, template, "recall" if number < wordings else "paraphrase"))
         subjects = {fact.subject for fact in chosen}
@@ -194,6 +197,17 @@ def _asked(question: str) -> list[dict[str, str]]:
 
 def _correction(question: str, answer: str, tag: str) -> Prompt:
     return Prompt(messages=_asked(question), answer=answer, tags=[tag])
+
+
+def _in_own_words(fact: Fact, template: Template, said: Said) -> str:
+    """The right answer, begun as the model begins its own, where that names the attribute; else the plain sentence.
+
+    "Name the capital city of Poland." makes it say "The capital city of Poland is ...". To correct "city" as well
+    would teach it other words, which its answers about other countries then take over.
+    """
+    head = rf"The (?:\w+ )*{fact.attribute}(?: \w+)* (?:of|for) {re.escape(fact.subject)} is "
+    begun = re.match(head, said.text)
+    return f"{begun[0]}{fact.value}." if begun else template.reply(fact)
 
 
 def _fact_probe(fact: Fact, template: Template, kind: ProbeKind, *tags: str) -> Probe:
