@@ -207,7 +207,7 @@ class StopRule(TrainerCallback, ExportableState):
 
     @property
     def _rate(self) -> float:
-        """The learning rate of the next step."""
+        """The learning rate now."""
         sampled = self._pass > 1 and self._context.data.held_out
         return self._context.config.learning_rate * (self._control.rate if sampled else 1.0)
 
