@@ -5,8 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-# Python compiles what is imported; pip would compile 19,000 files.
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile $(if $(filter true,$(CI)),--quiet --no-input)
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(filter true,$(CI)),--quiet --no-input)
 
 .PHONY: install demo real check test models docs results-check stranger check-extras check-lower-bounds clean
 
@@ -34,7 +33,7 @@ check: install
 
 # A worker per core, of one thread: two workers with two threads each on two cores take several times as long.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8
 
 # One correction of a tiny model of every architecture; writes the table of docs/models.md.
 models: install
