@@ -263,7 +263,7 @@ def main() -> None:
     given = parser.parse_args()
     regimes = (given.regimes or ("identity,capitals16" if given.world == "real" else "short16,biography4")).split(",")
     wanted = given.variants.split(";") if given.variants else [variant.name for variant in VARIANTS]
-    plan, sources = _plan(given.world), Sources(model=given.model or None, dtype="float32")
+    plan, sources = _plan(given.world), Sources(model=given.model or None)
     jobs = [
         (regime, variant, seed)
         for seed in range(101, 101 + given.seeds)

@@ -22,7 +22,7 @@ from anchorlwf.cli.shared import (
     AsJson,
     Config,
     Device,
-    Dtype,
+    DtypeName,
     Model,
     err,
     out,
@@ -44,7 +44,7 @@ def arena(
     model: Model = None,
     config: Config = None,
     device: Device = None,
-    dtype: Dtype = None,
+    dtype: Annotated[DtypeName, typer.Option(help="Of the weights in memory, on every device.")] = "float32",
     prompts: Annotated[
         Path | None, typer.Option(help="JSONL file of prompts with right answers in the model's words.")
     ] = None,
@@ -62,7 +62,7 @@ def arena(
     if check is not None:
         _print_check(check_results(check, report=lambda text: err.print(text, style="dim")))
     chosen, command = load_plan(plan or ("quick" if quick else "study")), " ".join(["anchorlwf", *sys.argv[1:]])
-    sources = Sources(model, prompts, probes, human, keep, device, dtype or Sources.dtype)
+    sources = Sources(model, prompts, probes, human, keep, device, dtype)
     with phase_progress() as progress:
         results = arena(chosen, to, sources, jobs=jobs, report=progress, setup=quiet_libraries, command=command)
     if as_json:

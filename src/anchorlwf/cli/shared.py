@@ -33,6 +33,7 @@ __all__ = [
     "Device",
     "DriftBudget",
     "Dtype",
+    "DtypeName",
     "Model",
     "Paraphrase",
     "PlainProgress",
@@ -63,8 +64,9 @@ Model = Annotated[
 Adapter = Annotated[str | None, typer.Option("--adapter", "-a", help="Folder with a LoRA adapter for the model.")]
 Base = Annotated[str | None, typer.Option("--base", help="The model before training; needed for a fully tuned model.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the first GPU, else the CPU.")]
+DtypeName = Literal["float32", "bfloat16", "float16"]
 Dtype = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None,
+    DtypeName | None,
     typer.Option(help="Of the weights in memory. Default: bfloat16 on a GPU that has it, else float32."),
 ]
 

@@ -69,7 +69,7 @@ def paraphrases(
     with language_model.as_reference() as reference:
         writer = Writer.of(reference, written, cache_folder(cache_dir))
         general = _general(writer, written)
-        background = Background(f"{turn.text} {turn.completion}" for turn in general)
+        background = Background(turn.exchange for turn in general)
         for done, record in enumerate(records, 1):
             corrected = Corrected(reference, record, written.answer_tokens, background)
             asked = _sure([*found[record.id], *_asked(writer, corrected, record, config)], corrected)

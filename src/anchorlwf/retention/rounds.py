@@ -30,6 +30,11 @@ class Answered(BaseModel):
         """What the last turn asks."""
         return str(self.prompt.messages[-1].get("content", ""))
 
+    @property
+    def exchange(self) -> str:
+        """What the last turn asks, and the answer."""
+        return f"{self.text} {self.completion}"
+
 
 class Round(BaseModel):
     """One batch."""

@@ -57,7 +57,7 @@ class _Sieve(NamedTuple):
     ) -> tuple[list[tuple[int, Answered]], list[Candidate]]:
         """The prompts that stay, each with its number, and the others. Both lists tell which words are common."""
         near = () if answered is general else answered
-        background = Background(*([f"{turn.text} {turn.completion}" for turn in turns] for turns in (general, near)))
+        background = Background((turn.exchange for turn in general), (turn.exchange for turn in near))
         corrections = [Corrected(self.model, record, self.limit, background) for record in self.corrected]
         stay, candidates = [], []
         for number, turn in enumerate(answered):

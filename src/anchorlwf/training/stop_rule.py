@@ -9,7 +9,7 @@ over budget and lets it down while there is room. Where both goals cannot be had
 until the clipped gradient shows nothing but keep tokens and the anchors are lost (the integrator winds up). So beta is
 bounded, and the anchors come first: while some of them do not hold, it rises only as long as they go on rising, too,
 and it is let down where they have come to a halt. So is the learning rate, where a step sees only some of the
-corrections: of a hundred anchors, those that the other steps are about never hold all at once at full rate.
+corrections: of a hundred anchors, a step at full rate always takes some that it is not about below their threshold.
 """
 
 import math
