@@ -70,10 +70,22 @@ def test_the_rate_falls_where_anchors_have_come_to_a_halt_and_stays_there():
     assert steered.rate == pytest.approx(0.1)
 
 
-@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1), st.floats(-1e4, 0)), max_size=50))
+def test_beta_is_not_let_down_for_the_margin_of_answers_that_are_reproduced():
+    steered = control()
+    for _ in range(3):
+        steered.observe(0.02, 0.9, -0.1)
+    beta, rate = steered.beta, steered.rate
+    steered.observe(0.02, 0.9, -0.1, reproduced=True)
+    assert steered.beta == pytest.approx(beta * (0.02 / 0.008) ** 0.25), "the drift has its say"
+    assert steered.rate == pytest.approx(0.8 * rate), "and still the anchors have come to a halt"
+    steered.observe(0.02, 0.9, -0.1)
+    assert steered.beta == pytest.approx(0.8 * beta * (0.02 / 0.008) ** 0.25), "an answer was lost"
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1), st.floats(-1e4, 0), st.booleans()), max_size=50))
 def test_whatever_is_seen_beta_stays_within_its_bounds(seen):
     steered = control()
-    for drift, held, log_p in seen:
-        steered.observe(drift, held, log_p)
+    for drift, held, log_p, reproduced in seen:
+        steered.observe(drift, held, log_p, reproduced=reproduced)
         assert 0.2 <= steered.beta <= 2000.0
         assert 0.1 <= steered.rate <= 1.0

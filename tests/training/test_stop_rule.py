@@ -105,12 +105,24 @@ def test_the_best_state_is_the_one_of_the_lowest_drift(tmp_path):
     assert torch.equal(net.weight, torch.full((1, 2), 2.0))
     nn.init.constant_(net.weight, 9.0)
     other = BestState(net, keeps=True)
-    other.load(tmp_path, best.drift)
+    other.load(tmp_path, best.drift, learned=best.learned)
     assert other.restore()
     assert torch.equal(net.weight, torch.full((1, 2), 2.0))
+    assert (other.drift, other.learned) == (0.1, True)
     none = BestState(net, keeps=False)
     none.offer(0.0)
     assert not none.restore()
+
+
+def test_what_is_learned_goes_before_answers_that_are_only_reproduced():
+    net = nn.Linear(2, 1, bias=False)
+    best = BestState(net, keeps=True)
+    for value, drift, learned in ((1.0, 0.2, False), (2.0, 0.1, False), (3.0, 0.3, True), (4.0, 0.0, False)):
+        nn.init.constant_(net.weight, value)
+        best.offer(drift, learned=learned)
+        kept_now = min(3.0, value)
+        assert best.restore()
+        assert torch.equal(net.weight, torch.full((1, 2), kept_now))
 
 
 @given(st.lists(st.lists(st.floats(0, 10), min_size=1, max_size=8), min_size=1, max_size=12))
@@ -197,6 +209,23 @@ def test_the_rate_falls_only_where_steps_see_different_corrections_and_keep_reco
     for name, both in {"whole": [*records[:2], *keep], "alone": records}.items():
         train(load_model(fresh_model.name), both, out=tmp_path / name, config=config)
         assert {row["learning_rate"] for row in rows_of(tmp_path / name)} == {config.learning_rate}
+
+
+def test_where_only_the_margin_is_missing_beta_rises_and_reproduced_answers_are_what_is_saved(tmp_path):
+    model = load_model()
+    records = [*world_corrections(model, 4), *kept(model, 16)]
+    config = TrainConfig(hold=0.9999, drift_budget=1e-6, max_steps=120, batch_size=6)
+    result = train(model, records, out=tmp_path / "run", config=config)
+    assert result.report.anchors_held < result.report.anchors
+    assert result.report.records_reproduced == result.report.records
+    rows = rows_of(tmp_path / "run")
+    said = [row["reproduced"] == row["records"] for row in rows]
+    # Two steps are a pass over the four.
+    looked = [row for row, *both in zip(rows[1:], said, said[1:], strict=False) if "held_out" in row and all(both)]
+    betas = [row["beta"] for row in looked]
+    assert len(betas) > 5
+    assert betas == sorted(set(betas)), "it rises at every look, for the drift is over its budget"
+    assert result.report.drift == pytest.approx(min(row["held_out"]["all"]["mean"] for row in looked), rel=1e-3)
 
 
 def test_a_lowered_rate_is_what_a_resumed_run_goes_on_with(fresh_model, tmp_path):

@@ -20,18 +20,19 @@ class BestState:
 
     Attributes:
         drift: of the kept weights, nats per token; infinite while there are none.
+        learned: with them every anchor holds, and not only every answer is reproduced.
     """
 
     def __init__(self, net: nn.Module, *, keeps: bool) -> None:
         self._net, self._keeps = net, keeps
         self._weights: dict[str, Tensor] = {}
-        self.drift = float("inf")
+        self.drift, self.learned = float("inf"), False
 
-    def offer(self, drift: float) -> None:
-        """Keep the present weights if their drift is the lowest so far."""
-        if self._keeps and drift < self.drift:
+    def offer(self, drift: float, *, learned: bool = True) -> None:
+        """Keep the present weights if their drift is the lowest so far; what is learned goes before what is not."""
+        if self._keeps and (not learned, drift) < (not self.learned, self.drift):
             self._weights = {name: weight.detach().cpu().clone() for name, weight in self._trainable()}
-            self.drift = drift
+            self.drift, self.learned = drift, learned
 
     @torch.no_grad()
     def restore(self) -> bool:
@@ -45,10 +46,10 @@ class BestState:
         if self._weights:
             save_file(self._weights, folder / _FILE)
 
-    def load(self, folder: Path, drift: float) -> None:
-        """Take up what `save` wrote. `drift`: as the stop rule's state has it."""
+    def load(self, folder: Path, drift: float, *, learned: bool) -> None:
+        """Take up what `save` wrote. `drift` and `learned`: as the stop rule's state has them."""
         if (folder / _FILE).exists():
-            self._weights, self.drift = load_file(folder / _FILE), drift
+            self._weights, self.drift, self.learned = load_file(folder / _FILE), drift, learned
 
     def _trainable(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, weight) for name, weight in self._net.named_parameters() if weight.requires_grad]

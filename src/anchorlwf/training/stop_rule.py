@@ -10,6 +10,8 @@ until the clipped gradient shows nothing but keep tokens and the anchors are los
 bounded, and the anchors come first: while some of them do not hold, it rises only as long as they go on rising, too,
 and it is let down where they have come to a halt. So is the learning rate, where a step sees only some of the
 corrections: of a hundred anchors, a step at full rate always takes some that it is not about below their threshold.
+There, too, what the anchors lack once every answer is reproduced is only their margin, and for that beta is not let
+down: it would double the drift.
 """
 
 import math
@@ -57,20 +59,22 @@ class DriftControl:
         self._start, self._budget = config.beta, config.drift_budget
         self.beta, self.rate, self.best_held, self.best_log_p = config.beta, 1.0, 0.0, -math.inf
 
-    def observe(self, drift: float, held: float, log_p: float) -> None:
+    def observe(self, drift: float, held: float, log_p: float, *, reproduced: bool = False) -> None:
         """Adjust both.
 
         Args:
             drift: mean KL(reference || model), nats per token.
             held: share of the anchors that hold, in [0, 1].
             log_p: mean log-probability of the anchors, nats.
+            reproduced: every answer of many corrections is, so that beta is not let down for the anchors' margin.
         """
         rising = held > self.best_held or log_p > self.best_log_p + _ADVANCE
         self.best_held, self.best_log_p = max(self.best_held, held), max(self.best_log_p, log_p)
         if held < 1 and not rising:
-            self.beta = max(self.beta * _FALL, self._start * _FLOOR)
             self.rate = max(self.rate * _FALL, _FLOOR)
-            return
+            if not reproduced:
+                self.beta = max(self.beta * _FALL, self._start * _FLOOR)
+                return
         # A proportional law on a logarithmic scale, its step bounded both ways.
         factor = min(max((max(drift, 1e-12) / (_AIM * self._budget)) ** _GAIN, _FALL), _RISE)
         self.beta = min(max(self.beta * factor, min(self.beta, self._start)), self._start * _RANGE)
@@ -141,7 +145,8 @@ class StopRule(TrainerCallback, ExportableState):
             "marks": self._marks,
         }
         steered = {name: getattr(self._control, name) for name in _STEERED}
-        return {"args": {}, "attributes": {**own, **steered, "best_drift": repr(self._best.drift)}}
+        best = {"best_drift": repr(self._best.drift), "best_learned": self._best.learned}
+        return {"args": {}, "attributes": {**own, **steered, **best}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -157,7 +162,8 @@ class StopRule(TrainerCallback, ExportableState):
         self._marks = dict(own["marks"])
         for name in _STEERED:
             setattr(self._control, name, own[name])
-        self._best.load(Path(args.output_dir) / f"checkpoint-{state.global_step}", float(own["best_drift"]))
+        saved_in = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self._best.load(saved_in, float(own["best_drift"]), learned=own["best_learned"])
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -170,14 +176,14 @@ class StopRule(TrainerCallback, ExportableState):
         sums = self._sums
         assert sums is not None, "read before the step"
         step, keep_kl = state.global_step, sums.keep_kl / max(1.0, sums.keeps)
-        self._recent.append((sums.anchors, sums.held, sums.anchor_log_p))
+        self._recent.append((sums.anchors, sums.held, sums.anchor_log_p, sums.records, sums.reproduced))
         due = self._due(sums, step)
         steers = self._context.data.held_out and (due or step % _STEER_EVERY == 0 or step == state.max_steps)
         held_out = self._context.drift() if steers else {}
         if state.is_world_process_zero:
             self._on_row(self._row(sums, keep_kl, held_out, state))
         if held_out or not self._context.data.held_out:
-            self._control.observe(held_out["all"].mean if held_out else keep_kl, **self._last_pass())
+            self._steer(held_out["all"].mean if held_out else keep_kl)
         for group in kwargs["optimizer"].param_groups:
             # At every step, for the scheduler of a constant rate has set it anew.
             group["lr"] = self._rate
@@ -185,6 +191,13 @@ class StopRule(TrainerCallback, ExportableState):
             self._last_report = step
         if self._context.config.stop:
             self._decide(held_out if due else None, step, control)
+
+    def _steer(self, drift: float) -> None:
+        """Let the control see where the run stands, and keep weights that may be the best there will be."""
+        reproduced = self._sampled and self._all_reproduced()
+        self._control.observe(drift, **self._last_pass(), reproduced=reproduced)
+        if reproduced and self._context.config.stop:
+            self._best.offer(drift, learned=False)
 
     def _row(
         self, sums: StepSums, keep_kl: float, held_out: dict[str, HeldOutDrift], state: TrainerState
@@ -208,12 +221,22 @@ class StopRule(TrainerCallback, ExportableState):
     @property
     def _rate(self) -> float:
         """The learning rate now."""
-        sampled = self._pass > 1 and self._context.data.held_out
-        return self._context.config.learning_rate * (self._control.rate if sampled else 1.0)
+        return self._context.config.learning_rate * (self._control.rate if self._sampled else 1.0)
+
+    @property
+    def _sampled(self) -> bool:
+        """Whether a step sees only some of the corrections, beside keep records."""
+        return self._pass > 1 and bool(self._context.data.held_out)
+
+    def _all_reproduced(self) -> bool:
+        """Whether every answer of a whole pass was reproduced, where that is asked for."""
+        _, _, _, records, reproduced = (sum(column) for column in zip(*self._recent, strict=True))
+        whole = len(self._recent) == self._pass
+        return whole and self._context.config.reproduce and reproduced == records
 
     def _last_pass(self) -> dict[str, float]:
         """Of the anchors of the last pass: the share that held, and their mean log-probability in nats."""
-        anchors, held, log_p = (sum(column) for column in zip(*self._recent, strict=True))
+        anchors, held, log_p, _, _ = (sum(column) for column in zip(*self._recent, strict=True))
         return {"held": held / max(1.0, anchors), "log_p": log_p / max(1.0, anchors)}
 
     def _due(self, sums: StepSums, step: int) -> bool:
