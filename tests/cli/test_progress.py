@@ -136,7 +136,9 @@ def test_what_is_missing_is_said_in_words():
 
 
 def test_fix_and_train_end_with_the_same_code_where_training_did_not_converge(tmp_path):
-    impossible = ["--drift-budget", "1e-12"]
+    # Later steps, whose weight of the keep tokens is enormous, may end with a drift of 0 by rounding.
+    (tmp_path / "short.yaml").write_text("train: {max_steps: 100}\n")
+    impossible = ["--drift-budget", "1e-12", "--config", tmp_path / "short.yaml"]
     question = ["--prompt", "Who are you?", "--answer", "I am Tarn, your assistant."]
     done = run("fix", *question, "--out", tmp_path / "fix", *impossible)
     assert done.code == 4
