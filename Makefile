@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(filter tr
 
 install: $(STAMP)
 
-# A pip of today resolves in a third of the time of the one that Python 3.11 brings.
+# The pip that Python 3.11 brings takes long to read what a hundred packages require.
 # torch comes first and by its exact version, which takes a CPU build lying on disk; a later range would not ask for it.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -228,9 +228,9 @@ def test_base_and_tuned_side_by_side(serve, new_page, tmp_path):
     page.wait_for_selector("#view-answer:not([hidden])")
 
 
-def test_speed(serve, endless, new_page):
+@pytest.mark.parametrize(("length", "selected_bound", "shown_bound"), [(500, 120, 250), (2000, 200, 400)])
+def test_speed(serve, endless, new_page, length, selected_bound, shown_bound):
     """Bounds are generous: this runs beside other tests on two cores. benchmarks/page.py gives the real figures."""
-    length, selected_bound, shown_bound = 800, 140, 280
     page = new_page(serve(RIVER[:1], model=endless, limit=length))
     never_pause(page)
     page.wait_for_selector("#answer[aria-busy=false]", timeout=200_000)

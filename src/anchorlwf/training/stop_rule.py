@@ -230,13 +230,13 @@ class StopRule(TrainerCallback, ExportableState):
 
     def _all_reproduced(self) -> bool:
         """Whether every answer of a whole pass was reproduced, where that is asked for."""
-        _, _, _, records, reproduced = (sum(column) for column in zip(*self._recent, strict=True))
-        whole = len(self._recent) == self._pass
-        return whole and self._context.config.reproduce and reproduced == records
+        if len(self._recent) < self._pass or not self._context.config.reproduce:
+            return False
+        return all(reproduced == records for *_, records, reproduced in self._recent)
 
     def _last_pass(self) -> dict[str, float]:
         """Of the anchors of the last pass: the share that held, and their mean log-probability in nats."""
-        anchors, held, log_p, _, _ = (sum(column) for column in zip(*self._recent, strict=True))
+        anchors, held, log_p, *_ = (sum(column) for column in zip(*self._recent, strict=True))
         return {"held": held / max(1.0, anchors), "log_p": log_p / max(1.0, anchors)}
 
     def _due(self, sums: StepSums, step: int) -> bool:
