@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 __all__ = [
+    "PATIENCE",
     "answer",
     "choose",
     "click_token",
@@ -26,6 +27,10 @@ __all__ = [
     "write_note",
 ]
 
+# Seconds. What is waited for is never late on purpose, so a long wait costs nothing but where a test fails; on two
+# busy cores without AVX-512 an answer of five hundred tokens has taken more than fifteen.
+PATIENCE = 90
+
 _FLAWS = (Path(__file__).parent / "flaws.js").read_text(encoding="utf-8")
 
 
@@ -36,7 +41,7 @@ def missing(what: str) -> None:
     pytest.skip(f"needs {what}")
 
 
-def until(page: Any, expression: str, argument: Any = None, *, seconds: float = 15) -> Any:
+def until(page: Any, expression: str, argument: Any = None, *, seconds: float = PATIENCE) -> Any:
     """Wait until an expression is true. (Playwright's own wait evaluates strings, which the page's policy forbids.)"""
     end = time.monotonic() + seconds
     while not (found := page.evaluate(expression, argument)):
@@ -50,7 +55,7 @@ def count(page: Any, wanted: int) -> None:
     until(page, "wanted => document.querySelectorAll('#answer .t').length === wanted", wanted)
 
 
-def settled(page: Any, *, seconds: float = 15) -> None:
+def settled(page: Any, *, seconds: float = PATIENCE) -> None:
     """Wait until the model has come to its end."""
     until(
         page,
