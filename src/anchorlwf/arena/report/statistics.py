@@ -122,7 +122,7 @@ class TradeOff:
 
 TRADE_OFFS = (
     TradeOff("pareto", "lost", "unrelated facts lost"),
-    TradeOff("pareto_near", "near_lost", "facts about the same subjects lost"),
+    TradeOff("pareto_near", "near_lost", "near facts lost"),
 )
 
 
