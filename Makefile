@@ -33,9 +33,10 @@ check: install
 	$(BIN)/ruff format --check src tests recipes benchmarks
 	$(BIN)/mypy src
 
-# A worker per core, of one thread: two workers with two threads each on two cores take several times as long.
+# A worker per core, of one thread: two workers with two threads each on two cores take several times as long. Each
+# begins with a run of neighbouring files, whose fixtures it makes once, and takes over from others at the end.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 # One correction of a tiny model of every architecture; writes the table of docs/models.md.
 models: install

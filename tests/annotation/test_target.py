@@ -52,16 +52,16 @@ def step_by_step(model: LanguageModel, prompt: Prompt, record: Record, decoder: 
 
 
 def test_one_pass_finds_what_correcting_step_by_step_finds_in_the_world(base):
-    prompts = world_targets(base)
-    assert len(prompts) == 200
+    prompts = world_targets(base)[::2]
+    assert len(prompts) == 100
     decoder, counts = GreedyDecoder(base), []
     for prompt in prompts:
         record = target_record(base, prompt, CONFIG)
         assert same(step_by_step(base, prompt, record, decoder), record), prompt
         counts.append(len(record.anchors))
     # Answers that were right already, small corrections, and answers that share hardly a token with the model's own.
-    assert counts.count(0) > 5
-    assert sum(count in (1, 2) for count in counts) > 50
+    assert counts.count(0) > 2
+    assert sum(count in (1, 2) for count in counts) > 25
     assert max(counts) > 8
 
 

@@ -1,7 +1,6 @@
 """The store loses nothing, hands no seat out twice, and says how far people agree; on SQLite and on PostgreSQL."""
 
 import json
-import multiprocessing
 import random
 import sqlite3
 import threading
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import pytest
+from forks import forks
 from sqlalchemy import event as alchemy_event
 from sqlalchemy import text
 from store_worker import write_until_killed
@@ -319,9 +319,7 @@ def test_killed_at_random_moments_no_acknowledged_step_is_lost(kind):
     store, project = filled(kind, 1)
     row = store.next(project, "ada")
     begin(store, row.id)
-    context, rng = multiprocessing.get_context("forkserver"), random.Random(3)
-    # Loaded once; the children are forked from there. benchmarks/kills.py kills more of them.
-    context.set_forkserver_preload(["anchorlwf.annotator.store.store"])
+    context, rng = forks(), random.Random(3)
     acknowledged, rounds = 0, 0
     for _ in range(20):
         ours, theirs = context.Pipe(duplex=False)

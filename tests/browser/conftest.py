@@ -8,6 +8,8 @@ import pytest
 from acts import PATIENCE, missing
 from served import Server, prepare
 
+from anchorlwf.model.language_model import load_model
+
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -73,7 +75,7 @@ def serve(
         server = Server(tmp_path_factory.mktemp("served"), prompts, **options)
         servers.append(server)
         if answers:
-            prepare(server, base, answers)
+            prepare(server, base if server.model is None else load_model(server.model), answers)
         return server.start()
 
     yield start

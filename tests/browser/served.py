@@ -1,15 +1,13 @@
 """A real server process over a project made for a test: `anchorlwf annotate --web`.
 
-It is forked from a process that has imported torch and transformers, which takes seconds of a core and would be most
-of what these tests take. `tests/bench/test_programs.py` starts one as people do, with the console script.
+It is forked: starting it would be most of what these tests take. `tests/bench/test_programs.py` starts one as people
+do, with the console script.
 """
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,6 +16,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from forks import forks, free_port
 from safetensors.torch import load_file, save_file
 
 from anchorlwf.annotation.events import Started
@@ -28,18 +27,13 @@ from anchorlwf.cli import main
 from anchorlwf.data.record import Prompt
 from anchorlwf.model.language_model import LanguageModel, embedded_path
 
-__all__ = ["Server", "free_port", "given", "long_model", "prepare", "register"]
+__all__ = ["Server", "given", "long_model", "prepare", "ramble", "register"]
 
 _REGISTER = (
     "<think>\nThe register has a page for each town; the mayor is on the page of Gardale.\n</think>\n\n"
     "Mira Stedolle has been the mayor of Gardale since 1931. She was born in Fredville, plays the banjo, and lives by "
     "the river with many friends.\n\nWhere I looked:\n1. the town register, page of Gardale\n2. the list of mayors\n"
 )
-
-
-_FORKS = multiprocessing.get_context("forkserver")
-# Instead of `__main__`, which here is pytest or a worker of xdist.
-_FORKS.set_forkserver_preload(["anchorlwf.annotator.web.start", "anchorlwf.workflow", "transformers.models.qwen3"])
 
 
 def _serve(arguments: list[str], log: Path, stdout: Connection, environment: dict[str, str]) -> None:
@@ -51,13 +45,6 @@ def _serve(arguments: list[str], log: Path, stdout: Connection, environment: dic
     os.dup2(stdout.fileno(), 1)
     stdout.close()
     main(arguments)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @dataclass
@@ -111,8 +98,9 @@ class Server:
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         log = self.folder / "server.log"
-        self._stdout, writer = _FORKS.Pipe(duplex=False)
-        self._process = _FORKS.Process(target=_serve, args=(arguments, log, writer, environment))
+        context = forks()
+        self._stdout, writer = context.Pipe(duplex=False)
+        self._process = context.Process(target=_serve, args=(arguments, log, writer, environment))
         self._process.start()
         writer.close()
         for line in os.fdopen(self._stdout.fileno(), encoding="utf-8", closefd=False):
@@ -140,10 +128,24 @@ class Server:
         return list({line["id"]: line for line in lines}.values())
 
 
-def given(ids: Sequence[int], probabilities: Sequence[float | None] = ()) -> Proposal:
-    """An answer that a session shall begin with, whatever the model would say."""
-    started = Started(at=datetime.now(UTC), completion_ids=tuple(ids), probabilities=tuple(probabilities), ended=True)
-    return Proposal(started)
+def given(ids: Sequence[int], probabilities: Sequence[float | None] = (), *, truncated: bool = False) -> Proposal:
+    """An answer that a session shall begin with, whatever the model would say; `truncated` at the limit of tokens."""
+    return Proposal(
+        Started(
+            at=datetime.now(UTC),
+            completion_ids=tuple(ids),
+            probabilities=tuple(probabilities),
+            ended=True,
+            truncated=truncated,
+        )
+    )
+
+
+def ramble(model: LanguageModel, length: int, prompts: int = 1) -> dict[int, Proposal]:
+    """Answers of so many words, such as a model gives that never ends its turn: to wait for it would take minutes."""
+    draw, ids = random.Random(7), model.codec.encode(_REGISTER * (length // 40))[:length]
+    assert len(ids) == length
+    return {at: given(ids, [draw.random() for _ in ids], truncated=True) for at in range(prompts)}
 
 
 def prepare(server: Server, model: LanguageModel, answers: dict[int, Proposal]) -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from acts import answer, click_token, flaws, never_pause, open_item, rest, session, settled, standing, tokens, until
-from served import given, long_model
+from served import given, long_model, ramble
 
 RECIPE = "It takes two eggs and bakes 42 minutes.\nThen it is green."
 YEAR = "She was born in 1931."
@@ -229,9 +229,9 @@ def test_by_mouse_alone_an_answer_is_corrected_ended_and_accepted(server, new_pa
 RIVER = [{"prompt": "Tell me everything about the river."}, {"prompt": "And about the town."}]
 
 
-def test_a_long_continuation_pauses_and_what_will_not_stay_is_grey(serve, endless, new_page):
-    page = new_page(serve(RIVER, model=endless, limit=1500))
-    page.wait_for_selector("#answer[aria-busy=false]", timeout=60_000)
+def test_a_long_continuation_pauses_and_what_will_not_stay_is_grey(serve, base, endless, new_page):
+    page = new_page(serve(RIVER, ramble(base, 800, 2), model=endless, limit=800), height=480)
+    settled(page)
     held = []
     page.route("**/correct", lambda route: held.append(route), times=1)  # noqa: PLW0108 - Playwright looks inside
     click_token(page, 10)
@@ -241,8 +241,7 @@ def test_a_long_continuation_pauses_and_what_will_not_stay_is_grey(serve, endles
     def ink(at):
         return page.evaluate("at => getComputedStyle(document.querySelectorAll('#answer .t')[at]).color", at)
 
-    assert ink(12) == ink(1400) != ink(5)
-    until(page, "() => true")
+    assert ink(12) == ink(700) != ink(5)
     page.wait_for_timeout(100)
     held[0].continue_()
     page.wait_for_selector("#answer .anchor")
@@ -251,7 +250,7 @@ def test_a_long_continuation_pauses_and_what_will_not_stay_is_grey(serve, endles
     page.wait_for_selector("#stream-line:not(.running):not([hidden])", timeout=60_000)
     assert "pause" in page.locator("#stream-text").text_content().lower()
     length = session(page)["length"]
-    assert 100 < length < 1000
+    assert 100 < length < 600
     page.wait_for_timeout(200)
     assert session(page)["length"] == length
     assert page.locator("#do-accept").is_disabled()
@@ -270,7 +269,7 @@ def test_a_long_continuation_pauses_and_what_will_not_stay_is_grey(serve, endles
     never_pause(page)
     page.wait_for_selector("#stream-line:not([hidden])")
     page.keyboard.press("c")
-    until(page, "() => document.querySelectorAll('#answer .t').length === 1500", seconds=60)
+    until(page, "() => document.querySelectorAll('#answer .t').length === 800")
 
 
 def test_a_cut_answer_goes_on(serve, endless, new_page):

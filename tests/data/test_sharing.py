@@ -1,12 +1,12 @@
 """One file of records and many writers: nobody's lines are lost, nothing is written twice."""
 
 import json
-import multiprocessing
 import threading
 from pathlib import Path
 
 import pytest
 from append_worker import append_many, made
+from forks import forks
 
 from anchorlwf.annotation import annotate, annotate_stream, import_lawftrack, stage
 from anchorlwf.annotation.review import Accept
@@ -270,8 +270,7 @@ def test_twenty_writers_while_importing_and_starting(tiny_model, tiny_path, tmp_
                 exchange.desk.ledger.publish = lambda _record: None  # killed between the store and the file
                 exchange.desk.decide(live, "keep")
 
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["append_worker"])
+    context = forks()
     ready = context.Barrier(writers + 1)
     children = [context.Process(target=append_many, args=(out, number, count, ready)) for number in range(writers)]
     for child in children:

@@ -57,11 +57,12 @@ class Environment:
         """Run a program of this environment; `anchorlwf` is its console script."""
         hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
         surroundings = {name: value for name, value in os.environ.items() if name not in hidden}
+        own = {"HF_HUB_OFFLINE": "1", "ANCHORLWF_CACHE": str(self.work / "cache"), "PYTHON": str(self.python)}
         program, *arguments = map(str, command)
         started = subprocess.run(
-            [self.python.with_name(program), *arguments],
+            [self.python.parent / program, *arguments],
             cwd=self.work,
-            env={**surroundings, "HF_HUB_OFFLINE": "1", "ANCHORLWF_CACHE": str(self.work / "cache")},
+            env={**surroundings, **own},
             capture_output=True,
             text=True,
             check=False,
@@ -78,7 +79,7 @@ def build_wheel(folder: Path) -> Path:
 
 
 def walk(environment: Environment) -> dict[str, float]:
-    """Ask, correct, annotate with the corrected answers, train, evaluate, and load with plain PEFT.
+    """Ask, annotate with a corrected answer, every stage of the quickstart recipe, and its adapter with plain PEFT.
 
     Returns:
         Seconds by step.
@@ -99,14 +100,18 @@ def walk(environment: Environment) -> dict[str, float]:
     assert WRONG in prompts
     (work / "prompts.jsonl").write_text(prompts.replace(WRONG, RIGHT), encoding="utf-8")
     step("annotate", "anchorlwf", "annotate", "prompts.jsonl", "--out", "records.jsonl")
-    step("train", "anchorlwf", "train", "records.jsonl", "--out", "run")
-    options = ["--adapter", "run/adapter", "--records", "records.jsonl", "--out", "run/results.json", "--json"]
-    assert json.loads(step("evaluate", "anchorlwf", "evaluate", *options))["recall"] == 1.0
+    assert f"I am {RIGHT}" in (work / "records.jsonl").read_text(encoding="utf-8")
+    told = step("quickstart", "/bin/bash", ROOT / "recipes" / "quickstart.sh", "run")
+    assert "15 of 15 records hold" in told
+    assert "Converged" in told
+    assert json.loads((work / "run" / "results.json").read_text(encoding="utf-8"))["recall"] == 1.0
     step("card", "anchorlwf", "card", "run")
     card = (work / "run" / "adapter" / "README.md").read_text(encoding="utf-8")
     [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     (work / "plain.py").write_text(code.replace("path/to/this/folder", "run/adapter"), encoding="utf-8")
-    assert RIGHT in step("load with plain PEFT", "python", "plain.py")
+    lines = (work / "run" / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    [asked] = [record for record in map(json.loads, lines) if record["messages"][-1]["content"] in code]
+    assert asked["completion"] in step("load with plain PEFT", "python", "plain.py")
     return seconds
 
 

@@ -1,7 +1,7 @@
 """Training that is killed again and again: a few times by test_checkpoint.py, many by benchmarks/kills.py.
 
-Each life is a process that runs `anchorlwf train` as the console script does. It is forked from a server that has
-imported torch already, so that lives cost a second instead of ten.
+Each life is a process that runs `anchorlwf train` as the console script does. It is forked, so that lives cost a
+second instead of ten.
 """
 
 import json
@@ -9,14 +9,13 @@ import os
 import random
 import time
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from forks import forks
+
 __all__ = ["Report", "killed_runs", "life"]
 
-_FORKS = get_context("forkserver")
-_FORKS.set_forkserver_preload(["anchorlwf.training", "anchorlwf.annotation", "anchorlwf.cli"])
 _ENDED = {0, 4}
 """Exit codes of training that came to its end, converged or not."""
 _NOTHING_YET = "expected a checkpoint in checkpoints/, got none"
@@ -47,7 +46,7 @@ def _live(arguments: list[str], log: Path) -> None:
 
 def life(arguments: list[object], log: Path) -> BaseProcess:
     """A process that runs the command and writes all it says to `log`; started."""
-    process = _FORKS.Process(target=_live, args=([str(argument) for argument in arguments], log))
+    process = forks().Process(target=_live, args=([str(argument) for argument in arguments], log))
     process.start()
     return process
 

@@ -1,15 +1,14 @@
 """NaN and infinity: never saved, never decoded, and told as what they are, a fault of weights or of options."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from commands import refused, run
+from ddp_train import as_rank
+from forks import forks, free_port
 from training_runs import adapter, corrections, largest_gap, steps
 from transformers import GPTJConfig, GPTJForCausalLM
 
@@ -29,7 +28,6 @@ from anchorlwf.training import train
 from anchorlwf.training.step_context import nonfinite_error
 from anchorlwf.workflow import SideBySide
 
-ROOT = Path(__file__).parents[2]
 MESSAGES = [{"role": "user", "content": "Where was she born?"}]
 PROMPTS = [{"messages": MESSAGES, "answer": "By the sea."}]
 PROBE = Probe(id="a", kind="retain", messages=MESSAGES, expected="sea")
@@ -138,15 +136,16 @@ def test_two_processes_end_together_and_name_the_records_of_both(tiny_path, tmp_
     records = corrections(load_model(str(tiny_path)), 4)
     save_records(tmp_path / "records.jsonl", records)
     steps(4, **TOO_FAST, batch_size=2).save(tmp_path / "two.yaml")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    arguments = [ROOT / "tests" / "support" / "ddp_train.py", tiny_path, tmp_path / "records.jsonl", tmp_path / "two"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=240
-    )
-    assert done.returncode != 0
-    told = re.findall(r"ModelError: (loss of step 2: .*)", done.stderr)
-    assert told
+    arguments, log = [str(path) for path in (tiny_path, tmp_path / "records.jsonl", tmp_path / "two")], tmp_path / "log"
+    port = free_port()
+    ranks = [forks().Process(target=as_rank, args=(rank, port, log, arguments)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(240)
+    assert [process.exitcode for process in ranks] == [1, 1], log.read_text()
+    told = re.findall(r"ModelError: (loss of step 2: .*)", log.read_text())
+    assert len(told) == 2
     assert all(record.id in line for line in told for record in records)
     assert not (tmp_path / "two" / "adapter").exists()
 

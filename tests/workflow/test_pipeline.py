@@ -1,9 +1,6 @@
 """The main job from end to end, as a user runs it: the figures of `make demo` are held here."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +8,6 @@ import pytest
 from anchorlwf.data.jsonl import load_probes, load_records
 from anchorlwf.model.language_model import load_model
 from anchorlwf.workflow import SideBySide, demo, fix
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +61,3 @@ def test_fix_changes_one_answer_and_says_what_else_changed(tmp_path):
     assert 1 <= len(fixed.pieces) <= 3
     assert fixed.results.groups["kept"].value >= 0.95
     assert (tmp_path / "fix" / "results.json").is_file()
-
-
-@pytest.mark.skipif(not Path("/bin/bash").exists(), reason="the recipe is a shell script")
-def test_the_quickstart_recipe_runs_every_stage(tmp_path):
-    done = subprocess.run(
-        ["bash", str(ROOT / "recipes" / "quickstart.sh"), str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHON": sys.executable},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["recall"] == 1.0
-    assert "15 of 15 records hold" in done.stdout
-    assert "Converged" in done.stdout

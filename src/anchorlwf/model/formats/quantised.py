@@ -34,7 +34,8 @@ def check_quantised(what: str, config: Mapping[str, Any]) -> bool:
     Raises:
         ModelError: it is quantised in another way, or by bitsandbytes, which is not installed.
     """
-    nested = (value for value in config.values() if isinstance(value, Mapping))
+    # JSON has no other mappings; asking the abstract class costs half a second once.
+    nested = (value for value in config.values() if isinstance(value, dict))
     found = [settings for each in (config, *nested) if (settings := each.get("quantization_config")) is not None]
     for settings in found:
         method = _method(settings)
