@@ -1,0 +1,39 @@
+"""Processes forked from one that has imported everything, which takes ten seconds of a core and more.
+
+There is one such process for each that runs tests, and what it has imported is decided before its first fork. So every
+test that forks does so from here, and no other place says what is imported.
+"""
+
+import multiprocessing
+import os
+import socket
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+__all__ = ["forks", "free_port"]
+
+
+def forks() -> ForkServerContext:
+    """Where to get processes and pipes from; its process has been started."""
+    context = multiprocessing.get_context("forkserver")
+    # Instead of `__main__`, which here is pytest or a worker of xdist.
+    context.set_forkserver_preload(["warm_process"])
+    before = os.environ.get("PYTHONPATH")
+    # It does not search where this process does, and goes on without a module that it has not found.
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    return context
+
+
+def free_port() -> int:
+    """A port that nobody listens on, for a server among the processes."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
