@@ -321,7 +321,7 @@ def test_killed_at_random_moments_no_acknowledged_step_is_lost(kind):
     begin(store, row.id)
     context, rng = forks(), random.Random(3)
     acknowledged, rounds = 0, 0
-    for _ in range(20):
+    for _ in range(10):
         ours, theirs = context.Pipe(duplex=False)
         child = context.Process(target=write_until_killed, args=(kind, row.id, record(0), theirs))
         child.start()
@@ -343,7 +343,7 @@ def test_killed_at_random_moments_no_acknowledged_step_is_lost(kind):
         assert store.session(row.id).verdict == tree.verdict
         assert export_records(store, project) == ([record(0)] if tree.verdict else [])
         acknowledged, rounds = last[0], rounds + 1
-    assert rounds == 20
+    assert rounds == 10
     assert acknowledged > 20
     store.close()
 
