@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,6 +39,7 @@ _REGISTER = (
 
 def _serve(arguments: list[str], log: Path, stdout: Connection, environment: dict[str, str]) -> None:
     """What `python -m anchorlwf ARGUMENTS` does, in a process that was forked."""
+    assert "warm_process" in sys.modules, "forked from a process that has not imported what it should have"
     os.environ.clear()
     os.environ.update(environment)
     with log.open("a") as stderr:
