@@ -4,7 +4,7 @@ import json
 
 import httpx
 import pytest
-from acts import count, flaws, rest, session, settled, tokens, until
+from acts import flaws, rest, session, settled, tokens, until
 
 TOKENS = {"ada": "a" * 32, "bob": "b" * 32}
 ASK = [{"role": "user", "content": "Who is the mayor of Gardale?"}]
@@ -96,7 +96,8 @@ def test_prompts_go_to_whoever_had_nothing_left(serve, new_page, tmp_path):
     page.keyboard.press("Escape")
     page.wait_for_selector("#answer .t")
     assert page.locator("#prompt .message:not(.seen)").last.text_content().endswith("Who made you?")
-    count(page, len(tokens(page)))
+    settled(page)
+    assert len(tokens(page)) > 1
 
 
 def test_a_file_that_is_none_is_told_where_it_was_chosen(server, new_page, tmp_path):

@@ -5,11 +5,12 @@ test that forks does so from here, and no other place says what is imported.
 """
 
 import multiprocessing
-import os
 import socket
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+
+import pytest
 
 __all__ = ["forks", "free_port"]
 
@@ -19,16 +20,12 @@ def forks() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     # Instead of `__main__`, which here is pytest or a worker of xdist.
     context.set_forkserver_preload(["warm_process"])
-    before = os.environ.get("PYTHONPATH")
-    # It does not search where this process does, and goes on without a module that it has not found.
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-    try:
+    with pytest.MonkeyPatch.context() as surroundings:
+        # It does not search where this process does, and goes on without a module that it has not found.
+        surroundings.setenv("PYTHONPATH", str(Path(__file__).parent))
+        # Threads do not come along with a fork. So torch must not make any there; `set_num_threads` would.
+        surroundings.setenv("OMP_NUM_THREADS", "1")
         forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
     return context
 
 
