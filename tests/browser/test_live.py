@@ -108,7 +108,7 @@ def store_url(request):
 
 
 def test_the_page_heals_after_the_server_died(serve, base, endless, new_page, store_url):
-    server = serve(RIVER, ramble(base, 120, 2), model=endless, limit=120, store_url=store_url)
+    server = serve(RIVER, ramble(base, 200, 2), model=endless, limit=200, store_url=store_url)
     page = new_page(server, expect_errors=True)
     never_pause(page)
     settled(page)
@@ -135,13 +135,13 @@ def test_the_page_heals_after_the_server_died(serve, base, endless, new_page, st
     until(
         page,
         "() => document.querySelectorAll('#answer .t').length > 25 "
-        "&& document.querySelectorAll('#answer .t').length < 100",
+        "&& document.querySelectorAll('#answer .t').length < 200",
     )
     server.kill()
     page.wait_for_selector("#connection:not([hidden])")
     server.start()
     page.wait_for_selector("#connection", state="hidden")
-    count(page, 120)
+    count(page, 200)
     settled(page)
     assert page.locator("#answer .anchor").count() == 2
     assert session(page)["ended"]
