@@ -19,7 +19,7 @@ import anchorlwf
 
 ROOT = Path(anchorlwf.__file__).parent
 
-VALUES = {"errors", "extras", "files", "config", "installation", "run", "data"}
+VALUES = {"errors", "extras", "files", "config", "installation", "run", "data", "readable"}
 TENSORS = {"model", "loss", "decoding", "divergence"}
 STAGES = {"annotation", "retention", "training", "evaluation", "world"}
 # Each puts several stages to work, which is why no stage need know another.

@@ -220,8 +220,8 @@ class TrainConfig(Config):
     auto: as mlp where there are such layers; else the inputs of experts, of attention or of a recurrent mixer. A head
     tied to the embedding is refused."""
     learning_rate: Positive = 3e-4
-    """At the start, and mostly constant: let down where keep records stand against more corrections than a step holds.
-    No weight decay, gradients clipped at norm 1."""
+    """Constant, but lowered when keep records are held out and the corrections do not fit into one step. No weight
+    decay, gradients clipped at norm 1."""
     max_steps: Count | None = None
     """Maximum number of optimizer steps; the stop rule usually ends training long before. None: 200, or 60 passes over
     the records where that is more."""
@@ -242,7 +242,8 @@ class TrainConfig(Config):
     hinge: bool = True
     """A held anchor stops pulling."""
     drift_budget: Positive = 0.002
-    """Maximum mean KL(reference || model) over keep tokens, in nats per token."""
+    """Maximum mean KL(reference || model), in nats per token: over held-out answers or, without any, over the keep
+    tokens of the records."""
     stop: bool = True
     """Stop once every anchor holds, every answer is reproduced and the drift is within its budget."""
     reproduce: bool = True

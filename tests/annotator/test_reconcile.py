@@ -4,12 +4,14 @@ from contextlib import contextmanager
 
 import pytest
 
+from anchorlwf.annotation import annotate
 from anchorlwf.annotator.backends.local import LocalDecoder
 from anchorlwf.annotator.open import open_exchange
 from anchorlwf.annotator.sessions.ledger import Ledger
+from anchorlwf.annotator.store import overview
 from anchorlwf.annotator.store.store import Store
 from anchorlwf.config import AnnotateConfig
-from anchorlwf.data.jsonl import BadLineWarning, load_records, save_lines
+from anchorlwf.data.jsonl import BadLineWarning, load_records, save_lines, save_records
 from anchorlwf.data.record import Prompt
 from anchorlwf.errors import ModelWarning, PromptError, RecordError
 
@@ -85,7 +87,7 @@ def test_a_decision_taken_back_is_no_finished_record_after_a_kill(place, monkeyp
 
 def test_what_was_finished_elsewhere_while_a_session_is_open_stays(place, tiny_model):
     # Never decided here, so never taken back: the file knows better.
-    from anchorlwf.annotation import Accept, annotate
+    from anchorlwf.annotation import Accept
 
     class Yes:
         source = "human:bob"
@@ -158,3 +160,51 @@ def test_a_store_that_was_begun_with_another_model_is_told(place, fresh_model):
     )
     with expected, place.open():
         pass
+
+
+def test_the_same_model_by_another_name_finds_its_queue_and_its_records(place, fresh_model):
+    with place.open() as exchange:
+        exchange.desk.decide(whole(exchange.desk), "keep")
+    fresh_model.name = "another/path/to/it"
+    place._model = fresh_model
+    for _ in range(2):
+        with pytest.warns(ModelWarning, match="model another/path/to/it"), place.open() as exchange:
+            counts = overview.progress(exchange.desk.store, exchange.desk.project)
+            assert (counts.items, counts.done) == (2, 1)
+    with pytest.warns(ModelWarning), place.open() as exchange:
+        exchange.desk.decide(whole(exchange.desk), "keep")
+    assert place.statuses() == ["complete", "complete"]
+
+
+def test_records_made_under_another_name_are_not_asked_for_again(place, fresh_model):
+    with place.open():
+        pass
+    fresh_model.name = "another/path/to/it"
+    place._model = fresh_model
+    place.prompts.write_text(place.prompts.read_text() + '{"prompt": "hi", "answer": "he"}\n')
+    annotate(fresh_model, [{"prompt": "hi", "answer": "he"}], out=place.out, config=CONFIG)
+    with pytest.warns(ModelWarning), place.open() as exchange:
+        counts = overview.progress(exchange.desk.store, exchange.desk.project)
+        assert (counts.items, counts.done) == (3, 1)
+
+
+def test_a_draft_put_away_in_mid_answer_goes_on_in_another_store(place, tiny_model, tmp_path, monkeypatch):
+    with place.open() as exchange:
+        live = whole(exchange.desk)
+        exchange.desk.decide(live, "keep")
+        exchange.desk.reopen(live)
+    [record] = load_records(place.out)
+    ids = record.completion_ids[:2]
+    shorter = {"completion_ids": ids, "completion": tiny_model.codec.decode(ids), "original_ids": ids}
+    save_records(place.out, [record.model_copy(update={**shorter, "truncated": False})])
+    place._store = str(tmp_path / "other.db")
+    with place.open() as exchange:
+        monkeypatch.setattr(type(exchange.desk), "resume", lambda *_args: None)
+        live = exchange.desk.next("ada")
+        assert not live.tree.node.ended
+        with pytest.raises(RecordError, match="answer: expected a whole one"):
+            exchange.desk.decide(live, "accept")
+        monkeypatch.undo()
+        live = whole(exchange.desk)
+        exchange.desk.stop(live)
+        assert live.tree.state.completion_ids == tuple(record.completion_ids)

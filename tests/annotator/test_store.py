@@ -405,3 +405,23 @@ def test_bodies_are_ascii_json_that_any_tool_can_read(tmp_path):
     [body] = sqlite3.connect(url).execute("SELECT body FROM events WHERE kind = 'noted'").fetchone()
     assert body.isascii()
     assert json.loads(body)["text"] == "é\x00"
+
+
+@BOTH
+def test_what_is_finished_is_not_decoded_ahead(kind):
+    store = Store(kind)
+    project = store.project("p", STAMP)
+    keyed = [(record(number).id, prompt(number)) for number in range(3)]
+    add_items(store, project, keyed, known={record(0).id: record(0)})
+    assert [body for _, body in unproposed(store, project, 9)] == [prompt(n).model_dump(mode="json") for n in (1, 2)]
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "url", [":memory:", "sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"]
+)
+def test_a_store_in_memory_is_refused(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"--store: expected a file, got .*work in memory would be lost"):
+        Store(url)
+    assert not list(tmp_path.iterdir())

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from terminal_sitting import screen_of
 
-from anchorlwf.annotator.terminal.render import Painter, draw_prompt, readable, visible
+from anchorlwf.annotator.terminal.render import Painter, draw_prompt, visible
 from anchorlwf.data.record import Prompt
 from anchorlwf.model.codec import Codec
 from anchorlwf.model.vocabulary import TokenTable, TokenText
+from anchorlwf.readable import readable
 
 
 @pytest.mark.parametrize(

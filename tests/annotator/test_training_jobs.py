@@ -6,11 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from page_client import BOB, Rig, whole
 
+from anchorlwf.annotator import open as open_module
+from anchorlwf.annotator.open import Work
 from anchorlwf.annotator.training_jobs import TrainingJobs
+from anchorlwf.config import AnnotateConfig
 from anchorlwf.data.jsonl import load_records, save_records
 from anchorlwf.decoding.greedy import GreedyDecoder
 from anchorlwf.model.language_model import load_model
@@ -281,3 +285,13 @@ def test_a_failure_says_what_the_command_said(slow, monkeypatch):
     run = until(lambda: newest(ada), lambda run: run["state"] != "running")
     assert (run["state"], run["row"], run["result"]) == ("failed", None, None)
     assert "/nowhere/at/all" in run["said"]
+
+
+def test_it_trains_where_and_as_the_annotator_runs(rig, monkeypatch):
+    commands = []
+    jobs = TrainingJobs(rig.desk, rig.out, "./m", device="cpu", dtype="bfloat16", trust_remote_code=True)
+    assert jobs._options == ["--model", "./m", "--device", "cpu", "--dtype", "bfloat16", "--trust-remote-code"]
+    work = Work(rig.out, rig.out, None, AnnotateConfig(), device="cpu", dtype="float32")
+    monkeypatch.setattr(open_module, "TrainingJobs", lambda *args, **options: commands.append((args[2:], options)))
+    work.jobs(SimpleNamespace(desk=rig.desk))
+    assert commands == [((None,), {"device": "cpu", "dtype": "float32", "trust_remote_code": False})]

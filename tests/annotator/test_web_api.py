@@ -418,3 +418,24 @@ def test_a_pause_comes_at_the_end_of_a_sentence_or_before_it_is_too_late(pieces,
 
     pauses = Pauses(SimpleNamespace(token=lambda number: SimpleNamespace(text=pieces[number])), after)
     assert next(at for at in range(len(pieces)) if pauses.behind(at)) + 1 == stops
+
+
+def test_a_shorter_branch_that_goes_on_leaves_a_longer_one_its_room(rig):
+    rig.ask("Where was she born?")
+    ada = rig.person()
+    session = whole(ada)
+    url = f"/api/sessions/{session['id']}"
+
+    def extend(node):
+        start = ada.ok(ada.get(url))["length"]
+        ada.ok(ada.post(f"{url}/extend"))
+        return ada.stream(session["id"], node, start)[1]["head"]
+
+    step = ada.ok(ada.post(f"{url}/correct", {"node": 0, "position": 1, "text": "She"}))
+    ada.stream(session["id"], 1, len(step["tokens"]) + 1)
+    assert [extend(1)["length"], extend(1)["length"]] == [48, 72]
+    ada.ok(ada.post(f"{url}/undo"))
+    assert extend(0)["length"] == 48
+    ada.ok(ada.post(f"{url}/redo"))
+    reply = ada.post(f"{url}/correct", {"node": 1, "position": 60, "text": "She"})
+    assert reply.status_code == 200, reply.text

@@ -117,6 +117,13 @@ class Server:
         self._process.kill()
         self._process.join(10)
 
+    def end(self) -> int | None:
+        """SIGTERM, as a service manager ends it: the exit code; None where it is still at work after a minute."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.join(60)
+        return self._process.exitcode
+
     def stop(self) -> None:
         if self._process is not None and self._process.is_alive():
             self._process.terminate()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import httpx
@@ -171,6 +172,21 @@ def test_stopped_and_what_a_restarted_server_says(begin, new_page):
     page.locator(".train-under button").click()
     until(page, "() => /^ada stopped it/.test(document.querySelector('.train-state').textContent)", seconds=60)
     kept(page, "stopped")
+
+
+def test_sigterm_closes_the_server_and_takes_its_training_along(begin):
+    server = begin()
+    url, headers = server.url.split("?")[0], {"authorization": f"Bearer {TOKENS['ada']}"}
+    # Prompts that the model writes itself take some seconds, so it is at work when the signal comes.
+    begun = httpx.post(f"{url}api/training", json={"retain": "auto"}, headers=headers, timeout=60)
+    assert begun.json()["state"] == "running"
+    notes = server.folder / "records.runs" / "1" / "job.json"
+    training = json.loads(notes.read_text())["process"]
+    os.kill(training, 0)
+    assert server.end() == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(training, 0)
+    assert json.loads(notes.read_text())["stopped_by"] == ""
 
 
 def test_nothing_to_train_on_is_said_and_not_offered(serve, new_page):

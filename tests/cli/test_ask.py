@@ -6,8 +6,11 @@ import re
 
 import pytest
 from commands import refused, run, well
+from rich.console import Console
 
 from anchorlwf.annotation import annotate
+from anchorlwf.cli import shared
+from anchorlwf.cli.shared import shown
 from anchorlwf.data.jsonl import load_prompts, save_lines
 from anchorlwf.decoding.greedy import GreedyDecoder
 from anchorlwf.workflow.ask import UNCERTAIN, ask, questions
@@ -116,7 +119,7 @@ def test_standard_input_is_lines_or_json_lines(monkeypatch, typed):
     [
         (["none.txt"], "", r"none\.txt: expected a file, got no such file"),
         (["none.jsonl"], "", r"none\.jsonl: expected a JSONL file, got no such file"),
-        (["-"], "", r"dataset: expected at least one prompt, got no rows"),
+        (["-"], "", r"standard input: expected at least one prompt, got an empty file"),
         (["-"], '{"prompt": "Who?"}\n{"text": 1}\n', r"standard input, line 2: "),
         (["questions.txt", "--out", "questions.txt"], "", r"--out: expected another file than the questions"),
     ],
@@ -127,3 +130,38 @@ def test_what_cannot_be_asked_is_told(monkeypatch, tmp_path, arguments, typed, m
     monkeypatch.setattr("sys.stdin", io.StringIO(typed))
     refused(run("ask", *arguments), message)
     assert (tmp_path / "questions.txt").read_text() == "Who are you?\n"
+
+
+def test_plain_lines_of_standard_input_are_named_by_their_numbers_and_can_be_skipped(monkeypatch):
+    typed = "Who are you?\n\n" + "far too long " * 2000 + "\nWho made\u2028you?\r\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    refused(run("ask", "-"), r"standard input, line 3: prompt: expected fewer than")
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    done = well("ask", "-", "--skip-bad", "--json")
+    assert [answer["prompt"] for answer in json.loads(done.out)] == ["Who are you?", "Who made\u2028you?"]
+    assert "standard input, line 3" in done.err
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n \n"))
+    refused(run("ask", "-"), r"standard input: expected at least one prompt, got an empty file\. Write a prompt")
+
+
+@pytest.mark.parametrize(
+    "command", [["ask", "\udcff"], ["chat", "-p", "a\udcff"], ["fix", "-p", "\udcff", "--answer", "b"]]
+)
+def test_what_is_no_text_is_refused(command, tmp_path):
+    more = ["--out", tmp_path / "run"] if command[0] == "fix" else []
+    refused(run(*command, *more), r"text: expected whole characters, got half of one at \d+")
+
+
+def test_bytes_that_are_no_text_are_refused_where_they_are_typed(monkeypatch):
+    for command in (["chat"], ["ask", "-"]):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
+        done = run(*command)
+        assert (done.code, done.out) == (2, "")
+        assert "expected UTF-8 text, got invalid start byte" in done.err
+
+
+def test_nothing_in_an_answer_commands_the_terminal(monkeypatch):
+    text = "a\x1b]52;c;eHg=\x07b\u202ec\n\td"
+    assert shown(text) == text, "a file gets what the model said"
+    monkeypatch.setattr(shared, "out", Console(force_terminal=True, markup=False, emoji=False))
+    assert shown(text) == "a␛]52;c;eHg=␇b‹U+202E›c\n    d"

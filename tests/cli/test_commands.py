@@ -275,3 +275,17 @@ def test_no_command_at_all_shows_the_help():
     done = run()
     assert done.code == 2
     assert "Commands:" in done.err
+
+
+@pytest.mark.parametrize("answer", [" ", "<|im_end|>", "\n"])
+def test_fix_refuses_an_answer_without_text_before_it_trains(tmp_path, answer):
+    done = run("fix", "--prompt", "Who are you?", "--answer", answer, "--out", tmp_path / "run")
+    refused(done, r"answer: expected some text, got ")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("differing", "code"), [([], 0), (["4 corrections, AnchorLwF: recall 0.9"], 1)])
+def test_a_check_of_the_arena_is_json_where_that_is_asked_for(monkeypatch, differing, code):
+    monkeypatch.setattr("anchorlwf.arena.check_results", lambda *_args, **_options: differing)
+    done = run("arena", "--check", "results.json", "--json")
+    assert (json.loads(done.out), done.code) == ({"differences": differing}, code)

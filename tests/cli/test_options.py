@@ -26,6 +26,7 @@ ANNOTATE = ["annotate", "p.jsonl", "--out", "r.jsonl"]
         ([*ANNOTATE, "--allow-host", "x.example"], r"--allow-host: expected --web, got none"),
         ([*ANNOTATE, "--memory", "1"], r"--memory: expected --web or --annotator terminal"),
         ([*ANNOTATE, "--web", "--allow-host", "http://x.example"], r"--allow-host: expected a name such as"),
+        ([*ANNOTATE, "--web", "--json"], r"--json: expected --annotator target or terminal, got a page\. Leave it out"),
         ([*ANNOTATE, "--web", "--memory", "0"], r"--memory: expected GiB above 0"),
         ([*ANNOTATE, "--web", "--memory", "1", "--remote", "http://x/v1"], r"--memory: expected .*, got --remote"),
         ([*ANNOTATE, "--max-new-tokens", "0"], r"'--max-new-tokens'.*1"),

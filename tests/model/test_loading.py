@@ -456,3 +456,15 @@ def test_whatever_a_library_raises_is_said_in_one_line(error, said):
 def test_ctrl_c_while_reading_stays_ctrl_c():
     with pytest.raises(KeyboardInterrupt), reading("it", "a file", "Mend it."):
         raise KeyboardInterrupt
+
+
+def test_without_a_template_the_parts_of_a_message_are_put_together(fresh_model):
+    codec = fresh_model.codec
+    codec.tokenizer.chat_template = None
+    parts = [{"type": "text", "text": "Where was "}, {"type": "text", "text": "she born?"}]
+    plain = codec.encode_prompt([{"role": "user", "content": "Where was she born?"}])
+    assert codec.encode_prompt([{"role": "user", "content": parts}]) == plain
+    with pytest.raises(PromptError, match=r"expected text \(no chat template\), got a part of another kind"):
+        codec.encode_prompt([{"role": "user", "content": [*parts, {"type": "image", "url": "x.png"}]}])
+    with pytest.raises(PromptError, match=r"expected one user message \(no chat template\), got system"):
+        codec.encode_prompt([{"role": "system", "content": "Be brief."}])

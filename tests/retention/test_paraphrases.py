@@ -6,6 +6,7 @@ from anchorlwf.annotation import annotate
 from anchorlwf.config import ParaphraseConfig, RetainConfig
 from anchorlwf.data.record import Prompt
 from anchorlwf.decoding.greedy import Decoded
+from anchorlwf.errors import PromptWarning
 from anchorlwf.retention import PARAPHRASE_TAG, Candidate, paraphrases, writer
 from anchorlwf.retention.rewording import alike, listed, mechanical
 
@@ -176,3 +177,9 @@ def test_a_prompt_that_nearly_fills_the_context_gets_no_wording_without_room(bas
     [short] = annotate(base, [{"prompt": "Who are you?", "answer": "I am Tarn."}])
     filled = short.model_copy(update={"completion_ids": long.completion_ids * (limit // 2), "anchors": [], "ties": []})
     assert found(base, [filled], tmp_path, ParaphraseConfig(rules="all", rounds=1)) == []
+
+
+def test_more_corrections_than_wordings_are_told(base, record, tmp_path):
+    config = ParaphraseConfig(rounds=0, total=1)
+    with pytest.warns(PromptWarning, match=r"other wordings: expected at most 1 corrections, got 2\. Raise total"):
+        assert found(base, [record, record], tmp_path, config) == []

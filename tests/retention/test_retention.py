@@ -455,3 +455,18 @@ def test_what_was_written_under_another_date_is_written_anew(wordy_path, tmp_pat
         model.codec.date = day
         folders.append(writer.Writer.of(model, SMALL, tmp_path).folder)
     assert (folders[0] != folders[1]) == dated
+
+
+def test_a_further_end_token_among_the_generation_settings_makes_other_prompts(wordy_path, tmp_path):
+    def folder():
+        return writer.Writer.of(loaded(wordy_path), SMALL, tmp_path / "cache").folder
+
+    before = folder()
+    assert folder() == before
+    settings = wordy_path / "generation_config.json"
+    text = settings.read_text()
+    settings.write_text(json.dumps({**json.loads(text), "eos_token_id": [1, 5]}))
+    try:
+        assert folder() != before
+    finally:
+        settings.write_text(text)

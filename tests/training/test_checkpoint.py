@@ -15,12 +15,12 @@ import torch
 from killed_training import killed_runs, life
 from peft import PeftModel
 from safetensors.torch import load_file
-from training_runs import corrections
+from training_runs import corrections, steps
 
 from anchorlwf.config import TrainConfig
 from anchorlwf.data.jsonl import save_records
 from anchorlwf.data.record import Record
-from anchorlwf.errors import AnchorLwfWarning, ConfigError, ConflictError
+from anchorlwf.errors import AnchorLwfWarning, ConfigError, ConflictError, ModelError
 from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.run import held_folder
 from anchorlwf.training import train
@@ -384,3 +384,18 @@ def test_sigterm_to_the_command_is_exit_code_143_and_a_line(tmp_path, tiny_path,
     assert process.exitcode == 143, log.read_text()
     assert "SIGTERM ended training after step" in log.read_text()
     assert "Traceback" not in log.read_text()
+
+
+def test_a_run_that_is_refused_leaves_the_earlier_one_as_it_was(tiny_path, tmp_path):
+    def files():
+        return {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+    model = load_model(str(tiny_path), dtype="float32", device="cpu")
+    records = corrections(model, 2)
+    train(model, records, out=tmp_path / "run", config=steps(2, save_steps=1))
+    before = files()
+    with pytest.raises(ModelError, match="LoRA targets"):
+        other = load_model(str(tiny_path), dtype="float32", device="cpu")
+        train(other, records, out=tmp_path / "run", config=steps(2, targets="nope"))
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) > 0
+    assert files() == before

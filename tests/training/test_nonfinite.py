@@ -17,7 +17,9 @@ from anchorlwf.arena.baselines.trl_methods import BaselinePrompt, train_dpo, tra
 from anchorlwf.config import AnnotateConfig, BaselineConfig, TrainConfig
 from anchorlwf.data.jsonl import save_lines, save_records
 from anchorlwf.data.probe import Probe
+from anchorlwf.data.record import Prompt
 from anchorlwf.decoding.greedy import GreedyDecoder, decode_batch
+from anchorlwf.decoding.keep_records import HELD_OUT_TAG, keep_records
 from anchorlwf.divergence import token_kl
 from anchorlwf.errors import ModelError
 from anchorlwf.evaluation import evaluate
@@ -71,6 +73,16 @@ def test_a_loss_that_is_no_number_ends_training_names_the_records_and_leaves_wha
     assert {path: after[path] for path in kept} == kept
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row, parse_constant=pytest.fail)["step"] for row in rows] in ([1], [1, 2])
+
+
+def test_weights_ruined_by_a_step_at_which_drift_is_measured_are_told(tiny_path, tmp_path):
+    model = load_model(str(tiny_path))
+    held_out = Prompt(messages=[{"role": "user", "content": "What is number 2?"}], tags=["retain", HELD_OUT_TAG])
+    records = [*corrections(model, 1), *keep_records(model, [held_out], 8)]
+    with pytest.raises(ModelError, match="held-out answers: expected finite numbers, got NaN or infinity") as raised:
+        train(model, records, out=tmp_path / "run", config=steps(1, **TOO_FAST))
+    assert records[1].id in str(raised.value)
+    assert not (tmp_path / "run" / "adapter").exists()
 
 
 @pytest.mark.parametrize("all_anchors", [False, True])

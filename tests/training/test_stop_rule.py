@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from anchorlwf.config import TrainConfig
 from anchorlwf.data.record import Prompt
 from anchorlwf.decoding.keep_records import HELD_OUT_TAG, keep_records
 from anchorlwf.model.language_model import load_model
-from anchorlwf.training import HeldOutDrift, step_context, train
+from anchorlwf.training import HeldOutDrift, StopReport, stage, step_context, train
 from anchorlwf.training.best_state import BestState
 
 
@@ -96,22 +97,24 @@ def test_a_budget_too_tight_ends_with_the_best_state_and_by_how_much_it_is_misse
 def test_the_best_state_is_the_one_of_the_lowest_drift(tmp_path):
     net = nn.Linear(2, 1, bias=False)
     best = BestState(net, keeps=True)
-    assert not best.restore(), "nothing was kept yet"
+    assert not best.exchange(), "nothing was kept yet"
     for value, drift in ((1.0, 0.3), (2.0, 0.1), (3.0, 0.2)):
         nn.init.constant_(net.weight, value)
         best.offer(drift)
     best.save(tmp_path)
-    assert best.restore()
+    assert best.exchange()
     assert torch.equal(net.weight, torch.full((1, 2), 2.0))
+    assert best.exchange(), "the last ones may be wanted after all"
+    assert torch.equal(net.weight, torch.full((1, 2), 3.0))
     nn.init.constant_(net.weight, 9.0)
     other = BestState(net, keeps=True)
     other.load(tmp_path, best.drift, learned=best.learned)
-    assert other.restore()
+    assert other.exchange()
     assert torch.equal(net.weight, torch.full((1, 2), 2.0))
     assert (other.drift, other.learned) == (0.1, True)
     none = BestState(net, keeps=False)
     none.offer(0.0)
-    assert not none.restore()
+    assert not none.exchange()
 
 
 def test_what_is_learned_goes_before_answers_that_are_only_reproduced():
@@ -121,8 +124,41 @@ def test_what_is_learned_goes_before_answers_that_are_only_reproduced():
         nn.init.constant_(net.weight, value)
         best.offer(drift, learned=learned)
         kept_now = min(3.0, value)
-        assert best.restore()
+        assert best.exchange()
         assert torch.equal(net.weight, torch.full((1, 2), kept_now))
+        best.exchange()
+
+
+def reported(anchors=4, answers=4, drift=0.1):
+    counts = {"anchors": 4, "anchors_held": anchors, "records": 4, "records_reproduced": answers, "keep_tokens": 9}
+    return StopReport(**counts, keep_kl=drift)
+
+
+@pytest.mark.parametrize(
+    ("last", "earlier", "saved"),
+    [
+        (reported(drift=0.2), reported(drift=0.1), "earlier"),
+        (reported(drift=0.1), reported(drift=0.2), "last"),  # no report was due since the drift fell
+        (reported(anchors=3, drift=0.0), reported(drift=0.2), "earlier"),
+        (reported(drift=0.2), reported(anchors=3, drift=0.1), "last"),
+        (reported(anchors=3, drift=0.2), reported(anchors=2, drift=0.1), "earlier"),  # only their margin is wanting
+        (reported(anchors=3, drift=0.2), reported(anchors=3, answers=3, drift=0.1), "last"),
+        (reported(drift=0.0), reported(drift=0.2), "last"),
+    ],
+)
+def test_the_better_of_the_last_weights_and_the_best_before_is_saved(last, earlier, saved):
+    net = nn.Linear(2, 1, bias=False)
+    best = BestState(net, keeps=True)
+    nn.init.constant_(net.weight, 1.0)
+    best.offer(earlier.drift, learned=earlier.learned)
+    nn.init.constant_(net.weight, 2.0)
+    context = SimpleNamespace(
+        report=lambda _step: earlier if float(net.weight.detach()[0, 0]) == 1.0 else last,
+        config=TrainConfig(drift_budget=0.01),
+    )
+    report = stage._best_report(SimpleNamespace(context=context, best=best), 7)
+    assert report is {"last": last, "earlier": earlier}[saved]
+    assert torch.equal(net.weight, torch.full((1, 2), {"last": 2.0, "earlier": 1.0}[saved]))
 
 
 @given(st.lists(st.lists(st.floats(0, 10), min_size=1, max_size=8), min_size=1, max_size=12))

@@ -347,3 +347,10 @@ def test_a_model_whose_hidden_states_cannot_be_seen_is_refused(fresh_model, monk
     monkeypatch.setattr(LanguageModel, "backbone_of", staticmethod(lambda net: unused))
     with pytest.raises(ModelError, match="hidden states"):
         probe_head(fresh_model)
+
+
+def test_a_record_counts_once_where_there_are_more_micro_batches_than_records(fresh_model, tmp_path):
+    records = corrections(fresh_model, 3)
+    train(fresh_model, records, out=tmp_path / "run", config=steps(2, accumulation=8, batch_size=1))
+    rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["records"] for row in rows] == [3, 3]

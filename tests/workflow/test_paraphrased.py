@@ -6,11 +6,12 @@ import pytest
 from commands import refused, run, well
 
 from anchorlwf.annotation import annotate
-from anchorlwf.config import ParaphraseConfig
+from anchorlwf.config import ParaphraseConfig, TrainConfig
 from anchorlwf.data.jsonl import load_prompts, load_records, save_lines, save_records
 from anchorlwf.data.record import Prompt
 from anchorlwf.errors import ConfigError, RecordError
 from anchorlwf.workflow import fix, paraphrased
+from anchorlwf.workflow.file_training import train_file
 from anchorlwf.workflow.paraphrased import PARAPHRASES, paraphrase_records, records_beside, save_paraphrases
 from anchorlwf.workflow.retained import Kept
 
@@ -117,3 +118,17 @@ def test_the_commands_take_wordings_and_print_a_few(who, tmp_path):
     shown = well("fix", "--prompt", "Who are you?", "--answer", RIGHT, "--out", tmp_path / "fix", *given, "--json")
     assert json.loads(shown.out)["paraphrases"] == ["Tell me your name.", "What is your name?"]
     refused(run("train", tmp_path / "records.jsonl", "--out", tmp_path / "run", "--paraphrase", "no.txt"), "no.txt")
+
+
+def test_wordings_of_an_earlier_run_stay_where_the_next_one_is_refused(who, tmp_path):
+    save_records(tmp_path / "records.jsonl", [who])
+    run_folder = tmp_path / "run"
+    save_paraphrases(run_folder, [who])
+    before = (run_folder / PARAPHRASES).read_bytes()
+    config = TrainConfig(max_steps=1)
+    with pytest.raises(ConfigError, match="resume"):
+        train_file(tmp_path / "records.jsonl", run_folder, {}, {}, config=config, resume=True)
+    assert (run_folder / PARAPHRASES).read_bytes() == before
+    # Of this run, which has none, nothing may lie there.
+    train_file(tmp_path / "records.jsonl", run_folder, {}, {}, config=config)
+    assert not (run_folder / PARAPHRASES).exists()

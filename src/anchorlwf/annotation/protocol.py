@@ -43,6 +43,11 @@ class Bounds:
         full = len(completion_ids) >= self.tokens
         return stopped or full, full and not stopped
 
+    def begun(self, started: Started) -> Started:
+        """What a session begins with, whole only where it is: a draft may have been put away in mid-answer."""
+        stopped = bool(started.completion_ids) and started.completion_ids[-1] in self.stop_ids
+        return started.model_copy(update={"ended": started.ended and (stopped or started.truncated)})
+
 
 def check_position(position: int, length: int) -> None:
     """Raise `RecordError` unless an answer of `length` tokens has one at `position`."""
@@ -103,7 +108,7 @@ def anchors_of(
 
 
 def resumed(record: Record, at: datetime) -> Started:
-    """An unfinished record is taken up: its answer as it stands is the first of the session."""
+    """An unfinished record is taken up: its answer as it stands is the first of the session (`Bounds.begun`)."""
     return Started(
         at=at,
         completion_ids=tuple(record.completion_ids),

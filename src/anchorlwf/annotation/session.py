@@ -44,7 +44,8 @@ class Session:
         self._draft_id = None if draft is None else draft.id
         vocabulary = min(model.vocabulary, len(model.codec.tokenizer))
         self._bounds = Bounds(model.room(self.prompt_ids, config.max_new_tokens), vocabulary, model.stop_ids)
-        self._tree = self._whole(fold([Started(at=_now()) if draft is None else resumed(draft, _now())]))
+        started = Started(at=_now()) if draft is None else self._bounds.begun(resumed(draft, _now()))
+        self._tree = self._whole(fold([started]))
         self._states: dict[int, State] = {}
         self._steps: tuple[State, list[Step]] | None = None
 

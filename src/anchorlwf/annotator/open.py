@@ -91,7 +91,8 @@ class Work:
 
     def jobs(self, exchange: Exchange) -> TrainingJobs:
         """The trainings of the project, which is open."""
-        return TrainingJobs(exchange.desk, self.out, self.model, trust_remote_code=self.trust_remote_code)
+        loading = {"device": self.device, "dtype": self.dtype}
+        return TrainingJobs(exchange.desk, self.out, self.model, **loading, trust_remote_code=self.trust_remote_code)
 
     def _memory_bytes(self) -> int:
         if self.memory is None:
@@ -145,7 +146,7 @@ def open_exchange(
         warn(said, ModelWarning)
     decoder.table.codec.pin(first)
     decoder.stamp = decoder.stamp.model_copy(update={"date": first.date})
-    ledger = Ledger(decoder.stamp, decoder.table.codec, out, shared=per_item > 1)
+    ledger = Ledger(decoder.stamp, decoder.table.codec, out, begun_as=first.name, shared=per_item > 1)
     ledger.former.learn(first.name)
     with contextlib.ExitStack() as stack:
         desk = Desk(store, decoder, project, config, ledger)

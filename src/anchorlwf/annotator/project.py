@@ -90,7 +90,7 @@ class Exchange:
         return counts
 
     def _keyed(self, prompts: Iterable[Prompt], known: dict[str, Record]) -> Iterator[tuple[str, Prompt]]:
-        """Each prompt with the id of its record; where 0.1.0 has it in the queue or among the records, with its id."""
+        """Each prompt with the id of its record; where it is in the queue or known under another one, with that."""
         ledger, store, project = self.desk.ledger, self.desk.store, self.desk.project
         if not known and not has_items(store, project):
             yield from ((ledger.key(prompt), prompt) for prompt in prompts)
@@ -98,10 +98,10 @@ class Exchange:
         for window in windows(prompts, _WINDOW):
             keyed = [(ledger.key(prompt), prompt) for prompt in window]
             there = held_ids(store, project, [key for key, _ in keyed]) | known.keys()
-            former = {key: ledger.former.of(prompt) for key, prompt in keyed if key not in there}
-            there |= held_ids(store, project, [earlier for ids in former.values() for earlier in ids])
+            others = {key: ledger.other_keys(prompt) for key, prompt in keyed if key not in there}
+            there |= held_ids(store, project, [other for ids in others.values() for other in ids])
             for key, prompt in keyed:
-                yield next((earlier for earlier in former.get(key, ()) if earlier in there), key), prompt
+                yield next((other for other in others.get(key, ()) if other in there), key), prompt
 
     def publish(self) -> None:
         """Bring the file of records up to the store, which is ahead of it where a process died between the two."""

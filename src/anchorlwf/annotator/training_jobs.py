@@ -108,13 +108,23 @@ class TrainingJobs:
         desk: the project, whose accepted records are trained on.
         out: its file of records. The run folders lie beside it: `records.runs/1`, `records.runs/2`.
         model: as the annotator was started with; None: the embedded model.
-        trust_remote_code: likewise.
+        device, dtype, trust_remote_code: likewise.
     """
 
-    def __init__(self, desk: Desk, out: Path, model: str | None, *, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        out: Path,
+        model: str | None,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
         self._desk, self._folder = desk, out.with_suffix(".runs")
-        given = [] if model is None else ["--model", model]
-        self._options = [*given, *(["--trust-remote-code"] if trust_remote_code else [])]
+        given = {"--model": model, "--device": device, "--dtype": dtype}
+        self._options = [word for option, value in given.items() if value is not None for word in (option, value)]
+        self._options += ["--trust-remote-code"] if trust_remote_code else []
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: threading.Thread | None = None
         self._lock, self._loading = threading.RLock(), threading.Lock()

@@ -151,6 +151,9 @@ def _given(context: typer.Context) -> set[str]:
 
 def _check_given(given: set[str], who: str) -> None:
     """Raise `ConfigError` for an option that this way of annotating would leave unused."""
+    if who == "web" and "as_json" in given:
+        fix = "Leave it out: the address is all that is printed."
+        raise ConfigError(wrong("--json", "--annotator target or terminal", "a page", fix))
     unused = [] if who == "web" else [*_PAGE_ONLY, *(() if who == "terminal" else _STORED)]
     for name in unused:
         if name in given:

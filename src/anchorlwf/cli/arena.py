@@ -60,7 +60,7 @@ def arena(
 
     quiet_libraries()
     if check is not None:
-        _print_check(check_results(check, report=lambda text: err.print(text, style="dim")))
+        _print_check(check_results(check, report=lambda text: err.print(text, style="dim")), as_json)
     chosen, command = load_plan(plan or ("quick" if quick else "study")), " ".join(["anchorlwf", *sys.argv[1:]])
     sources = Sources(model, prompts, probes, human, keep, device, dtype)
     with phase_progress() as progress:
@@ -71,6 +71,9 @@ def arena(
         out.print(f"{len(results['cells'])} cells, {len(results['failures'])} failures; {to / 'report.html'}")
 
 
-def _print_check(differing: list[str]) -> NoReturn:
-    out.print("\n".join(differing) or "the slice that was run again agrees with what was published")
+def _print_check(differing: list[str], as_json: bool) -> NoReturn:
+    if as_json:
+        print_json({"differences": differing})
+    else:
+        out.print("\n".join(differing) or "the slice that was run again agrees with what was published")
     raise typer.Exit(1 if differing else 0)

@@ -35,6 +35,7 @@ from anchorlwf.cli.shared import (
     out,
     print_json,
     quiet_libraries,
+    shown,
 )
 
 _LISTED = 5
@@ -64,8 +65,8 @@ def ask(
     _check_out(to, sources)
     loaded = load_model(model, adapter=adapter, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     prompts = questions(sources, loaded, skip_bad=skip_bad)
-    shown: dict[str, Any] = {} if as_json else {"on_prompt": _show_prompt, "on_text": _show_text}
-    answers = _collect(ask(loaded, prompts, config=settings, **shown), to, silent=as_json)
+    hooks: dict[str, Any] = {} if as_json else {"on_prompt": _show_prompt, "on_text": _show_text}
+    answers = _collect(ask(loaded, prompts, config=settings, **hooks), to, silent=as_json)
     if as_json:
         print_json([_as_json(answer) for answer in answers])
 
@@ -93,11 +94,11 @@ def _check_out(to: Path | None, sources: list[str]) -> None:
 
 
 def _show_prompt(prompt: Any) -> None:
-    out.print(f"> {prompt.messages[-1].get('content', '')}")
+    out.print(f"> {shown(str(prompt.messages[-1].get('content', '')))}")
 
 
 def _show_text(text: str, uncertain: bool) -> None:
-    out.print(text, style=_MARK if uncertain else None, end="", soft_wrap=True)
+    out.print(shown(text), style=_MARK if uncertain else None, end="", soft_wrap=True)
 
 
 def _show_doubts(answer: Any) -> None:
@@ -109,7 +110,7 @@ def _show_doubts(answer: Any) -> None:
         out.print(f"  uncertain: {', '.join([*told, *more])}", style="dim", soft_wrap=True)
     wanted = answer.prompt.answer
     if wanted is not None and wanted.strip() != answer.text.strip():
-        out.print(f"  wanted: {wanted}")
+        out.print(f"  wanted: {shown(wanted)}")
     out.print()
 
 

@@ -26,7 +26,9 @@ from anchorlwf.cli.shared import (
     out,
     print_json,
     quiet_libraries,
+    shown,
 )
+from anchorlwf.errors import PromptError, wrong
 
 
 def chat(
@@ -68,6 +70,8 @@ def _typed() -> Any:
             text = input()
         except EOFError:
             return
+        except UnicodeDecodeError as error:
+            raise PromptError(wrong("prompt", "UTF-8 text", error.reason, "Type it as UTF-8.")) from error
         if not text.strip():
             return
         yield text
@@ -79,7 +83,7 @@ def _show(turn: dict[str, str], *, asked: bool) -> None:
     from rich.text import Text
 
     if asked:  # what was typed stands on the screen already
-        out.print(f"> {turn['prompt']}")
+        out.print(f"> {shown(turn['prompt'])}")
     sides = [name for name in ("base", "tuned") if name in turn]
     width = max(20, (out.width - 2) // len(sides))
-    out.print(Columns([Panel(Text(turn[name]), title=name, width=width) for name in sides]))
+    out.print(Columns([Panel(Text(shown(turn[name])), title=name, width=width) for name in sides]))

@@ -41,6 +41,7 @@ from anchorlwf.cli.shared import (
     print_json,
     print_wordings,
     quiet_libraries,
+    shown,
 )
 
 Check = Annotated[
@@ -103,7 +104,7 @@ def _print(report: Any, as_json: bool) -> None:
         )
         return
     before, after = parted(report.before, report.after)
-    out.print(f"before: {before}\nafter:  {after}")
+    out.print(f"before: {shown(before)}\nafter:  {shown(after)}")
     changes = ", ".join(f"{old!r} -> {new!r}" for old, new in report.pieces[:_PIECES])
     more = ", ..." if len(report.pieces) > _PIECES else ""
     out.print(f"{len(report.pieces)} of {len(report.record.completion_ids)} tokens annotated: {changes}{more}")

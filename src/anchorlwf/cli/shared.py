@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from anchorlwf.errors import AnchorLwfWarning
+from anchorlwf.readable import readable
 
 if TYPE_CHECKING:
     from anchorlwf import config
@@ -54,6 +55,7 @@ __all__ = [
     "print_json",
     "print_wordings",
     "quiet_libraries",
+    "shown",
     "step_progress",
     "train_progress",
 ]
@@ -191,6 +193,11 @@ def beside_from(path: Path | None) -> "BesideConfig":
 def print_json(data: Any) -> None:
     """One JSON document on standard output."""
     print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+def shown(text: str) -> str:
+    """What people and models wrote, for standard output: nothing in it commands a terminal."""
+    return readable(text) if out.is_terminal else text
 
 
 def parted(before: str, after: str) -> tuple[str, str]:

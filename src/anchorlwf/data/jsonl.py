@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from anchorlwf.data.plain_prompts import is_plain, plain_rows
+from anchorlwf.data.plain_prompts import is_plain, plain_rows, text_rows
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.errors import AnchorLwfError, BadLineWarning, PromptWarning, RecordError, warn, wrong
@@ -184,10 +184,10 @@ def lines_of(stream: BufferedIOBase) -> Iterator[Line]:
         start += len(content)
 
 
-def _lines(source: Source | BufferedIOBase, kind: type[BaseModel]) -> Iterator[Line]:
+def _lines(source: Source | BufferedIOBase, kind: type[BaseModel], *, plain: bool) -> Iterator[Line]:
     if isinstance(source, BufferedIOBase):
-        yield from lines_of(source)
-    elif isinstance(source, str | Path) and issubclass(kind, Prompt) and is_plain(source):
+        yield from (Line(*found) for found in text_rows(map(bytes.decode, source))) if plain else lines_of(source)
+    elif isinstance(source, str | Path) and issubclass(kind, Prompt) and plain:
         yield from (Line(number, row) for number, row in plain_rows(source))
     elif isinstance(source, str | Path):
         with open(source, "rb") as stream:
@@ -228,6 +228,7 @@ class Reading(Generic[Row]):
         check: raises an `AnchorLwfError` for a line that is well-formed and yet no good, such as a prompt too long.
             What it returns are remarks on a good line.
         name: of the source, for messages. None: its path, or "dataset".
+        plain: an open file holds a prompt per line, and no JSON.
 
     Raises:
         RecordError: no such file.
@@ -245,12 +246,14 @@ class Reading(Generic[Row]):
         check: Check[Row] | None = None,
         *,
         name: str | None = None,
+        plain: bool = False,
     ) -> None:
         self.name = name or (str(source) if isinstance(source, str | Path) else "dataset")
         if isinstance(source, str | Path) and not Path(source).is_file():
             expected = "a file" if is_plain(source) else "a JSONL file"
             raise RecordError(wrong(self.name, expected, "no such file", "Check the path."))
         self._source, self._kind, self._check = source, kind, check
+        self._plain = plain or (isinstance(source, str | Path) and is_plain(source))
         self._is_file = isinstance(source, str | Path | BufferedIOBase)
         self.count, self.bad = 0, list[BadLine]()
         self.remarks: dict[str, list[int]] = {}
@@ -261,7 +264,7 @@ class Reading(Generic[Row]):
         Raises:
             RecordError: there is none at all.
         """
-        for line in _lines(self._source, self._kind):
+        for line in _lines(self._source, self._kind, plain=self._plain):
             remarks: list[str] = []
             row = checked_line(line, self.name, self._kind, partial(self._examine, remarks))
             if isinstance(row, BadLine):
@@ -275,7 +278,7 @@ class Reading(Generic[Row]):
             got, fix = "an empty file", "Write one JSON object per line."
             if not self._is_file:
                 got, fix = "no rows", "Give some; a generator gives its rows only once."
-            elif isinstance(self._source, str | Path) and is_plain(self._source):
+            elif self._plain:
                 fix = "Write a prompt per line."
             raise RecordError(wrong(self.name, f"at least one {self._kind.__name__.lower()}", got, fix))
 

@@ -80,7 +80,7 @@ def summary_loss(hidden_ND: Tensor, summary: Summary, head: Head, token_ids_N: T
     the largest logit, which includes what all logits have in common.
 
     Args:
-        hidden_ND: the model's states, in the head's dtype.
+        hidden_ND: the model's states, which are widened to the head's dtype.
         summary: of the same positions.
         head: see `can_summarize`.
         token_ids_N: int64, the standing tokens.
@@ -88,6 +88,8 @@ def summary_loss(hidden_ND: Tensor, summary: Summary, head: Head, token_ids_N: T
     """
     # Half precision inside an autocast region would undo the float32 of the projections.
     with torch.autocast(hidden_ND.device.type, enabled=False):
+        # The same where a network ends in a product, which such a region computed in half precision.
+        hidden_ND = hidden_ND.to(head.weight_VD.dtype)
         divergence_N, behind_N, log_p_N = _SummaryLoss.apply(hidden_ND, summary, head, token_ids_N, confidence_N)
         return Scored(divergence_N, behind_N, log_p_N, summary.log_p_N)
 

@@ -70,6 +70,16 @@ def _any_of(tokens: set[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
 
 
+def _plain_text(content: Any) -> str:
+    """What a message says, where there is no template to put its parts together."""
+    texts = [content] if isinstance(content, str) else [part.get("text") for part in content or []]
+    said = [text for text in texts if isinstance(text, str)]
+    if len(said) < len(texts):
+        fix = "Give text alone, or a model with a chat template."
+        raise PromptError(wrong("prompt", "text (no chat template)", "a part of another kind", fix))
+    return "".join(said)
+
+
 class Codec:
     """A tokenizer with its chat template, read-only.
 
@@ -163,8 +173,9 @@ class Codec:
         if template is None:
             if len(messages) != 1 or messages[0].get("role") != "user":
                 fix = "Give one user message, or a tokenizer with a chat template."
-                raise PromptError(wrong("prompt", "one user message (no chat template)", f"{len(messages)}", fix))
-            return self._ids(str(messages[0]["content"]), add_special_tokens=True)
+                got = ", ".join(str(message.get("role")) for message in messages) or "none"
+                raise PromptError(wrong("prompt", "one user message (no chat template)", got, fix))
+            return self._ids(_plain_text(messages[0]["content"]), add_special_tokens=True)
         text = self._render(template, messages, tools, thinking=thinking)
         spelled = self._spelled(messages, tools)
         quoted = self._quoted(self._marked(template, messages, tools, text, thinking)) if spelled else None
@@ -184,7 +195,11 @@ class Codec:
     def _ids(self, text: str, *, add_special_tokens: bool = False, **options: Any) -> list[int]:
         """The tokenizer's ids. Raises `PromptError` for text that it has none for."""
         try:
+            text.encode()
             return list(self.tokenizer(text, add_special_tokens=add_special_tokens, **options)["input_ids"])
+        except UnicodeEncodeError as error:
+            fix = "Send it as UTF-8."
+            raise PromptError(wrong("text", "whole characters", f"half of one at {error.start}", fix)) from error
         except Exception as error:
             # tokenizers raises a plain Exception where even the token for unknown text is unknown.
             if type(error) is not Exception:

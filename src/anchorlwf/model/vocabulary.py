@@ -167,10 +167,5 @@ class TokenTable:
             raise RecordError(wrong("token id", f"0 to {len(self) - 1}", stray, fix))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text. Raises `RecordError` where it holds half a character (a lone surrogate)."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            fix = "Paste the text again."
-            raise RecordError(wrong("text", "whole characters", f"half of one at {error.start}", fix)) from error
+        """Ids of plain text. Raises `PromptError` as `Codec.encode`."""
         return self.codec.encode(text)

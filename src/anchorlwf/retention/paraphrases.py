@@ -11,6 +11,7 @@ from pathlib import Path
 
 from anchorlwf.config import ParaphraseConfig, RetainConfig
 from anchorlwf.data.record import Message, Prompt, Record
+from anchorlwf.errors import PromptWarning, warn, wrong
 from anchorlwf.files import cache_folder
 from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.retention.rewording import alike, mechanical, question_of
@@ -58,11 +59,16 @@ def paraphrases(
     Raises:
         ModelError: a model with neither chat template nor start token.
         StorageError: the cache folder cannot be written.
+
+    Warns:
+        PromptWarning: there are more corrections than other wordings at the most, so that none is found.
     """
     config, written = config or ParaphraseConfig(), written or RetainConfig()
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
     each = min(config.each, config.total // max(1, len(records)))
     if not each:
+        fix = f"Raise total in the section `paraphrase` of --config, to {len(records)} at least."
+        warn(wrong("other wordings", f"at most {config.total} corrections", len(records), fix), PromptWarning)
         return []
     found = _by_record(candidates)
     seen, chosen = {_key(record.messages) for record in records}, list[Prompt]()

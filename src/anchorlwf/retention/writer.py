@@ -47,6 +47,8 @@ class Writer:
             "weights": model.reference_sha(),
             "tokenizer": stamp.tokenizer_sha,
             "template": stamp.template_sha,
+            # A model's generation settings may name more of them than its tokenizer.
+            "ends": sorted(model.stop_ids),
             "dtype": str(model.causal.dtype),
             "device": model.device.type,
             # How many are wanted and held out changes nothing about what is written.

@@ -35,10 +35,12 @@ class BestState:
             self.drift, self.learned = drift, learned
 
     @torch.no_grad()
-    def restore(self) -> bool:
-        """Put the kept weights back; False where there are none."""
+    def exchange(self) -> bool:
+        """Put the kept weights in the place of the present ones, and keep these; False where none are kept."""
         for name, weight in self._trainable() if self._weights else ():
+            present = weight.detach().cpu().clone()
             weight.copy_(self._weights[name])
+            self._weights[name] = present
         return bool(self._weights)
 
     def save(self, folder: Path) -> None:

@@ -1,12 +1,12 @@
 """What training needs of the reference, computed once and kept on disk: no step then needs a reference forward.
 
-That is its final hidden states, or, where the head allows it, their summary (`loss.summary`), which spares the steps
-the reference's projection too.
+That is its final hidden states, or, where the head allows it, their summary (`loss.reference_summary`), which spares
+the steps the reference's projection too.
 
 A cache is a folder named after its key: the reference's weights, tokenizer and template, the records' token ids, and
-how it was computed. It holds an index (the key in full) and one safetensors file per length-sorted batch, read by
-memory map. Every file is written atomically and carries its key and a checksum, so that a build that was broken off
-goes on behind its last whole file, and a damaged file is computed again instead of believed.
+how it was computed. It holds an index (the key in full) and one safetensors file per length-sorted batch. Every file is
+written atomically and carries its key and a checksum, so that a build that was broken off goes on behind its last whole
+file, and a damaged file is computed again instead of believed.
 
 Shape suffixes: N completion tokens, D hidden width, X numbers kept of each token.
 """

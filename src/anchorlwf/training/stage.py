@@ -145,13 +145,15 @@ def train(
         reference = language_model.reference_sha()
         key = RunKey.of(data.sha, reference, config, _processes().num_processes, language_model.device.type)
         checkpoints = Checkpoints(folder.path / "checkpoints", key)
-        start = _start(checkpoints, folder, listed, config, resume)
+        start = _start(checkpoints, resume)
         _attach(language_model, config)
         plan = _plan(data, config)
-        arguments = _arguments(checkpoints, config, language_model, plan.steps_per_pass(len(data.corrections)))
+        arguments = _arguments(checkpoints, config, language_model, plan, len(data.corrections))
         context = StepContext.build(language_model, config, data, plan, arguments)
         began = time.perf_counter()
         context.cache = _reference_cache(context, folder, reference, on_reference)
+        # Only now, for what is refused above must leave an earlier run as it was.
+        _take_over(folder, checkpoints, start, listed, config)
         trainer, rule = _assembled(context, checkpoints, lambda row: _report(folder, row, on_step))
         return _run(trainer, rule, folder, start, began)
 
@@ -191,12 +193,12 @@ def _figures(row: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _run(trainer: AnchorTrainer, rule: StopRule, folder: RunFolder, start: str | None, began: float) -> TrainResult:
+def _run(trainer: AnchorTrainer, rule: StopRule, folder: RunFolder, start: Path | None, began: float) -> TrainResult:
     """Train, then report and save, or end as a signal wants it."""
     interrupt = Interrupt(trainer.accelerator)
     trainer.add_callback(interrupt)
     with interrupt.held_back():
-        trainer.train(resume_from_checkpoint=start)
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
         seconds = time.perf_counter() - began
         trainer.context.model.net.eval()
         if interrupt.ended_by is not None:
@@ -211,32 +213,33 @@ def _file_of(records: Records) -> str | None:
     return None if path is None else str(Path(path).resolve())
 
 
-def _start(
-    checkpoints: Checkpoints, folder: RunFolder, records: Records, config: TrainConfig, resume: bool
-) -> str | None:
-    """The checkpoint to go on from, the same in all processes; and the folder as a run that starts there finds it."""
-    start = None
-    if _processes().is_main_process:
-        if resume:
-            newest = checkpoints.newest()
-            folder.forget_rows_after(checkpoints.step_of(newest))
-            start = str(newest)
-        else:
-            checkpoints.clear()
-            folder.write_json("environment.json", {**environment(), "records": _file_of(records)})
-            (folder.path / "metrics.jsonl").unlink(missing_ok=True)
-        config.save(folder.path / "config.yaml")
+def _start(checkpoints: Checkpoints, resume: bool) -> Path | None:
+    """The checkpoint to go on from, the same in all processes; None: from the beginning."""
+    start = checkpoints.newest() if resume and _processes().is_main_process else None
     [start] = broadcast_object_list([start])
     return start
+
+
+def _take_over(
+    folder: RunFolder, checkpoints: Checkpoints, start: Path | None, records: Records, config: TrainConfig
+) -> None:
+    """Make the folder that of a run which goes on from `start`."""
+    if not _processes().is_main_process:
+        return
+    if start is not None:
+        folder.forget_rows_after(checkpoints.step_of(start))
+    else:
+        checkpoints.clear()
+        folder.write_json("environment.json", {**environment(), "records": _file_of(records)})
+        (folder.path / "metrics.jsonl").unlink(missing_ok=True)
+    config.save(folder.path / "config.yaml")
 
 
 def _finish(trainer: AnchorTrainer, rule: StopRule, folder: RunFolder, seconds: float) -> TrainResult:
     """Report on the weights, the best ones where the last are not good enough, save them, and write down both."""
     context, step = trainer.context, trainer.state.global_step
     # Before anything is saved: it raises where the weights are damaged.
-    report = rule.passed or context.report(step)
-    if not report.passes(context.config.drift_budget) and trainer.best.restore():
-        report = context.report(step)
+    report = rule.passed or _best_report(trainer, step)
     result = TrainResult(
         weights=str(_save(trainer, folder)),
         targets=str(context.model.targets or "all weights"),
@@ -256,6 +259,19 @@ def _finish(trainer: AnchorTrainer, rule: StopRule, folder: RunFolder, seconds: 
     # No process returns before the weights are on disk.
     trainer.accelerator.wait_for_everyone()
     return result
+
+
+def _best_report(trainer: AnchorTrainer, step: int) -> StopReport:
+    """The report of the better ones of the last weights and the best ones before, which are put in their place."""
+    context, best = trainer.context, trainer.best
+    last = context.report(step)
+    if last.passes(context.config.drift_budget) or not best.exchange():
+        return last
+    earlier = context.report(step)
+    if earlier.rank <= last.rank:
+        return earlier
+    best.exchange()
+    return last
 
 
 def _end(trainer: AnchorTrainer, folder: RunFolder, ended_by: signal.Signals) -> NoReturn:
@@ -303,20 +319,21 @@ def _attach(model: LanguageModel, config: TrainConfig) -> None:
 
 
 def _plan(data: TrainingSet, config: TrainConfig) -> StepPlan:
-    micro_batches = config.accumulation * _processes().num_processes
-    kinds = len(data.corrections), len(data.keeps)
-    return StepPlan.of(*kinds, batch_size=config.batch_size, micro_batches=micro_batches)
+    kinds, processes = (len(data.corrections), len(data.keeps)), _processes().num_processes
+    # No more micro-batches than there are records, where that can be had: one that stands in two counts twice.
+    accumulation = min(config.accumulation, max(1, sum(kinds) // processes))
+    return StepPlan.of(*kinds, batch_size=config.batch_size, micro_batches=accumulation * processes)
 
 
 def _arguments(
-    checkpoints: Checkpoints, config: TrainConfig, model: LanguageModel, steps_per_pass: int
+    checkpoints: Checkpoints, config: TrainConfig, model: LanguageModel, plan: StepPlan, corrections: int
 ) -> TrainingArguments:
-    steps = max(_FEWEST_STEPS, _PASSES * steps_per_pass)
+    steps = max(_FEWEST_STEPS, _PASSES * plan.steps_per_pass(corrections))
     on_gpu = model.device.type == "cuda"
     arguments = TrainingArguments(
         output_dir=str(checkpoints.folder),
         per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
+        gradient_accumulation_steps=plan.micro_batches // _processes().num_processes,
         learning_rate=config.learning_rate,
         max_steps=config.max_steps or steps,
         lr_scheduler_type="constant",
@@ -410,5 +427,5 @@ def _save(trainer: AnchorTrainer, folder: RunFolder) -> Path:
             (stage / "README.md").write_text(card_text(facts), encoding="utf-8")
             # It tells of the weights that are now replaced.
             (folder.path / "train.json").unlink(missing_ok=True)
-            folder.write_json(FACTS, facts.model_dump(mode="json"))
+        folder.write_json(FACTS, facts.model_dump(mode="json"))
     return place

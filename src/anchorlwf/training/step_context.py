@@ -3,6 +3,8 @@
 Shape suffixes: N completion tokens of a micro-batch, D hidden width.
 """
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -107,7 +109,8 @@ class StepContext:
         packed: micro-batches are records end to end, not padded.
         summarized: the cache holds summaries of the reference, for the head and the objective allow it.
         half: the network's steps are computed in bfloat16. Where that is although weights and surroundings are
-            float32, what is measured stays float32: rounding alone is a drift of about 0.001 nats per token.
+            float32, reports and the drift on held-out answers stay float32: rounding alone is a drift of about 0.001
+            nats per token. A step's own sums, by which beta is steered where nothing is held out, contain it.
         cache: the reference's states; None: the reference runs beside the model.
         nonfinite: the turns of this process at which something was no finite number.
     """
@@ -215,17 +218,25 @@ class StepContext:
 
     @torch.no_grad()
     def drift(self) -> dict[str, HeldOutDrift]:
-        """Drift of the present weights on held-out answers, by kind and of `all`; nothing where none are held out."""
+        """Drift of the present weights on held-out answers, by kind and of `all`; nothing where none are held out.
+
+        Raises:
+            ModelError: what the model says of one of them is NaN or infinite.
+        """
         mine: list[tuple[str, list[float]]] = []
         records = [self.data.records[number] for number in self._share(self.data.held_out)]
         kinds = [_kind(record) for record in records]
         for batch, start in zip(self._batches(self.data.held_out), range(0, len(records), self._size), strict=True):
             kl_N = self._keep_kl(batch)[0].divergence_N
+            if not bool(kl_N.isfinite().all()):
+                self.nonfinite += nonfinite_turns(batch, kl_N)
             sizes = [len(record.completion_ids) for record in records[start : start + self._size]]
             mine += zip(kinds[start:], (part.tolist() for part in kl_N.split(sizes)), strict=False)
         by_kind: dict[str, list[list[float]]] = {}
         for kind, values in gather_object(mine):
             by_kind.setdefault(kind, []).append(values)
+        finite = all(map(math.isfinite, itertools.chain(*itertools.chain(*by_kind.values()))))
+        self.check_finite(finite, "tuned model on held-out answers")
         found = {kind: HeldOutDrift.of(values) for kind, values in sorted(by_kind.items())}
         everything = [values for several in by_kind.values() for values in several]
         return {**found, "all": HeldOutDrift.of(everything)} if everything else {}

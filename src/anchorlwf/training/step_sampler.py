@@ -46,7 +46,7 @@ class StepPlan:
         return cls(shown, min(keeps, max(beside, micro_batches - shown)), micro_batches)
 
     def steps_per_pass(self, corrections: int) -> int:
-        """Optimizer steps until every correction was seen."""
+        """Optimizer steps that hold as many corrections as there are: from the start of a round on, each of them."""
         return -(-corrections // self.corrections)
 
 
@@ -95,7 +95,8 @@ class StepSampler(Sampler[list[int]]):
     def _micro_batches(self, step: int) -> list[list[int]]:
         chosen = [*self._corrections.draw(step), *self._keeps.draw(step)]
         chosen.sort(key=self._lengths.__getitem__)
-        # Every process needs its micro-batch, or the others would wait for it: one record may then stand in several.
+        # Every process needs its micro-batch, or the others would wait for it. Where there are fewer records than
+        # processes, one stands in several, and counts as often.
         count = self._plan.micro_batches
         parts = np.array_split(np.array(chosen), min(count, len(chosen)))
         return [parts[number % len(parts)].tolist() for number in range(count)]

@@ -5,8 +5,7 @@ Shape suffix: N completion tokens of one micro-batch.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -71,6 +70,11 @@ class StopReport:
         return self.anchors_held == self.anchors and not self._lacks_answers
 
     @property
+    def rank(self) -> tuple[bool, int, float]:
+        """Of weights of one run: the smallest is the best. What is learned goes before drift."""
+        return not self.learned, (self.records - self.records_reproduced) * self.reproduce, self.drift
+
+    @property
     def _lacks_answers(self) -> bool:
         return self.reproduce and self.records_reproduced != self.records
 
@@ -93,10 +97,6 @@ class StopReport:
                 "a larger budget may help"
             )
         return lacks
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 def holding(greedy_N: Tensor, log_p_N: Tensor, confidence_N: Tensor, ref_log_p_N: Tensor, hold: float) -> Tensor:

@@ -5,13 +5,13 @@ wanted, not by a number of steps: each anchor holds, each corrected answer is re
 within its budget. Where that cannot be had, it ends once nothing improves any more, with the best weights it has seen.
 
 Meanwhile beta, the weight of the keep tokens, is the multiplier of the drift. Dual ascent raises it while the drift is
-over budget and lets it down while there is room. Where both goals cannot be had, plain ascent would raise it for ever,
+over budget and lowers it while there is room. Where both goals cannot be had, plain ascent would raise it for ever,
 until the clipped gradient shows nothing but keep tokens and the anchors are lost (the integrator winds up). So beta is
 bounded, and the anchors come first: while some of them do not hold, it rises only as long as they go on rising, too,
-and it is let down where they have come to a halt. So is the learning rate, where a step sees only some of the
+and it is lowered where they have come to a halt. So is the learning rate, where a step sees only some of the
 corrections: of a hundred anchors, a step at full rate always takes some that it is not about below their threshold.
-There, too, what the anchors lack once every answer is reproduced is only their margin, and for that beta is not let
-down: it would double the drift.
+There, too, what the anchors lack once every answer is reproduced is only their margin, and for that beta is not
+lowered: it would double the drift.
 """
 
 import math
@@ -63,10 +63,11 @@ class DriftControl:
         """Adjust both.
 
         Args:
-            drift: mean KL(reference || model), nats per token.
+            drift: mean KL(reference || model), nats per token; where nothing is held out, the divergence that trains,
+                of the step's keep tokens.
             held: share of the anchors that hold, in [0, 1].
             log_p: mean log-probability of the anchors, nats.
-            reproduced: every answer of many corrections is, so that beta is not let down for the anchors' margin.
+            reproduced: every answer of many corrections is, so that beta is not lowered for the anchors' margin.
         """
         rising = held > self.best_held or log_p > self.best_log_p + _ADVANCE
         self.best_held, self.best_log_p = max(self.best_held, held), max(self.best_log_p, log_p)
@@ -101,7 +102,8 @@ class StopRule(TrainerCallback, ExportableState):
 
     Args:
         context: of the run.
-        control: steers beta, and the learning rate where keep records stand against more corrections than a step holds.
+        control: steers beta; and the learning rate, where a step does not hold all corrections and keep records are
+            held out.
         best: where the best weights so far are kept.
         take_sums: gives the sums of the step that has just been computed (`AnchorTrainer.take_sums`).
         on_row: called with every row that is logged.
@@ -225,11 +227,14 @@ class StopRule(TrainerCallback, ExportableState):
 
     @property
     def _sampled(self) -> bool:
-        """Whether a step sees only some of the corrections, beside keep records."""
+        """Whether a step sees only some of the corrections, and keep records are held out."""
         return self._pass > 1 and bool(self._context.data.held_out)
 
     def _all_reproduced(self) -> bool:
-        """Whether every answer of a whole pass was reproduced, where that is asked for."""
+        """Whether the answers in as many steps as a pass has were reproduced, where that is asked for.
+
+        Steps that reach from one round into the next may leave some corrections out; the last word has a report.
+        """
         if len(self._recent) < self._pass or not self._context.config.reproduce:
             return False
         return all(reproduced == records for *_, records, reproduced in self._recent)

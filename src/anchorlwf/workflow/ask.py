@@ -101,10 +101,8 @@ def _from_stdin(check: Callable[[Prompt], list[str]], skip_bad: bool) -> list[Pr
         text = sys.stdin.read()
     except UnicodeDecodeError as error:
         raise RecordError(wrong("standard input", "UTF-8 text", error.reason, "Send it as UTF-8.")) from error
-    if not text.lstrip().startswith("{"):
-        rows = [{"prompt": line.strip()} for line in text.splitlines() if line.strip()]
-        return load_prompts(rows, check=check)
-    reading = Reading(io.BytesIO(text.encode()), Prompt, check, name="standard input")
+    plain = not text.lstrip().startswith("{")
+    reading = Reading(io.BytesIO(text.encode()), Prompt, check, name="standard input", plain=plain)
     prompts = [prompt for _, prompt in reading.good_lines()]
     reading.report(skip_bad=skip_bad)
     return prompts

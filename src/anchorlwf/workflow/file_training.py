@@ -1,5 +1,6 @@
 """Train on a file of records, beside other wordings of its corrections and what must stay."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ def train_file(
     *,
     skip_bad: bool = False,
     on_retain: Callable[[str, int, int], None] | None = None,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
     **options: Any,
 ) -> tuple[TrainResult, list[Record]]:
     """Train on a file of records and on what stands beside them; every process of a run trains on the same.
@@ -36,7 +38,8 @@ def train_file(
         beside: `retain`, `paraphrase` and `config`, as for `records_beside`, but that no `retain` is `none`.
         skip_bad: go on without bad lines, and warn of each.
         on_retain: called with a kind, how many the model has written, and how many are wanted.
-        **options: of `train`.
+        on_step: called with every row of metrics.jsonl.
+        **options: of `train`, others than that.
 
     Returns:
         What training came to, and the records of other wordings.
@@ -48,10 +51,18 @@ def train_file(
     listed: Any = RecordFile(records, skip_bad=skip_bad)
     model = load_model(**loading)
     made = _beside(model, listed, dict(beside), skip_bad, on_retain)
-    if PartialState().is_main_process:
-        save_paraphrases(out, made.paraphrases)
+    told = itertools.count()
+
+    def on_row(row: dict[str, Any]) -> None:
+        # With the first step the folder is this run's; until then one that is refused leaves an earlier run's file.
+        if not next(told):
+            save_paraphrases(out, made.paraphrases)
+        if on_step is not None:
+            on_step(row)
+
     added: Any = [*made.paraphrases, *made.keep]
-    return train(model, ConcatDataset([listed, added]) if added else listed, out=out, **options), made.paraphrases
+    everything = ConcatDataset([listed, added]) if added else listed
+    return train(model, everything, out=out, on_step=on_row, **options), made.paraphrases
 
 
 def _beside(

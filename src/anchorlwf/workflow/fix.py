@@ -208,6 +208,8 @@ def _annotated(model: LanguageModel, prompt: str, answer: str) -> Record:
     asked = Prompt(messages=[{"role": "user", "content": prompt}], answer=answer)
     for remark in fits(model, target=True)(asked):  # here, as there is no line to name
         warnings.warn(f"{prompt!r}: {remark}", PromptWarning, stacklevel=2)
+    if not model.codec.decode(model.codec.encode(answer)).strip():
+        raise PromptError(wrong("answer", "some text", repr(answer), "Give the right answer."))
     limit = EvaluateConfig().max_new_tokens
     [record] = annotate(model, [asked], "target", config=AnnotateConfig(max_new_tokens=limit))
     if len(record.completion_ids) > limit:  # the answer before is looked at as far as the one after

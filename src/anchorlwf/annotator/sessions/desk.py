@@ -143,7 +143,7 @@ class Desk:
         with live.lock:
             live.row = row
             if not live.tree.nodes:
-                started = _started(row)
+                started = live.bounds.begun(_started(row))
                 self._commit(live, [started])
                 live.memories.update(self.prepared.take(row.item, started.completion_ids))
                 self.on_begun()
@@ -334,7 +334,8 @@ class Desk:
                 fix = "Let the answer end earlier."
                 raise RecordError(wrong("answer", f"at most {length} tokens (context)", "no end there", fix))
             self._commit(live, [Extended(at=_now(), node=live.tree.current, limit=bounds.tokens)])
-            live.bounds = bounds
+            # A longer branch may have raised the limit further.
+            live.bounds = bounds_of(self.decoder, live.prompt_ids, live.tree.limit or bounds.tokens)
             self.resume(live)
 
     def move(self, live: Live, to: int) -> None:

@@ -27,19 +27,33 @@ class Ledger:
     Args:
         stamp, codec: of the model.
         out: file that finished records are appended to; None: the store alone.
+        begun_as: the name of the model when the store was begun, which may have been another path to it.
         shared: several people do each item, so that each one's record needs an id of its own.
 
     Attributes:
         former: the ids under which work of 0.1.0 on these prompts may be stored.
     """
 
-    def __init__(self, stamp: ModelStamp, codec: Codec, out: Path | None = None, *, shared: bool = False) -> None:
+    def __init__(
+        self,
+        stamp: ModelStamp,
+        codec: Codec,
+        out: Path | None = None,
+        *,
+        begun_as: str | None = None,
+        shared: bool = False,
+    ) -> None:
         self._stamp, self._codec, self._out, self._shared = stamp, codec, out, shared
+        self._first = stamp.model_copy(update={"name": begun_as or stamp.name})
         self.former = FormerIds(stamp, codec)
 
     def key(self, prompt: Prompt) -> str:
-        """The id of the record a prompt becomes: work done without a store counts here."""
-        return prompt.record_id(self._stamp)
+        """The id under which a prompt is queued, whatever name the model goes by meanwhile."""
+        return prompt.record_id(self._first)
+
+    def other_keys(self, prompt: Prompt) -> list[str]:
+        """The ids that its record may have besides: of work done without this store, and of 0.1.0."""
+        return [prompt.record_id(self._stamp), *self.former.of(prompt)]
 
     def record(self, row: SessionRow, prompt_ids: Sequence[int], tree: Tree) -> Record:
         """The record of a session as it stands; a draft while it is undecided."""

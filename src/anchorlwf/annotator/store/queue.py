@@ -194,10 +194,11 @@ def _draft(record: Record | None, now: float) -> dict[str, Any] | None:
 
 
 def unproposed(store: Store, project: int, limit: int) -> list[tuple[int, dict[str, Any]]]:
-    """Items whose answer was not decoded ahead yet, in the order of the queue, and their prompts as they are stored."""
+    """Unfinished items whose answer was not decoded ahead yet, in the order of the queue, and their stored prompts."""
+    unfinished = exists().where(seats.c.item_id == items.c.id, seats.c.done.is_(False))
     query = (
         select(items.c.id, items.c.prompt)
-        .where(items.c.project_id == project, items.c.proposal.is_(None))
+        .where(items.c.project_id == project, items.c.proposal.is_(None), unfinished)
         .order_by(*ordering("queue"))
         .limit(limit)
     )

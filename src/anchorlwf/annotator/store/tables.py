@@ -36,7 +36,7 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.types import TypeDecorator
@@ -260,6 +260,13 @@ def _migrate(engine: Engine) -> None:
         db.execute(update(version).values(version=len(MIGRATIONS)))
 
 
+def _database_file(parsed: URL) -> str:
+    if parsed.database in (None, "", ":memory:") or str(parsed.database).startswith("file:"):
+        fix = "Give the name of a file: work in memory would be lost."
+        raise ConfigError(wrong("--store", "a file", parsed.render_as_string(), fix))
+    return str(parsed.database)
+
+
 def connect(url: str) -> Engine:
     """Open a store and bring its tables up to date.
 
@@ -275,8 +282,8 @@ def connect(url: str) -> Engine:
         if parsed.drivername == "postgresql":
             require_extra("postgres", "--store on PostgreSQL")
             parsed = parsed.set(drivername="postgresql+psycopg")
-        if parsed.get_backend_name() == "sqlite" and parsed.database:
-            Path(parsed.database).resolve().parent.mkdir(parents=True, exist_ok=True)
+        if parsed.get_backend_name() == "sqlite":
+            Path(_database_file(parsed)).resolve().parent.mkdir(parents=True, exist_ok=True)
         ping = parsed.get_backend_name() != "sqlite"
         engine = create_engine(parsed, pool_size=20, max_overflow=20, pool_pre_ping=ping)
     except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:  # ValueError: a port that is no number

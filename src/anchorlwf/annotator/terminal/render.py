@@ -14,30 +14,18 @@ from rich.text import Text
 from anchorlwf.annotator.sessions.screen import HistoryEntry
 from anchorlwf.data.record import Prompt
 from anchorlwf.model.vocabulary import TokenTable, TokenText
+from anchorlwf.readable import marked, readable
 
-__all__ = ["Painter", "draw_history", "draw_options", "draw_prompt", "readable", "visible"]
+__all__ = ["Painter", "draw_history", "draw_options", "draw_prompt", "visible"]
 
 _MARKS = {" ": "·", "\n": "⏎", "\t": "⇥"}
-
-
-def _mark(char: str) -> str:
-    if char.isprintable():
-        return char
-    # Invisible, or turns text around, or drives the terminal.
-    point = ord(char)
-    return chr(0x2400 + point) if point < 0x20 else f"‹U+{point:04X}›"
 
 
 def visible(token: TokenText) -> str:
     """A token as printable characters: white space and control characters as marks, bytes in hex."""
     if token.hex is not None:
         return f"‹{bytes.fromhex(token.hex).hex(' ').upper()}›"
-    return "".join(_MARKS.get(char) or _mark(char) for char in token.text) or f"‹{token.id}›"
-
-
-def readable(text: str) -> str:
-    """Running text whose line breaks stay; what prints nothing is marked."""
-    return "".join(char if char == "\n" else "    " if char == "\t" else _mark(char) for char in text)
+    return "".join(_MARKS.get(char) or marked(char) for char in token.text) or f"‹{token.id}›"
 
 
 class Painter:

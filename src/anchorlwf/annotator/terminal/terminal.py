@@ -19,9 +19,10 @@ from anchorlwf.annotator.sessions.desk import Desk
 from anchorlwf.annotator.sessions.live import Continuation, Live
 from anchorlwf.annotator.store.overview import progress
 from anchorlwf.annotator.terminal.commands import HELP, Act, Command, Go, Look, Note, Put, Tag, Weigh, parse, read_line
-from anchorlwf.annotator.terminal.render import Painter, draw_history, draw_options, draw_prompt, readable
+from anchorlwf.annotator.terminal.render import Painter, draw_history, draw_options, draw_prompt
 from anchorlwf.data.record import Record
 from anchorlwf.errors import AnchorLwfError, ConflictError, NothingToDoError, RecordError, wrong
+from anchorlwf.readable import readable
 
 __all__ = ["Terminal"]
 

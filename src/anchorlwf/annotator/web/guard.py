@@ -115,7 +115,8 @@ class Guard:
         tokens = parse_qs(scope["query_string"].decode("latin-1")).get("token")
         if not tokens or self._settings.annotator_of(tokens[0]) is None:
             return None
-        reply = Response(status_code=303, headers={"location": "/", "cache-control": "no-store"})
+        # Not a redirection: on one that begins with a link on another site, browsers keep strict cookies back.
+        reply = Response(status_code=200, headers={"refresh": "0; url=/", "cache-control": "no-store"})
         reply.set_cookie(
             self._settings.cookie,
             tokens[0],

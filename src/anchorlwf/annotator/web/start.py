@@ -1,11 +1,13 @@
 """`anchorlwf annotate --web`: a server over the work."""
 
 import contextlib
+import signal
 import socket
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import quote
 
 from anchorlwf.errors import ConfigError, wrong
@@ -55,6 +57,26 @@ def _listening(options: PageOptions) -> socket.socket:
     raise AssertionError("the last try returns or raises")
 
 
+@contextlib.contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends what is inside as Ctrl-C does, so that everything is closed.
+
+    The server stops by itself and then sends itself the signal once more, for whoever handled it before.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    usual = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+
+
 def serve_page(work: "Work", options: PageOptions, *, announce: Callable[[str], None]) -> None:
     """Serve the annotator until it is interrupted.
 
@@ -96,4 +118,5 @@ def serve_page(work: "Work", options: PageOptions, *, announce: Callable[[str], 
             secret = "TOKEN" if token.startswith("sha256:") else quote(token, safe="")
             lead = f"{name}: " if options.annotators else ""
             announce(f"{lead}http://{shown}:{settings.port}/?token={secret}")
-        server.run(sockets=[listener])
+        with _leaving_on_sigterm():
+            server.run(sockets=[listener])

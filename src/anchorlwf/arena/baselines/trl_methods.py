@@ -172,10 +172,14 @@ def _prompt(model: LanguageModel, prompt: BaselinePrompt) -> Any:
 
 
 def _sampling(model: LanguageModel, prompts: Sequence[BaselinePrompt], config: BaselineConfig) -> dict[str, Any]:
-    """TRL's options for groups of sampled completions, all of a step in one batch."""
+    """TRL's options for groups of sampled completions: all of a step are sampled together.
+
+    They train in as many parts as a prompt has samples, for at once they can take more memory than a machine has.
+    """
     room = min(model.room(model.codec.encode_prompt(prompt.messages), config.max_new_tokens) for prompt in prompts)
     return {
-        "per_device_train_batch_size": min(config.batch_size, len(prompts)) * config.num_generations,
+        "per_device_train_batch_size": min(config.batch_size, len(prompts)),
+        "gradient_accumulation_steps": config.num_generations,
         "num_generations": config.num_generations,
         "max_completion_length": room,
         "temperature": config.temperature,

@@ -89,7 +89,6 @@ def _common_options(model: LanguageModel, config: BaselineConfig) -> dict[str, A
         "max_steps": config.steps,
         "seed": config.seed,
         "data_seed": config.seed,
-        "gradient_accumulation_steps": 1,
         "gradient_checkpointing": False,
         "disable_dropout": True,
         "remove_unused_columns": False,
