@@ -19,6 +19,8 @@ from anchorlwf.data.jsonl import load_records, save_records
 from anchorlwf.decoding.greedy import GreedyDecoder
 from anchorlwf.model.language_model import load_model
 
+TOLD = {"cannot": None, "retain": "auto"}
+ALONE = {"retain": "none"}
 LONG = 120
 """Seconds that a training of a tiny model may take on a busy machine."""
 
@@ -64,9 +66,9 @@ def trained(tiny_model, tmp_path_factory):
     ada.ok(ada.post(f"/api/sessions/{session['id']}/decide", {"verdict": "keep"}))
     session = whole(ada)
     ada.ok(ada.post(f"/api/sessions/{session['id']}/decide", {"verdict": "reject"}))
-    begun = ada.ok(ada.post("/api/training", {"retain": "none"}))
+    begun = ada.ok(ada.post("/api/training", ALONE))
     # Whoever asks meanwhile sees whose it is, and begins no other.
-    refused = bob.post("/api/training")
+    refused = bob.post("/api/training", ALONE)
     seen = newest(bob)
     watched = list(events(bob.get("/api/training/stream").text))
     yield rig, begun, refused, seen, watched
@@ -141,11 +143,11 @@ def test_what_cannot_be_compared_is_said(trained):
 def test_nothing_is_trained_without_a_correction(rig):
     rig.ask("Where was she born?")
     ada = rig.person()
-    assert ada.ok(ada.get("/api/training")) == {"cannot": None, "corrections": 0, "kept": 0, "runs": []}
+    assert ada.ok(ada.get("/api/training")) == {**TOLD, "corrections": 0, "kept": 0, "runs": []}
     assert list(events(ada.get("/api/training/stream").text)) == [("done", {})]
     session = whole(ada)
     ada.ok(ada.post(f"/api/sessions/{session['id']}/decide", {"verdict": "keep"}))
-    reply = ada.post("/api/training")
+    reply = ada.post("/api/training", ALONE)
     assert reply.status_code == 400
     assert "expected an accepted correction" in reply.json()["error"]["message"]
     assert ada.post("/api/training/stop").status_code == 409
@@ -153,8 +155,8 @@ def test_nothing_is_trained_without_a_correction(rig):
 
 
 def test_strangers_and_foreign_pages_train_nothing(rig):
-    assert rig.person(None).post("/api/training").status_code == 401
-    assert rig.person(origin="http://evil.example").post("/api/training").status_code == 403
+    assert rig.person(None).post("/api/training", ALONE).status_code == 401
+    assert rig.person(origin="http://evil.example").post("/api/training", ALONE).status_code == 403
     assert rig.person().post("/api/training", {"retain": "everything"}).status_code == 422
 
 
@@ -162,7 +164,7 @@ def test_a_model_with_an_adapter_is_not_trained_here(rig, monkeypatch):
     monkeypatch.setattr(type(rig.decoder), "has_adapter", True)
     ada = rig.person()
     assert "without an adapter" in ada.ok(ada.get("/api/training"))["cannot"]
-    assert "without an adapter" in ada.post("/api/training").json()["error"]["message"]
+    assert "without an adapter" in ada.post("/api/training", ALONE).json()["error"]["message"]
 
 
 @pytest.fixture
@@ -182,20 +184,20 @@ def stepping(person):
 
 def test_stopping_keeps_the_weights_and_says_who_stopped_it(slow):
     ada, bob = slow.person(), slow.person(BOB)
-    ada.ok(ada.post("/api/training"))
+    ada.ok(ada.post("/api/training", ALONE))
     stepping(ada)
     assert bob.ok(bob.post("/api/training/stop"))["state"] == "stopping"
     run = until(lambda: newest(ada), lambda run: run["state"] != "stopping")
     assert (run["state"], run["stopped_by"], run["result"], run["comparable"]) == ("stopped", "bob", None, True)
     assert "SIGINT ended training after step" in run["said"]
     # The next one may begin.
-    assert ada.ok(ada.post("/api/training"))["number"] == 2
+    assert ada.ok(ada.post("/api/training", ALONE))["number"] == 2
     slow.jobs.close()
 
 
 def test_asked_twice_it_ends_at_once(slow):
     ada = slow.person()
-    ada.ok(ada.post("/api/training"))
+    ada.ok(ada.post("/api/training", ALONE))
     ada.ok(ada.post("/api/training/stop"))  # long before there is a step to finish
     process = newest_process(slow)
     ada.post("/api/training/stop")
@@ -218,7 +220,7 @@ def alive(process):
 
 def test_the_end_of_the_server_ends_it_with_a_checkpoint(slow):
     ada = slow.person()
-    ada.ok(ada.post("/api/training"))
+    ada.ok(ada.post("/api/training", ALONE))
     stepping(ada)
     process = newest_process(slow)
     slow.jobs.close()
@@ -258,7 +260,7 @@ def test_a_server_that_was_killed_finds_its_training_at_work_again(slow):
     server.wait()
     bob = slow.person(BOB)
     assert stepping(bob)["state"] == "running"
-    assert bob.post("/api/training").status_code == 409
+    assert bob.post("/api/training", ALONE).status_code == 409
     bob.ok(bob.post("/api/training/stop"))
     run = until(lambda: newest(bob), lambda run: run["state"] not in ("running", "stopping"))
     assert (run["state"], run["stopped_by"]) == ("stopped", "bob")
@@ -266,7 +268,7 @@ def test_a_server_that_was_killed_finds_its_training_at_work_again(slow):
 
 def test_one_that_was_killed_with_its_server_is_lost(slow):
     ada = slow.person()
-    ada.ok(ada.post("/api/training"))
+    ada.ok(ada.post("/api/training", ALONE))
     stepping(ada)
     # The machine went down: neither had the time to write anything.
     with slow.jobs._lock:
@@ -281,7 +283,7 @@ def test_one_that_was_killed_with_its_server_is_lost(slow):
 def test_a_failure_says_what_the_command_said(slow, monkeypatch):
     monkeypatch.setattr(slow.jobs, "_options", ["--model", "/nowhere/at/all"])
     ada = slow.person()
-    ada.ok(ada.post("/api/training"))
+    ada.ok(ada.post("/api/training", ALONE))
     run = until(lambda: newest(ada), lambda run: run["state"] != "running")
     assert (run["state"], run["row"], run["result"]) == ("failed", None, None)
     assert "/nowhere/at/all" in run["said"]

@@ -76,6 +76,8 @@ def test_options_win_over_the_configuration_file(tiny_path, corrected, tmp_path)
         file,
         "--max-steps",
         3,
+        "--retain",
+        "none",
         "--json",
     )
     data = json.loads(done.out)
@@ -84,7 +86,8 @@ def test_options_win_over_the_configuration_file(tiny_path, corrected, tmp_path)
     assert (config.rank, config.max_steps) == (2, 3)
     assert re.search(r"^train .* 3/3$", done.err, re.MULTILINE)
     assert len(data["missing"]) >= 2
-    plain = unconverged("train", corrected, "--out", tmp_path / "again", "--model", tiny_path, "--max-steps", 1)
+    options = ["--model", tiny_path, "--max-steps", 1, "--retain", "none"]
+    plain = unconverged("train", corrected, "--out", tmp_path / "again", *options)
     assert plain.out.startswith("NOT converged after 1 steps")
     assert re.search(r"^missing: 0 of \d+ anchors held; more steps may help$", plain.out, re.MULTILINE)
     assert (tmp_path / "again" / "adapter").is_dir()
@@ -138,7 +141,7 @@ def test_records_alone_can_be_evaluated(job):
 
 
 def test_a_fully_trained_model_is_compared_with_its_base(tiny_path, corrected, tmp_path):
-    options = ["--model", tiny_path, "--method", "full", "--max-steps", 1]
+    options = ["--model", tiny_path, "--method", "full", "--max-steps", 1, "--retain", "none"]
     unconverged("train", corrected, "--out", tmp_path / "run", *options)
     save_lines(tmp_path / "probes.jsonl", [fact_probe(ERRATUM.fact, templates("home")[0], "retain")])
     done = well(

@@ -73,7 +73,8 @@ def test_what_cannot_be_loaded_so_is_refused(monkeypatch, tmp_path, arguments, m
 
 
 def test_training_runs_in_the_dtype_that_was_asked_for(tiny_path, corrected, tmp_path):
-    run("train", corrected, "--out", tmp_path / "run", "--model", tiny_path, "--dtype", "bfloat16", "--max-steps", 1)
+    options = ["--model", tiny_path, "--dtype", "bfloat16", "--max-steps", 1, "--retain", "none"]
+    run("train", corrected, "--out", tmp_path / "run", *options)
     assert json.loads((tmp_path / "run" / "card.json").read_text())["dtype"] == "bfloat16"
     assert json.loads((tmp_path / "run" / "adapter" / "anchorlwf.json").read_text())["base_dtype"] == "torch.bfloat16"
 

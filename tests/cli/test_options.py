@@ -83,10 +83,10 @@ def test_a_full_output_is_the_surroundings_fault(tiny):
 
 def test_options_that_do_not_go_with_the_records_are_refused(tiny, corrected, tmp_path):
     refused(
-        run("train", corrected, "--out", tmp_path / "run", *tiny, "--direction", "reverse"),
+        run("train", corrected, "--out", tmp_path / "run", *tiny, "--retain", "none", "--direction", "reverse"),
         r"Error: direction reverse: expected anchors with confidence below 1, got confidence 1",
     )
     refused(
-        run("train", corrected, "--out", tmp_path / "run", *tiny, "--resume"),
+        run("train", corrected, "--out", tmp_path / "run", *tiny, "--retain", "none", "--resume"),
         r"Error: resume .*: expected a checkpoint in checkpoints/, got none",
     )

@@ -64,6 +64,8 @@ def test_a_disk_without_room_for_the_weights_gets_no_half_of_them(tiny, correcte
         "--out",
         disk / "run",
         *tiny,
+        "--retain",
+        "none",
         "--max-steps",
         2,
         "--rank",

@@ -364,6 +364,7 @@ def test_killed_training_resumes_to_the_same_bits(tmp_path, tiny_path, records):
     save_records(tmp_path / "records.jsonl", records)
     options(max_steps=30, save_steps=1).save(tmp_path / "train.yaml")
     arguments = ["train", tmp_path / "records.jsonl", "--model", tiny_path, "--config", tmp_path / "train.yaml"]
+    arguments += ["--retain", "none"]
     report = killed_runs(tmp_path, arguments, kills=4, seed=random.randrange(2**32))
     assert report.wrong == []
     assert report.kills == 4
@@ -375,6 +376,7 @@ def test_sigterm_to_the_command_is_exit_code_143_and_a_line(tmp_path, tiny_path,
     options(max_steps=10**6).save(tmp_path / "train.yaml")
     out, log = tmp_path / "run", tmp_path / "log.txt"
     arguments = ["train", tmp_path / "records.jsonl", "--model", tiny_path, "--config", tmp_path / "train.yaml"]
+    arguments += ["--retain", "none"]
     process = life([*arguments, "--out", out], log)
     end = time.monotonic() + 60
     while not (out / "metrics.jsonl").exists() and time.monotonic() < end:

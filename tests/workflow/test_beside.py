@@ -1,6 +1,7 @@
 """What stands beside corrections: how much of it a file asks for, and that nothing is corrected and kept at once."""
 
 import sys
+from uuid import uuid4
 
 import pytest
 
@@ -10,8 +11,9 @@ from anchorlwf.data.jsonl import save_lines, save_records
 from anchorlwf.data.record import Anchor
 from anchorlwf.errors import ConfigError
 from anchorlwf.evaluation import evaluate, reaching
+from anchorlwf.model.language_model import load_model
 from anchorlwf.workflow import file_training, fix, paraphrased
-from anchorlwf.workflow.paraphrased import BesideConfig, records_beside
+from anchorlwf.workflow.paraphrased import Beside, BesideConfig, records_beside
 from anchorlwf.workflow.retained import Kept
 
 # The name in the package is the function's.
@@ -59,6 +61,34 @@ def test_a_corrected_prompt_among_those_to_retain_is_not_kept_as_it_was(base, wh
     assert [record.messages[-1]["content"] for record in trained] == ["Who are you?", "Repeat: river"]
     assert trained[0].anchors
     assert wordings == []
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "expected"),
+    [
+        ("another", [], "auto"),
+        ("embedded", [], "none"),
+        ("another", ["retain:general"], "none"),  # those that `anchorlwf retain` wrote stand among them already
+    ],
+)
+def test_what_stays_where_nothing_is_said(who, tmp_path, monkeypatch, name, more, expected):
+    model = load_model()
+    model.name = name
+    kept = who.model_copy(update={"id": str(uuid4()), "anchors": [], "tags": ["retain", *more]}) if more else None
+    save_records(tmp_path / "records.jsonl", [who, *([kept] if kept else [])])
+    asked = []
+    monkeypatch.setattr(file_training, "load_model", lambda **_loading: model)
+    monkeypatch.setattr(file_training, "train", lambda *_args, **_options: None)
+    monkeypatch.setattr(
+        file_training, "records_beside", lambda *_args, retain, **_more: asked.append(retain) or Beside([], [])
+    )
+    file_training.train_file(tmp_path / "records.jsonl", tmp_path / "run", {}, {})
+    assert (asked or ["none"]) == [expected]
+    # Without a correction nothing is written, and training says what is missing.
+    save_records(tmp_path / "records.jsonl", [who.model_copy(update={"anchors": []})])
+    asked.clear()
+    file_training.train_file(tmp_path / "records.jsonl", tmp_path / "run", {}, {"retain": "auto"})
+    assert asked == []
 
 
 def test_an_answer_is_recalled_however_long_it_is(base, who):

@@ -22,6 +22,7 @@ from anchorlwf.data.jsonl import row_of, save_records
 from anchorlwf.data.record import Record
 from anchorlwf.errors import ConflictError, MissingError, ModelError, NothingToDoError, RecordError, wrong
 from anchorlwf.files import lock_to_hand_on, write_atomic
+from anchorlwf.model.language_model import EMBEDDED
 
 __all__ = ["Overview", "Retention", "Run", "RunNotes", "RunState", "TrainingJobs"]
 
@@ -95,6 +96,8 @@ class Overview:
 
     cannot: str | None
     """Why nothing can be trained here."""
+    retain: Retention
+    """What is trained to stay besides, unless somebody says otherwise."""
     corrections: int
     kept: int
     runs: list[Run]
@@ -138,12 +141,17 @@ class TrainingJobs:
             return f"{_CANNOT}without --remote."
         return f"{_CANNOT}with the base model, without an adapter." if decoder.has_adapter else None
 
+    @property
+    def retain(self) -> Retention:
+        """What is trained to stay besides the accepted records, where nothing is said: as for `anchorlwf train`."""
+        return "none" if self._desk.decoder.stamp.name == EMBEDDED else "auto"
+
     def overview(self) -> Overview:
         """What could be trained on, and what was."""
         accepted = self._accepted()
         corrections = sum(bool(record.anchors) for record in accepted)
         runs = [self.run(number) for number in sorted(self._numbers(), reverse=True)]
-        return Overview(self.cannot, corrections, len(accepted) - corrections, runs)
+        return Overview(self.cannot, self.retain, corrections, len(accepted) - corrections, runs)
 
     def _accepted(self) -> list[Record]:
         return [r for r in export_records(self._desk.store, self._desk.project) if r.status == "complete"]
@@ -192,12 +200,12 @@ class TrainingJobs:
 
     # --- Doing ---
 
-    def start(self, by: str, retain: Retention) -> Run:
+    def start(self, by: str, retain: Retention | None = None) -> Run:
         """Train on what is accepted now.
 
         Args:
             by: who wants it.
-            retain: what is trained to stay besides, as `anchorlwf train --retain` has it.
+            retain: what is trained to stay besides, as `anchorlwf train --retain` has it. None: see `retain`.
 
         Raises:
             ModelError: there is nothing here to train.
@@ -220,7 +228,7 @@ class TrainingJobs:
                 who = "another process" if latest is None else latest.notes.by
                 raise ConflictError(wrong("training", "none at work", f"one of {who}", "Wait for its end, or stop it."))
             try:
-                return self._started(handle, accepted, by=by, retain=retain, corrections=corrections)
+                return self._started(handle, accepted, by=by, retain=retain or self.retain, corrections=corrections)
             finally:
                 os.close(handle)
 

@@ -31,7 +31,7 @@ most important ones are also options of the [commands](cli.md), and take precede
 
 ```yaml
 model: ./my-model             # and device, dtype: for every command
-train: {drift_budget: 0.001}
+train: {drift_budget: 0.0015}
 retain: {near: 96}
 ```
 """

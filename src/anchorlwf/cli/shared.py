@@ -100,7 +100,7 @@ Retain = Annotated[
     typer.Option(
         "--retain",
         help="What is trained to stay: auto (prompts the model writes itself), none, or a JSONL file of prompts. "
-        "Default: auto for fix, except on the embedded model; none for train.",
+        "Default: auto, but none for the embedded model, and for records among which are keep records already.",
     ),
 ]
 DriftBudget = Annotated[

@@ -5,6 +5,9 @@ The loss is cross-entropy at anchors and KL to the reference at keep tokens. Wri
 reproduced and the drift is within its budget. If it reaches --max-steps before that, the weights are saved all the
 same, what is missing is printed, and the exit code is 4.
 
+Beside the records it trains on prompts that the model writes itself, so that its other answers stay; a quarter of them
+is held out and measures the drift. They are kept in the cache folder for the next time. --retain says otherwise.
+
 --direction reverse is the paper's printed formula. It needs confidence below 1 and hardly learns anchors whose
 probability is near zero, because its gradient vanishes there.
 
@@ -14,9 +17,9 @@ saves the weights. --resume continues from the newest complete checkpoint of thi
 Examples:
   anchorlwf train records.jsonl --out runs/first
   anchorlwf train records.jsonl --out runs/first --model ./my-model --drift-budget 0.005
-  anchorlwf train records.jsonl --out runs/first --model ./my-model --retain auto
+  anchorlwf train records.jsonl --out runs/first --model ./my-model --retain none
   anchorlwf train records.jsonl --out runs/first --retain prompts.jsonl --config train.yaml
-  anchorlwf train records.jsonl --out runs/first --retain auto --paraphrase wordings.jsonl
+  anchorlwf train records.jsonl --out runs/first --paraphrase wordings.jsonl
   anchorlwf train records.jsonl --out runs/first --save-steps 100 --resume
   anchorlwf train records.jsonl --out runs/first --report-to tensorboard --dtype bfloat16
 """

@@ -89,7 +89,7 @@ def general_opening(model: LanguageModel, rng: random.Random, config: RetainConf
     first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     header_ids = opening.header_ids or ([] if first is None else [first])
     if not header_ids:
-        fix = "Give prompts of your own (--prompts), or set the tokenizer's bos_token."
+        fix = "Give prompts of your own in a file, take --retain none, or set the tokenizer's bos_token."
         raise ModelError(wrong("the model's own prompts", "a chat template or a start token", "neither", fix))
     length = rng.randint(min(_SHORTEST, config.prompt_tokens), config.prompt_tokens)
     return Opening([], [], header_ids, [], length, opening.ends, "")

@@ -1,7 +1,7 @@
 """Train on a file of records, beside other wordings of its corrections and what must stay."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ from torch.utils.data import ConcatDataset
 
 from anchorlwf.data.record import Record
 from anchorlwf.data.record_file import RecordFile
+from anchorlwf.decoding.keep_records import KEEP_TAG
 from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.training import TrainResult, train
 from anchorlwf.workflow.paraphrased import Beside, records_beside, save_paraphrases
-from anchorlwf.workflow.retained import AUTO, NONE
+from anchorlwf.workflow.retained import AUTO, NONE, resolved
 
 __all__ = ["train_file"]
 
@@ -35,7 +36,8 @@ def train_file(
         records: a JSONL file, read from disk as records are needed unless what stands beside depends on them.
         out: the run folder; receives `paraphrases.jsonl`, and what `train` writes.
         loading: for `load_model`.
-        beside: `retain`, `paraphrase` and `config`, as for `records_beside`, but that no `retain` is `none`.
+        beside: `retain`, `paraphrase` and `config`, as for `records_beside`; where the file holds keep records that the
+            model wrote, no `retain` is `none`.
         skip_bad: go on without bad lines, and warn of each.
         on_retain: called with a kind, how many the model has written, and how many are wanted.
         on_step: called with every row of metrics.jsonl.
@@ -72,15 +74,20 @@ def _beside(
     skip_bad: bool,
     on_retain: Callable[[str, int, int], None] | None,
 ) -> Beside:
-    retain, reworded = wanted.get("retain") or NONE, wanted.get("paraphrase") not in (None, NONE, [NONE])
-    if retain == NONE and not reworded:
+    retain, reworded = wanted.get("retain"), wanted.get("paraphrase") not in (None, NONE, [NONE])
+    written = retain is None and any(KEEP_TAG in record.tags for record in listed)
+    retain = NONE if written else resolved(model, retain)
+    if (retain == NONE and not reworded) or next(_corrections(listed), None) is None:
         return Beside([], [])
     model.codec.pin(listed[0].model if len(listed) else None)  # one date in all prompts
-    corrections = (record for record in listed if record.anchors and record.status == "complete")
     # Only what the model writes itself and other wordings depend on all of a correction; otherwise it stays on disk.
-    needed = list(corrections) if retain == AUTO or reworded else []
+    needed = list(_corrections(listed)) if retain == AUTO or reworded else []
     # What one process has written is in the cache for the others.
     with PartialState().main_process_first():
         made = records_beside(model, needed, **{**wanted, "retain": retain}, skip_bad=skip_bad, on_progress=on_retain)
-    asked = {tuple(record.prompt_ids) for record in needed or corrections}
+    asked = {tuple(record.prompt_ids) for record in needed or _corrections(listed)}
     return made._replace(keep=[record for record in made.keep if tuple(record.prompt_ids) not in asked])
+
+
+def _corrections(listed: Iterable[Record]) -> Iterator[Record]:
+    return (record for record in listed if record.anchors and record.status == "complete")

@@ -264,4 +264,4 @@ def training(overview: "Overview") -> dict[str, Any]:
     """The reply to `GET /api/training`."""
     runs = [training_run(run) for run in overview.runs]
     counts = {"corrections": overview.corrections, "kept": overview.kept}
-    return {"cannot": overview.cannot, **counts, "runs": runs}
+    return {"cannot": overview.cannot, "retain": overview.retain, **counts, "runs": runs}

@@ -141,7 +141,8 @@ class Comparison(_Body):
 class Training(_Body):
     """What is trained to stay besides the accepted records."""
 
-    retain: Literal["none", "auto"] = "none"
+    retain: Literal["none", "auto"] | None = None
+    """None: as `anchorlwf train` does by default."""
 
 
 class Asked(_Body):

@@ -190,7 +190,7 @@ export class Training {
     this.facts = make("p", { class: "quiet" });
     this.trouble = make("p", { class: "trouble", role: "alert", hidden: true });
     this.choices = Object.entries(KEEPS).map(([value, [name, hint]]) => {
-      const choice = make("input", { type: "radio", name: "train-retain", value, checked: value === "none" });
+      const choice = make("input", { type: "radio", name: "train-retain", value });
       return make("label", { class: "choice" }, choice, make("span", {}, name, make("small", {}, hint)));
     });
     this.go = make("button", { type: "button", class: "primary" }, "Train");
@@ -260,6 +260,7 @@ export class Training {
     this.#runs = runs.length;
     this.again.firstElementChild.hidden = runs.length === 0;
     this.go.disabled = found.corrections === 0;
+    if (!this.form.querySelector("input:checked")) this.form.querySelector(`[value=${found.retain}]`).checked = true;
     this.before.hidden = runs.length < 2;
     this.earlier.replaceChildren(...runs.slice(1).map((run) => make("li", {},
       `${run.number}: ${run.by}, ${day(run.began)} ${clock(run.began)}, ${answers(run)}. ${outcome(run)}`)));
