@@ -61,14 +61,13 @@ def paraphrases(
         StorageError: the cache folder cannot be written.
 
     Warns:
-        PromptWarning: there are more corrections than other wordings at the most, so that none is found.
+        PromptWarning: more corrections than `total`, so that none is found.
     """
     config, written = config or ParaphraseConfig(), written or RetainConfig()
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
     each = min(config.each, config.total // max(1, len(records)))
     if not each:
-        fix = f"Raise total in the section `paraphrase` of --config, to {len(records)} at least."
-        warn(wrong("other wordings", f"at most {config.total} corrections", len(records), fix), PromptWarning)
+        _warn_of_none(config.total, len(records))
         return []
     found = _by_record(candidates)
     seen, chosen = {_key(record.messages) for record in records}, list[Prompt]()
@@ -87,6 +86,11 @@ def paraphrases(
             if on_progress is not None:
                 on_progress("paraphrase", done, len(records))
     return chosen
+
+
+def _warn_of_none(total: int, corrections: int) -> None:
+    fix = f"Raise total in the section `paraphrase` of --config, to {corrections} at least."
+    warn(wrong("other wordings", f"at most {total} corrections", corrections, fix), PromptWarning)
 
 
 def _general(writer: Writer, written: RetainConfig) -> list[Answered]:

@@ -152,7 +152,6 @@ def train(
         context = StepContext.build(language_model, config, data, plan, arguments)
         began = time.perf_counter()
         context.cache = _reference_cache(context, folder, reference, on_reference)
-        # Only now, for what is refused above must leave an earlier run as it was.
         _take_over(folder, checkpoints, start, listed, config)
         trainer, rule = _assembled(context, checkpoints, lambda row: _report(folder, row, on_step))
         return _run(trainer, rule, folder, start, began)
@@ -223,7 +222,7 @@ def _start(checkpoints: Checkpoints, resume: bool) -> Path | None:
 def _take_over(
     folder: RunFolder, checkpoints: Checkpoints, start: Path | None, records: Records, config: TrainConfig
 ) -> None:
-    """Make the folder that of a run which goes on from `start`."""
+    """Make the folder that of a run which goes on from `start`; what is refused before leaves an earlier run there."""
     if not _processes().is_main_process:
         return
     if start is not None:

@@ -317,7 +317,7 @@ class Desk:
                 self.resume(live, pause)
 
     def extend(self, live: Live) -> None:
-        """Let an answer that the limit cut go on, for as many tokens more as the limit allows at first.
+        """Let an answer that the limit cut go on: for as many tokens as it allowed at first, or up to the longest one.
 
         Raises:
             NothingToDoError: it is not cut.

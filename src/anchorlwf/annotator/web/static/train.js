@@ -193,7 +193,7 @@ export class Training {
       const choice = make("input", { type: "radio", name: "train-retain", value });
       return make("label", { class: "choice" }, choice, make("span", {}, name, make("small", {}, hint)));
     });
-    this.go = make("button", { type: "button", class: "primary" }, "Train");
+    this.go = make("button", { type: "button", class: "primary", disabled: true }, "Train");
     this.form = make("form", { class: "train-form" },
       make("fieldset", {}, make("legend", {}, "What is to stay as it is"), ...this.choices), this.go);
     this.again = make("details", { open: true }, make("summary", { hidden: true }, "Train again"), this.form);
