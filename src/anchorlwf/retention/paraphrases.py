@@ -65,9 +65,8 @@ def paraphrases(
     """
     config, written = config or ParaphraseConfig(), written or RetainConfig()
     language_model = model if isinstance(model, LanguageModel) else load_model(model)
-    each = min(config.each, config.total // max(1, len(records)))
+    each = _each(config, len(records))
     if not each:
-        _warn_of_none(config.total, len(records))
         return []
     found = _by_record(candidates)
     seen, chosen = {_key(record.messages) for record in records}, list[Prompt]()
@@ -88,9 +87,12 @@ def paraphrases(
     return chosen
 
 
-def _warn_of_none(total: int, corrections: int) -> None:
-    fix = f"Raise total in the section `paraphrase` of --config, to {corrections} at least."
-    warn(wrong("other wordings", f"at most {total} corrections", corrections, fix), PromptWarning)
+def _each(config: ParaphraseConfig, corrections: int) -> int:
+    """How many a correction gets."""
+    if corrections > config.total:
+        fix = f"Raise total in the section `paraphrase` of --config, to {corrections} at least."
+        warn(wrong("other wordings", f"at most {config.total} corrections", corrections, fix), PromptWarning)
+    return min(config.each, config.total // max(1, corrections))
 
 
 def _general(writer: Writer, written: RetainConfig) -> list[Answered]:

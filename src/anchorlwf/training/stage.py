@@ -132,8 +132,7 @@ def train(
             NaN or infinite, and the records are named. No weights are saved then, and those saved before remain.
         ConfigError: there is nothing to resume, or it belongs to another run; an anchor of confidence 1 is learned in
             reverse; the reference's folder holds something else; a wrong device; a package of `report_to` is missing.
-        ConflictError: another process trains into this folder.
-        StorageError: the run folder cannot be written.
+        ConflictError, StorageError: another process trains into the run folder, or it cannot be written.
     """
     config = config or TrainConfig()
     listed = by_number(records)
