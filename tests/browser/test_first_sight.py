@@ -47,6 +47,18 @@ def _focus(page):
     return page.evaluate("document.activeElement.position ?? document.activeElement.id")
 
 
+def test_a_link_in_a_mail_leads_in(server, new_page):
+    page = new_page(server, expect_errors=True)  # the other site has no icon
+    page.context.clear_cookies()
+    # Another site than ours, from which browsers send no strict cookie along.
+    other = server.url.replace("127.0.0.1", "localhost")
+    page.route("http://localhost:*/mail", lambda route: route.fulfill(body=f"<a href='{server.url}'>annotate</a>"))
+    page.goto(other.split("?")[0] + "mail")
+    page.get_by_text("annotate").click()
+    page.wait_for_selector("#answer .t")
+    assert "token" not in page.url
+
+
 def test_one_line_says_what_to_do_until_it_has_been_done(server, new_page):
     page = new_page(server)
     open_item(page, 3)
