@@ -97,6 +97,19 @@ def test_grpo_raises_the_reward_of_a_policy_that_explores(corrected):
     assert rows[0]["kl"] > 0.01
 
 
+def test_the_samples_of_a_step_train_in_as_many_parts_as_a_prompt_has(corrected):
+    model, rows = load_model(), []
+
+    def look(_module, _args, given):
+        if torch.is_grad_enabled():
+            rows.append(len(given["input_ids"]))
+
+    model.causal.register_forward_pre_hook(look, with_kwargs=True)
+    train_grpo(model, corrected[:2], brief(steps=2, num_generations=4))
+    # All at once, sixteen prompts of a real model with eight samples each would take 22 GiB.
+    assert (max(rows), rows.count(2)) == (2, 8)
+
+
 # --- DPO ------------------------------------------------------------------------------------------------------------
 
 
