@@ -27,11 +27,11 @@ class Place:
         save_lines(self.prompts, [Prompt(messages=[{"role": "user", "content": text}]) for text in ("hello", "Who?")])
 
     @contextmanager
-    def open(self, **options):
+    def open(self, config=CONFIG, **options):
         store = Store(self._store)
         decoder = LocalDecoder(self._model, alternatives=3)
         try:
-            with open_exchange(self.prompts, self.out, store, decoder, CONFIG, decode_ahead=False, **options) as made:
+            with open_exchange(self.prompts, self.out, store, decoder, config, decode_ahead=False, **options) as made:
                 yield made
         finally:
             store.close()
@@ -208,3 +208,9 @@ def test_a_draft_put_away_in_mid_answer_goes_on_in_another_store(place, tiny_mod
         live = whole(exchange.desk)
         exchange.desk.stop(live)
         assert live.tree.state.completion_ids == tuple(record.completion_ids)
+    # Where the limit leaves no room behind it, it is one that was cut.
+    place._store = str(tmp_path / "third.db")
+    with place.open(config=AnnotateConfig(max_new_tokens=2, alternatives=3)) as exchange:
+        live = exchange.desk.next("ada")
+        assert (live.tree.node.ended, live.tree.node.truncated) == (True, True)
+        exchange.desk.extend(live)

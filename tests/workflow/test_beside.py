@@ -66,16 +66,18 @@ def test_a_corrected_prompt_among_those_to_retain_is_not_kept_as_it_was(base, wh
 @pytest.mark.parametrize(
     ("name", "more", "expected"),
     [
-        ("another", [], "auto"),
-        ("embedded", [], "none"),
-        ("another", ["retain:general"], "none"),  # those that `anchorlwf retain` wrote stand among them already
+        ("another", None, "auto"),
+        ("embedded", None, "none"),
+        ("another", {"anchors": []}, "none"),  # one that `anchorlwf retain` wrote
+        ("another", {"anchors": [], "status": "rejected"}, "auto"),
+        ("another", {}, "auto"),  # a correction that somebody tagged so
     ],
 )
 def test_what_stays_where_nothing_is_said(who, tmp_path, monkeypatch, name, more, expected):
     model = load_model()
     model.name = name
-    kept = who.model_copy(update={"id": str(uuid4()), "anchors": [], "tags": ["retain", *more]}) if more else None
-    save_records(tmp_path / "records.jsonl", [who, *([kept] if kept else [])])
+    others = [] if more is None else [who.model_copy(update={"id": str(uuid4()), "tags": ["retain"], **more})]
+    save_records(tmp_path / "records.jsonl", [who, *others])
     asked = []
     monkeypatch.setattr(file_training, "load_model", lambda **_loading: model)
     monkeypatch.setattr(file_training, "train", lambda *_args, **_options: None)

@@ -9,7 +9,7 @@ from anchorlwf.annotation import annotate
 from anchorlwf.config import ParaphraseConfig, TrainConfig
 from anchorlwf.data.jsonl import load_prompts, load_records, save_lines, save_records
 from anchorlwf.data.record import Prompt
-from anchorlwf.errors import ConfigError, RecordError
+from anchorlwf.errors import ConfigError, ModelError, RecordError
 from anchorlwf.workflow import fix, paraphrased
 from anchorlwf.workflow.file_training import train_file
 from anchorlwf.workflow.paraphrased import PARAPHRASES, paraphrase_records, records_beside, save_paraphrases
@@ -126,6 +126,11 @@ def test_wordings_of_an_earlier_run_stay_where_the_next_one_is_refused(who, tmp_
     save_paraphrases(run_folder, [who])
     before = (run_folder / PARAPHRASES).read_bytes()
     config = TrainConfig(max_steps=1)
+    (run_folder / "records.jsonl").write_text("of an earlier run\n")
+    with pytest.raises(ModelError, match="LoRA targets"):
+        fix(None, "Who are you?", RIGHT, out=run_folder, config=TrainConfig(targets="nope"), check=[{"prompt": "Hi"}])
+    assert (run_folder / "records.jsonl").read_text() == "of an earlier run\n"
+    assert (run_folder / PARAPHRASES).read_bytes() == before
     with pytest.raises(ConfigError, match="resume"):
         train_file(tmp_path / "records.jsonl", run_folder, {}, {}, config=config, resume=True)
     assert (run_folder / PARAPHRASES).read_bytes() == before

@@ -45,8 +45,10 @@ class Bounds:
 
     def begun(self, started: Started) -> Started:
         """What a session begins with, whole only where it is: a draft may have been put away in mid-answer."""
-        stopped = bool(started.completion_ids) and started.completion_ids[-1] in self.stop_ids
-        return started.model_copy(update={"ended": started.ended and (stopped or started.truncated)})
+        if started.truncated or not started.ended:
+            return started
+        ended, truncated = self.ending(started.completion_ids)
+        return started.model_copy(update={"ended": ended, "truncated": truncated})
 
 
 def check_position(position: int, length: int) -> None:

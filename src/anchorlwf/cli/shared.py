@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from anchorlwf.errors import AnchorLwfWarning
-from anchorlwf.readable import readable
+from anchorlwf.readable import harmless
 
 if TYPE_CHECKING:
     from anchorlwf import config
@@ -100,7 +100,7 @@ Retain = Annotated[
     typer.Option(
         "--retain",
         help="What is trained to stay: auto (prompts the model writes itself), none, or a JSONL file of prompts. "
-        "Default: auto, but none for the embedded model, and for records among which are keep records already.",
+        "Default: auto, but none for the embedded model, and for records among which are some that `retain` wrote.",
     ),
 ]
 DriftBudget = Annotated[
@@ -197,7 +197,7 @@ def print_json(data: Any) -> None:
 
 def shown(text: str) -> str:
     """What people and models wrote, for standard output: nothing in it commands a terminal."""
-    return readable(text) if out.is_terminal else text
+    return harmless(text) if out.is_terminal else text
 
 
 def parted(before: str, after: str) -> tuple[str, str]:

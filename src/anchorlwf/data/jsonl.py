@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from anchorlwf.data.plain_prompts import is_plain, plain_rows, text_rows
+from anchorlwf.data.plain_prompts import decoded, is_plain, plain_rows, text_rows
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Prompt, Record
 from anchorlwf.errors import AnchorLwfError, BadLineWarning, PromptWarning, RecordError, warn, wrong
@@ -186,7 +186,7 @@ def lines_of(stream: BufferedIOBase) -> Iterator[Line]:
 
 def _lines(source: Source | BufferedIOBase, kind: type[BaseModel], *, plain: bool) -> Iterator[Line]:
     if isinstance(source, BufferedIOBase):
-        yield from (Line(*found) for found in text_rows(map(bytes.decode, source))) if plain else lines_of(source)
+        yield from (Line(*found) for found in text_rows(map(decoded, source))) if plain else lines_of(source)
     elif isinstance(source, str | Path) and issubclass(kind, Prompt) and plain:
         yield from (Line(number, row) for number, row in plain_rows(source))
     elif isinstance(source, str | Path):

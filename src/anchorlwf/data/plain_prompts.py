@@ -7,7 +7,7 @@ from typing import Any
 
 from anchorlwf.errors import PromptWarning, RecordError, warn, wrong
 
-__all__ = ["is_plain", "plain_rows", "text_rows"]
+__all__ = ["decoded", "is_plain", "plain_rows", "text_rows"]
 
 _TABLES = (".csv", ".tsv")
 _QUESTIONS = ("prompt", "question")
@@ -36,6 +36,11 @@ def plain_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """
     with open(path, encoding="utf-8-sig", errors=_BYTES, newline="") as stream:
         yield from _table(stream, str(path)) if Path(path).suffix.lower() in _TABLES else text_rows(stream)
+
+
+def decoded(line: bytes) -> str:
+    """A line of plain text that stands elsewhere than in a file."""
+    return line.decode("utf-8-sig", _BYTES)
 
 
 def text_rows(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:

@@ -199,7 +199,7 @@ class Codec:
             return list(self.tokenizer(text, add_special_tokens=add_special_tokens, **options)["input_ids"])
         except UnicodeEncodeError as error:
             fix = "Send it as UTF-8."
-            raise PromptError(wrong("text", "whole characters", f"half of one at {error.start}", fix)) from error
+            raise PromptError(wrong("text", "whole characters", f"half of one, {text[error.start]!r}", fix)) from error
         except Exception as error:
             # tokenizers raises a plain Exception where even the token for unknown text is unknown.
             if type(error) is not Exception:

@@ -102,6 +102,7 @@ def train(
     out: str | Path,
     config: TrainConfig | None = None,
     resume: bool = False,
+    on_begin: Callable[[], None] = lambda: None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     on_reference: Callable[[int, int], None] | None = None,
 ) -> TrainResult:
@@ -120,6 +121,7 @@ def train(
         config: the objective and its limits.
         resume: continue from the newest complete checkpoint in the run folder. Otherwise checkpoints of an earlier run
             are removed.
+        on_begin: called once nothing is refused any more, by the main process: from then on the folder is this run's.
         on_step: called with every row of metrics.jsonl.
         on_reference: called with (batches done, total) while the reference's states are computed.
 
@@ -145,13 +147,10 @@ def train(
         key = RunKey.of(data.sha, reference, config, _processes().num_processes, language_model.device.type)
         checkpoints = Checkpoints(folder.path / "checkpoints", key)
         start = _start(checkpoints, resume)
-        _attach(language_model, config)
-        plan = _plan(data, config)
-        arguments = _arguments(checkpoints, config, language_model, plan, len(data.corrections))
-        context = StepContext.build(language_model, config, data, plan, arguments)
+        context = _context(language_model, config, data, checkpoints)
         began = time.perf_counter()
         context.cache = _reference_cache(context, folder, reference, on_reference)
-        _take_over(folder, checkpoints, start, listed, config)
+        _take_over(folder, checkpoints, start, listed, config, on_begin)
         trainer, rule = _assembled(context, checkpoints, lambda row: _report(folder, row, on_step))
         return _run(trainer, rule, folder, start, began)
 
@@ -219,7 +218,12 @@ def _start(checkpoints: Checkpoints, resume: bool) -> Path | None:
 
 
 def _take_over(
-    folder: RunFolder, checkpoints: Checkpoints, start: Path | None, records: Records, config: TrainConfig
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    start: Path | None,
+    records: Records,
+    config: TrainConfig,
+    on_begin: Callable[[], None],
 ) -> None:
     """Make the folder that of a run which goes on from `start`; what is refused before leaves an earlier run there."""
     if not _processes().is_main_process:
@@ -231,6 +235,7 @@ def _take_over(
         folder.write_json("environment.json", {**environment(), "records": _file_of(records)})
         (folder.path / "metrics.jsonl").unlink(missing_ok=True)
     config.save(folder.path / "config.yaml")
+    on_begin()
 
 
 def _finish(trainer: AnchorTrainer, rule: StopRule, folder: RunFolder, seconds: float) -> TrainResult:
@@ -314,6 +319,15 @@ def _attach(model: LanguageModel, config: TrainConfig) -> None:
         # The adapter's inputs come out of frozen layers, which a checkpoint would cut off from the gradient.
         model.net.enable_input_require_grads()
         model.causal.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _context(model: LanguageModel, config: TrainConfig, data: TrainingSet, checkpoints: Checkpoints) -> StepContext:
+    """The model with what trains attached, and what its steps are made of."""
+    _attach(model, config)
+    plan = _plan(data, config)
+    return StepContext.build(
+        model, config, data, plan, _arguments(checkpoints, config, model, plan, len(data.corrections))
+    )
 
 
 def _plan(data: TrainingSet, config: TrainConfig) -> StepPlan:

@@ -14,7 +14,6 @@ from anchorlwf.data.jsonl import Reading, load_prompts
 from anchorlwf.data.plain_prompts import is_plain
 from anchorlwf.data.record import Prompt
 from anchorlwf.decoding.greedy import GreedyDecoder, Step
-from anchorlwf.errors import RecordError, wrong
 from anchorlwf.model.generation import warn_of_generation
 from anchorlwf.model.language_model import LanguageModel
 
@@ -97,12 +96,11 @@ def questions(sources: Sequence[str], model: LanguageModel, *, skip_bad: bool = 
 
 
 def _from_stdin(check: Callable[[Prompt], list[str]], skip_bad: bool) -> list[Prompt]:
-    try:
-        text = sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise RecordError(wrong("standard input", "UTF-8 text", error.reason, "Send it as UTF-8.")) from error
-    plain = not text.lstrip().startswith("{")
-    reading = Reading(io.BytesIO(text.encode()), Prompt, check, name="standard input", plain=plain)
+    # Bytes, for what text they are depends on the surroundings; a notebook may have none to give.
+    binary = getattr(sys.stdin, "buffer", None)
+    content = sys.stdin.read().encode() if binary is None else binary.read()
+    plain = not content.lstrip().startswith(b"{")
+    reading = Reading(io.BytesIO(content), Prompt, check, name="standard input", plain=plain)
     prompts = [prompt for _, prompt in reading.good_lines()]
     reading.report(skip_bad=skip_bad)
     return prompts

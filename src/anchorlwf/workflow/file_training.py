@@ -1,7 +1,7 @@
 """Train on a file of records, beside other wordings of its corrections and what must stay."""
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ def train_file(
     *,
     skip_bad: bool = False,
     on_retain: Callable[[str, int, int], None] | None = None,
-    on_step: Callable[[dict[str, Any]], None] | None = None,
     **options: Any,
 ) -> tuple[TrainResult, list[Record]]:
     """Train on a file of records and on what stands beside them; every process of a run trains on the same.
@@ -36,12 +35,11 @@ def train_file(
         records: a JSONL file, read from disk as records are needed unless what stands beside depends on them.
         out: the run folder; receives `paraphrases.jsonl`, and what `train` writes.
         loading: for `load_model`.
-        beside: `retain`, `paraphrase` and `config`, as for `records_beside`; where the file holds keep records that the
-            model wrote, no `retain` is `none`.
+        beside: `retain`, `paraphrase` and `config`, as for `records_beside`; where the file holds keep records that
+            `retain` wrote, no `retain` is `none`.
         skip_bad: go on without bad lines, and warn of each.
         on_retain: called with a kind, how many the model has written, and how many are wanted.
-        on_step: called with every row of metrics.jsonl.
-        **options: of `train`, others than that.
+        **options: of `train`.
 
     Returns:
         What training came to, and the records of other wordings.
@@ -53,18 +51,10 @@ def train_file(
     listed: Any = RecordFile(records, skip_bad=skip_bad)
     model = load_model(**loading)
     made = _beside(model, listed, dict(beside), skip_bad, on_retain)
-    told = itertools.count()
-
-    def on_row(row: dict[str, Any]) -> None:
-        # With the first step the folder is this run's; until then one that is refused leaves an earlier run's file.
-        if not next(told):
-            save_paraphrases(out, made.paraphrases)
-        if on_step is not None:
-            on_step(row)
-
     added: Any = [*made.paraphrases, *made.keep]
     everything = ConcatDataset([listed, added]) if added else listed
-    return train(model, everything, out=out, on_step=on_row, **options), made.paraphrases
+    save = partial(save_paraphrases, out, made.paraphrases)
+    return train(model, everything, out=out, on_begin=save, **options), made.paraphrases
 
 
 def _beside(
@@ -75,7 +65,7 @@ def _beside(
     on_retain: Callable[[str, int, int], None] | None,
 ) -> Beside:
     retain, reworded = wanted.get("retain"), wanted.get("paraphrase") not in (None, NONE, [NONE])
-    written = retain is None and any(KEEP_TAG in record.tags for record in listed)
+    written = retain is None and any(map(_is_kept, listed))
     retain = NONE if written else resolved(model, retain)
     if (retain == NONE and not reworded) or next(_corrections(listed), None) is None:
         return Beside([], [])
@@ -87,6 +77,10 @@ def _beside(
         made = records_beside(model, needed, **{**wanted, "retain": retain}, skip_bad=skip_bad, on_progress=on_retain)
     asked = {tuple(record.prompt_ids) for record in needed or _corrections(listed)}
     return made._replace(keep=[record for record in made.keep if tuple(record.prompt_ids) not in asked])
+
+
+def _is_kept(record: Record) -> bool:
+    return KEEP_TAG in record.tags and not record.anchors and record.status == "complete"
 
 
 def _corrections(listed: Iterable[Record]) -> Iterator[Record]:

@@ -182,9 +182,8 @@ def fix(
         decoding = reaching(EvaluateConfig(), [first, *other.paraphrases])
         probes, known = _checks(language_model, check, decoding, on_phase)
         folder = Path(out)
-        save_records(folder / "records.jsonl", records)
-        save_paraphrases(folder, other.paraphrases)
-        watch: dict[str, Any] = {"on_step": on_step, "on_reference": partial(on_phase, "reference")}
+        save = partial(_save, folder, records, other.paraphrases)
+        watch: dict[str, Any] = {"on_begin": save, "on_step": on_step, "on_reference": partial(on_phase, "reference")}
         training = train(language_model, records, out=folder, config=config, **watch)
         costs = {"seconds": training.seconds, "steps": training.steps, "converged": training.converged}
         known = {**known, tuple(first.prompt_ids): list(first.original_ids)}
@@ -199,6 +198,11 @@ def fix(
 def _before(on_phase: Progress, _phase: str, done: int, count: int) -> None:
     """The base's answers are given before training here."""
     on_phase("answers-before", done, count)
+
+
+def _save(folder: Path, records: list[Record], wordings: list[Record]) -> None:
+    save_records(folder / "records.jsonl", records)
+    save_paraphrases(folder, wordings)
 
 
 def _annotated(model: LanguageModel, prompt: str, answer: str) -> Record:

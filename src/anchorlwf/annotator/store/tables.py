@@ -262,7 +262,7 @@ def _migrate(engine: Engine) -> None:
 
 def _database_file(parsed: URL) -> str:
     if parsed.database in (None, "", ":memory:") or str(parsed.database).startswith("file:"):
-        fix = "Give the name of a file: work in memory would be lost."
+        fix = "Give the plain name of a file: work in memory would be lost."
         raise ConfigError(wrong("--store", "a file", parsed.render_as_string(), fix))
     return str(parsed.database)
 
