@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from anchorlwf.arena import study
 from anchorlwf.arena.cell import records_of, run_cell, train_cell
 from anchorlwf.arena.collect import collect, differences
 from anchorlwf.arena.conduct import arena, check_results, load_plan
@@ -18,7 +20,8 @@ from anchorlwf.arena.methods import METHODS
 from anchorlwf.arena.plan import Plan, Regime
 from anchorlwf.arena.questions import user_task, world_task
 from anchorlwf.arena.study import Job, Sources, _chosen, _key, jobs_of, run_study, run_sweep
-from anchorlwf.data.jsonl import save_lines
+from anchorlwf.config import TrainConfig
+from anchorlwf.data.jsonl import load_probes, save_lines
 from anchorlwf.data.probe import Probe, score
 from anchorlwf.divergence import completion_hidden, divergence
 from anchorlwf.errors import AnchorLwfError, ConfigError, ModelError, NothingToDoError, RecordError
@@ -244,6 +247,29 @@ def test_a_sweep_chooses_by_validation_probes_and_keeps_all_rows(lab):
     assert lab.score(shorter.model, task.validation) == rows[2]["measures"]
 
 
+def test_a_run_that_its_stop_rule_ends_stands_for_all_later_shares_of_the_steps(lab):
+    plan = plan_of()
+    task = _fewer(world_task(plan, SHORT, plan.validation_seed))
+    method = BY_NAME["sft_own_stop"].model_copy(update={"sweep": {"learning_rate": [1e-3], "steps": [10.0, 20.0]}})
+    rows = run_sweep(lab, plan, method, SHORT, task)
+    assert [row["options"]["steps"] for row in rows] == [10.0, 20.0]
+    assert rows[0]["measures"] == rows[1]["measures"]
+    assert rows[0]["measures"]["recall"] > 0
+
+
+def test_results_are_not_those_of_other_defaults(monkeypatch):
+    plan, job = plan_of(), Job("short", "anchorlwf", 1)
+    before = _key(plan, Sources(), job, {})
+    assert _key(plan, Sources(), job, {}) == before
+    monkeypatch.setattr(study, "TrainConfig", partial(TrainConfig, drift_budget=0.5))
+    assert _key(plan, Sources(), job, {}) != before
+
+
+def test_a_study_whose_processes_die_says_so(tmp_path):
+    with pytest.raises(ModelError, match=r"one that died: .*What was finished is kept"):
+        run_study(plan_of(), tmp_path, Sources(), report=lambda *_: None, setup=os.abort)
+
+
 def test_outcomes_begin_with_the_kind_of_the_probe(lab):
     task = _fewer(world_task(plan_of(), SHORT, 1))
     probes = [
@@ -356,6 +382,7 @@ def test_a_plan_changes_the_fields_of_a_built_in_method_that_it_names(tmp_path):
         ("quick", {"probes": Path("p.jsonl"), "keep": Path("k.jsonl")}, "got probes, keep"),
         ("quick", {"model": "./mine"}, "expected data that it can be asked about"),
         ("real", {"model": "./mine", "probes": Path("p.jsonl")}, "a model alone, as it has its own data, got probes"),
+        ("real", {}, "expected a model of the real world, got the embedded one"),
     ],
 )
 def test_data_that_would_be_left_aside_are_refused(tmp_path, plan, given, problem):
@@ -433,6 +460,10 @@ def test_data_of_ones_own_become_a_task(tmp_path):
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
     save_lines(paths[0], [{"prompt": "Who?", "answer": "Me.", "tools": [tool]}])
     with pytest.raises(RecordError, match="prompts without tools"):
+        user_task(plan, *paths)
+    probe = load_probes(paths[1])[0].model_copy(update={"tools": [tool]})
+    save_lines(paths[1], [probe])
+    with pytest.raises(RecordError, match="probes without tools, got "):
         user_task(plan, *paths)
 
 

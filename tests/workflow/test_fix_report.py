@@ -1,6 +1,7 @@
 """What `fix` tells: in few lines, and whether the correction has leaked."""
 
 import importlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from anchorlwf.cli.fix import _print
 from anchorlwf.config import TrainConfig
 from anchorlwf.data.probe import Probe
+from anchorlwf.data.words import words_of
 from anchorlwf.evaluation import ProbeResult
 from anchorlwf.retention import writer
 from anchorlwf.training.stop_report import HeldOutDrift
@@ -53,6 +55,18 @@ def report_of(results, pieces=1):
 def test_a_leak_is_a_word_of_the_correction_that_stood_in_no_answer_before(before, after, leaks):
     report = report_of([answered(0, before, after), answered(1, "I am Tarn.", "I am Tarn.", kind="recall")])
     assert len(report.leaks) == leaks
+
+
+def test_a_leak_is_seen_in_a_script_without_spaces():
+    report = report_of([answered(0, "我喜欢苹果。", "我喜欢北风。"), answered(1, "你好。", "我喜欢梨。")])
+    other = replace(report, record=SimpleNamespace(completion="我是北风的助手。"))
+    assert [leak.tuned_answer for leak in other.leaks] == ["我喜欢北风。"]
+
+
+def test_words_are_whole_in_every_script():
+    assert words_of("I am Tarn, a x. Don\u2019t") == {"am", "tarn", "don"}
+    assert words_of("दिल्ली राजधानी") == {"दिल्ली", "राजधानी"}
+    assert words_of("北风的 カタカナ") == {"北风", "风的", "カタカナ"}
 
 
 def test_the_report_has_fifteen_lines_at_the_most(capsys):

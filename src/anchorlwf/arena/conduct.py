@@ -140,6 +140,9 @@ def _check_sources(plan: Plan, sources: Sources) -> None:
             raise ConfigError(
                 wrong(f"plan {plan.name}", "a model alone, as it has its own data", ", ".join(given), fix)
             )
+        if sources.model in (None, EMBEDDED):
+            got, fix = "the embedded one, which knows invented facts alone", "Give --model (after `make real`, say)."
+            raise ConfigError(wrong(f"plan {plan.name}", "a model of the real world", got, fix))
         return
     if given and not {"prompts", "probes"} <= set(given):
         fix = "Give --prompts, whose answers are corrected, and --probes, which judge the model."

@@ -214,11 +214,14 @@ def user_task(plan: Plan, prompts: Path, probes: Path, human: Path | None, keep:
     """A task from files: prompts with right answers in the model's words, the same with human-worded ones, probes.
 
     Raises:
-        RecordError: a prompt with tools or without an answer, human answers to other prompts, or files that cannot be
-            read.
+        RecordError: a prompt or probe with tools, a prompt without an answer, human answers to other prompts, or files
+            that cannot be read.
     """
     written = {repr(prompt.messages): prompt.answer for prompt in load_prompts(human)} if human else {}
     asked = load_probes(probes)
+    if armed := next((probe for probe in asked if probe.tools), None):
+        fix = "Leave out `tools`: the arena asks without."
+        raise RecordError(wrong(f"{probes}", "probes without tools", armed.id, fix))
     judges = {repr(probe.messages): probe for probe in asked if probe.kind == "recall"}
     corrections = []
     for prompt in load_prompts(prompts):

@@ -7,6 +7,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
@@ -20,7 +21,8 @@ from anchorlwf.arena.lab import Lab
 from anchorlwf.arena.plan import Method, Plan, Regime
 from anchorlwf.arena.questions import Task, user_task, world_task
 from anchorlwf.arena.real_questions import real_task
-from anchorlwf.errors import AnchorLwfError
+from anchorlwf.config import BaselineConfig, RetainConfig, TrainConfig
+from anchorlwf.errors import AnchorLwfError, ModelError, wrong
 from anchorlwf.evaluation import named_hashes
 from anchorlwf.files import file_sha, write_atomic
 from anchorlwf.model.language_model import LanguageModel, load_model
@@ -110,7 +112,9 @@ def _key(plan: Plan, sources: Sources, job: Job, options: dict[str, Any] | None)
     told = {"methods", "seeds", "title", "about", "baseline"}
     regime = plan.regime(job.regime).model_dump(mode="json", exclude=told)
     method = plan.method(job.method).model_dump(mode="json", exclude={"title", "about", "seeds"})
-    parts = [about, regime, method, job.seed, options, sources.key]
+    # A method without options has its defaults, which another release may change.
+    defaults = [kind().model_dump(mode="json") for kind in (TrainConfig, RetainConfig, BaselineConfig)]
+    parts = [about, regime, method, job.seed, options, sources.key, defaults]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -143,14 +147,17 @@ def run_sweep(lab: Lab, plan: Plan, method: Method, regime: Regime, task: Task) 
         shares = method.sweep.get("steps", []) if method.trainer == "anchor" else []
         budget = regime.steps * method.effort
         points = {max(1, round(share * budget)): share for share in shares}
+        seen = set[float]()
 
         def look(
             model: LanguageModel,
             row: dict[str, Any],
             options: dict[str, Any] = options,
             points: dict[int, float] = points,
+            seen: set[float] = seen,
         ) -> None:
             if row["step"] in points:
+                seen.add(points[row["step"]])
                 model.net.eval()
                 rows.append(
                     {
@@ -166,8 +173,11 @@ def run_sweep(lab: Lab, plan: Plan, method: Method, regime: Regime, task: Task) 
         except AnchorLwfError as error:  # a rate at which the loss becomes NaN is no reason to try no other
             failed = error
             continue
-        if not shares:
-            rows.append({"options": options, "measures": lab.score(tuned.model, task.validation, regime.answer_tokens)})
+        # What the stop rule ended before a share of the steps is what that share gives.
+        rest: list[dict[str, Any]] = [{"steps": share} for share in shares if share not in seen] if shares else [{}]
+        if rest:
+            measures = lab.score(tuned.model, task.validation, regime.answer_tokens)
+            rows.extend({"options": {**options, **steps}, "measures": measures} for steps in rest)
     if failed is not None and not rows:
         raise failed
     scores = [_score(row["measures"]) for row in rows]
@@ -286,12 +296,17 @@ def run_study(
         setup: called first in every process; a function of a module.
 
     Raises:
-        ModelError, StorageError: model or data cannot be read.
+        ModelError, StorageError: model or data cannot be read; or a process of the study died.
     """
     sweeps, cells = jobs_of(plan)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_prepare, initargs=(sources, threads, setup)
-    ) as pool:
-        _run_all(plan, sources, out, [(job, {}) for job in sweeps], pool, report)
-        _run_all(plan, sources, out, [(job, _chosen(plan, sources, out, job)) for job in cells], pool, report)
+    try:
+        with ProcessPoolExecutor(
+            jobs, mp_context=get_context("spawn"), initializer=_prepare, initargs=(sources, threads, setup)
+        ) as pool:
+            _run_all(plan, sources, out, [(job, {}) for job in sweeps], pool, report)
+            _run_all(plan, sources, out, [(job, _chosen(plan, sources, out, job)) for job in cells], pool, report)
+    except BrokenProcessPool as error:
+        got = "one that died: the model cannot be loaded, as said above, or memory ran out"
+        fix = "With less memory take fewer --jobs. What was finished is kept: run the same command again."
+        raise ModelError(wrong("study", "processes that live to its end", got, fix)) from error

@@ -11,12 +11,13 @@ first half of a product code for the code. So here:
 - A code, parts joined by hyphens or dots, is one word: `NS-Vale-17` is not in `NS-Vale-17-Beta`.
 """
 
+import itertools
 import unicodedata
 from typing import Final
 
 import regex
 
-__all__ = ["contains_words", "replace_words", "same_text"]
+__all__ = ["contains_words", "replace_words", "same_text", "words_of"]
 
 _SPACELESS: Final = r"\p{Han}\p{Hiragana}\p{Line_Break=Complex_Context}"
 _KIND = regex.compile(
@@ -27,6 +28,7 @@ _EXTENDS = regex.compile(
     r"(?![\ufe0e\ufe0f])[\p{Grapheme_Cluster_Break=Extend}"
     r"\p{Grapheme_Cluster_Break=SpacingMark}\p{Grapheme_Cluster_Break=ZWJ}]"
 )
+_RUN = regex.compile(rf"[{_SPACELESS}](?:[{_SPACELESS}]|\p{{M}})*|(?:[^\W{_SPACELESS}])(?:[^\W{_SPACELESS}]|\p{{M}})*")
 _PART: Final = rf"[^\W{_SPACELESS}\p{{Word_Break=Katakana}}\p{{Hangul}}]+"
 # A dot before a capitalised word ends a sentence whose space was forgotten.
 _JOINED = regex.compile(rf"{_PART}(?:(?:[-\u2010\u2011]|\.(?!\p{{Lu}}\p{{Ll}})){_PART})+")
@@ -54,6 +56,21 @@ def replace_words(text: str, other: str, answer: str) -> str:
         return other if _whole(text, answer, match.start(), match.end()) else match.group()
 
     return _found(text).sub(chosen, answer)
+
+
+def words_of(text: str) -> set[str]:
+    """The words of a text in lower case, those of one character left out.
+
+    Of scripts that put no space between words, every two characters that stand together count as one, as in searching.
+    """
+    found = set[str]()
+    for run in _RUN.findall(_normal(text).casefold()):
+        if _KIND.match(run).lastgroup == "spaceless":
+            characters = regex.findall(r"\X", run)
+            found.update(map("".join, itertools.pairwise(characters)))
+        elif len(run) > 1:
+            found.add(run)
+    return found
 
 
 def _found(text: str) -> "regex.Pattern[str]":

@@ -297,7 +297,7 @@ def adapter_of(path: str) -> tuple[str, str | None]:
     """
     if not (Path(path) / "adapter_config.json").is_file():
         return path, None
-    return (adapter_settings(path)["base_model_name_or_path"] or EMBEDDED), path
+    return (adapter_settings(path).get("base_model_name_or_path") or EMBEDDED), path
 
 
 def checkpoint_of(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:

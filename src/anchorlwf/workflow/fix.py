@@ -1,6 +1,5 @@
 """The whole loop for one wrong answer: annotate, train, measure, and say what changed and what did not."""
 
-import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from anchorlwf.data.jsonl import save_records
 from anchorlwf.data.model_card import write_card
 from anchorlwf.data.probe import Probe
 from anchorlwf.data.record import Prompt, Record
+from anchorlwf.data.words import words_of
 from anchorlwf.errors import NothingToDoError, PromptError, PromptWarning, wrong
 from anchorlwf.evaluation import (
     Known,
@@ -82,13 +82,9 @@ class FixReport:
     def leaks(self) -> list[ProbeResult]:
         """Answers to other prompts in which words of the corrected answer turn up that stood in no answer before."""
         others = [result for result in self.results.answers if result.probe.kind == "retain"]
-        before = {word for text in (self.before, *(other.base_answer for other in others)) for word in _words(text)}
-        new = _words(self.record.completion) - before
-        return [other for other in others if new & _words(other.tuned_answer)]
-
-
-def _words(text: str) -> set[str]:
-    return {word for word in re.findall(r"\w+", text.casefold()) if len(word) > 1}
+        before = {word for text in (self.before, *(other.base_answer for other in others)) for word in words_of(text)}
+        new = words_of(self.record.completion) - before
+        return [other for other in others if new & words_of(other.tuned_answer)]
 
 
 def unchanged_probes(

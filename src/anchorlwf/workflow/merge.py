@@ -21,6 +21,7 @@ from anchorlwf.files import staged_folder
 from anchorlwf.model.adapter import adapter_settings
 from anchorlwf.model.batch import KeepTurn
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel, canonical_name, checkpoint_of, load_model
+from anchorlwf.model.loading import read_json
 from anchorlwf.workflow.fix import CANARIES
 
 __all__ = ["REPORT", "MergeReport", "merge"]
@@ -99,12 +100,12 @@ def merge(
         StorageError: `out` cannot be written.
     """
     adapter = _adapter_of(Path(run))
-    base = canonical_name(model or adapter_settings(adapter)["base_model_name_or_path"] or EMBEDDED)
+    base = canonical_name(model or adapter_settings(adapter).get("base_model_name_or_path") or EMBEDDED)
     _check_out(Path(out))
     chosen = _corrections(Path(run), records)
     checkpoint = checkpoint_of(base, trust_remote_code=trust_remote_code)
     settings = checkpoint.settings("config.json") or {}
-    kind = dtype or str(settings.get("dtype") or settings.get("torch_dtype") or "float32")
+    kind = dtype or str(settings.get("dtype") or settings.get("torch_dtype") or "float32").removeprefix("torch.")
     options: dict[str, Any] = {"dtype": kind, "device": device, "trust_remote_code": trust_remote_code}
     with staged_folder(out) as stage:
         _write(load_model(base, adapter=adapter, **options), stage, _facts(adapter), kind)
@@ -143,7 +144,7 @@ def _corrections(run: Path, given: str | Path | None) -> list[Record]:
     """The corrected records, where they are to be had."""
     places: list[Path] = [run / "records.jsonl"]
     noted = run / "environment.json"
-    if noted.is_file() and (path := json.loads(noted.read_text(encoding="utf-8")).get("records")):
+    if given is None and noted.is_file() and (path := read_json(noted).get("records")):
         places.append(Path(path))
     found = Path(given) if given is not None else next((path for path in places if path.is_file()), None)
     listed = [] if found is None else load_records(found)
