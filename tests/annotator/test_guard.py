@@ -75,7 +75,7 @@ def test_what_only_looks_like_our_cookie_lets_nobody_in(header):
 def test_a_token_of_any_characters_comes_back_from_its_cookie():
     visitor = client()
     reply = visitor.get("/", params={"token": BOB})
-    assert (reply.status_code, reply.headers["refresh"], reply.text) == (200, "0; url=/", "")
+    assert (reply.status_code, reply.headers["refresh"]) == (200, "0; url=/")
     value = reply.headers["set-cookie"].split("; ")[0]
     assert client(cookie=f"x={{}}; {value}").get("/").text == "bob"
 

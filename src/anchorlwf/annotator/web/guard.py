@@ -36,6 +36,8 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 _SAFE = {"GET", "HEAD", "OPTIONS"}
+_ENTERED = '<!doctype html><title>anchorlwf</title><link rel="icon" href="data:,">'
+"""Without an icon of its own, a browser would ask for one that is not there."""
 
 
 class _Pace:
@@ -116,7 +118,7 @@ class Guard:
         if not tokens or self._settings.annotator_of(tokens[0]) is None:
             return None
         # Not a redirection: on one that begins with a link on another site, browsers keep strict cookies back.
-        reply = Response(status_code=200, headers={"refresh": "0; url=/", "cache-control": "no-store"})
+        reply = Response(_ENTERED, 200, {"refresh": "0; url=/", "cache-control": "no-store"}, "text/html")
         reply.set_cookie(
             self._settings.cookie,
             tokens[0],
