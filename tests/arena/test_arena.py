@@ -388,6 +388,7 @@ def test_a_plan_changes_the_fields_of_a_built_in_method_that_it_names(tmp_path):
 def test_data_that_would_be_left_aside_are_refused(tmp_path, plan, given, problem):
     with pytest.raises(ConfigError, match=problem):
         arena(load_plan(plan), tmp_path / "out", Sources(**given))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("content", ["[]", '{"kept": 1.0}', "no"])

@@ -118,8 +118,8 @@ def arena(
         StorageError: `out` cannot be written.
     """
     folder, sources = Path(out), sources or Sources()
-    ensure_writable(folder / "results.json")
     _check_sources(plan, sources)
+    ensure_writable(folder / "results.json")
     require_extra("arena", "the arena's report")
     if any(plan.method(name).trainer in _BY_TRL for regime in plan.regimes for name in regime.methods):
         require_extra("rl", f"plan {plan.name}")

@@ -263,7 +263,7 @@ def _migrate(engine: Engine) -> None:
 def _database_file(parsed: URL) -> str:
     if parsed.database in (None, "", ":memory:") or str(parsed.database).startswith("file:"):
         fix = "Give the plain name of a file: work in memory would be lost."
-        raise ConfigError(wrong("--store", "a file", parsed.render_as_string(), fix))
+        raise ConfigError(wrong("--store", "a file", str(parsed.database or "none"), fix))
     return str(parsed.database)
 
 
@@ -286,6 +286,8 @@ def connect(url: str) -> Engine:
             Path(_database_file(parsed)).resolve().parent.mkdir(parents=True, exist_ok=True)
         ping = parsed.get_backend_name() != "sqlite"
         engine = create_engine(parsed, pool_size=20, max_overflow=20, pool_pre_ping=ping)
+    except ConfigError:  # which is a ValueError, too
+        raise
     except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:  # ValueError: a port that is no number
         fix = "Give a file name or postgresql://user@host/name ."
         raise ConfigError(wrong("--store", "SQLite or PostgreSQL", error, fix)) from error
