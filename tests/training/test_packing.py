@@ -1,6 +1,7 @@
 import itertools
 import json
 import logging
+from dataclasses import asdict
 from functools import cache
 from uuid import UUID
 
@@ -339,7 +340,7 @@ def test_training_ends_as_with_padded_batches(tiny_path, records, tmp_path, monk
     others, padded, _ = trained(tiny_path, records, tmp_path / "padded", **options)
     assert rows[-1]["loss"] != rows[0]["loss"]
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in others], rel=1e-4)
-    packed_report, padded_report = packed.report.as_dict(), padded.report.as_dict()
+    packed_report, padded_report = asdict(packed.report), asdict(padded.report)
     assert packed_report.pop("held_out") == padded_report.pop("held_out") == {}
     assert packed_report == pytest.approx(padded_report, rel=1e-3, abs=1e-6)
 

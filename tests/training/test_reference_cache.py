@@ -1,6 +1,6 @@
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ from anchorlwf.training.reference_cache import (
 
 
 def flat(report):
-    values = report.as_dict()
+    values = asdict(report)
     assert values.pop("held_out") == {}
     return values
 

@@ -17,6 +17,7 @@ from anchorlwf.model.language_model import LanguageModel, load_model
 from anchorlwf.training import train
 from anchorlwf.training.checkpoint import Checkpoints, RunKey
 from anchorlwf.training.stage import _arguments
+from anchorlwf.training.step_sampler import StepPlan
 
 
 class Recorder(TrainerCallback):
@@ -97,4 +98,4 @@ def test_a_model_on_another_device_than_training_is_refused(fresh_model, tmp_pat
     monkeypatch.setattr(LanguageModel, "device", property(lambda _model: torch.device("cuda", 1)))
     checkpoints = Checkpoints(tmp_path / "checkpoints", RunKey("", "", {}, 1, "cuda"))
     with pytest.raises(ConfigError, match=r"device: expected cpu, where training runs, got cuda:1"):
-        _arguments(checkpoints, TrainConfig(), fresh_model, 1)
+        _arguments(checkpoints, TrainConfig(), fresh_model, StepPlan(1, 0, 1), 1)
