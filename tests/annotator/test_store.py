@@ -328,7 +328,7 @@ def test_killed_at_random_moments_no_acknowledged_step_is_lost(kind):
         theirs.close()
         last = ours.recv() if ours.poll(60) else None
         assert last is not None, "the child never wrote"
-        time.sleep(rng.uniform(0, 0.03))
+        time.sleep(rng.uniform(0, 0.1))  # a busy machine writes little in less
         child.kill()
         child.join(30)
         try:
@@ -344,7 +344,7 @@ def test_killed_at_random_moments_no_acknowledged_step_is_lost(kind):
         assert export_records(store, project) == ([record(0)] if tree.verdict else [])
         acknowledged, rounds = last[0], rounds + 1
     assert rounds == 10
-    assert acknowledged > rounds, "a busy machine leaves little time between the kills"
+    assert acknowledged > 20
     store.close()
 
 
