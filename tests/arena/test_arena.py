@@ -2,9 +2,12 @@
 
 import json
 import os
+import select
 import shutil
+import time
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,25 @@ def _fewer(task):
         return tuple(p for i, p in enumerate(probes) if p.kind not in ("retain", "skill") or i % 6 == 0)
 
     return replace(task, validation=some(task.validation), test=some(task.test))
+
+
+def _begin_a_worker(end):
+    get_context("fork").Process(target=study._end_with_parent).start()
+    os.write(end, b"begun")
+    time.sleep(600)
+
+
+def test_the_processes_of_a_study_that_is_killed_end_with_it():
+    # Both processes hold an end of the pipe, so that it is closed when both are gone.
+    mine, theirs = os.pipe()
+    parent = get_context("fork").Process(target=_begin_a_worker, args=(theirs,))
+    parent.start()
+    os.close(theirs)
+    assert os.read(mine, 5) == b"begun"
+    parent.kill()
+    assert select.select([mine], [], [], 60)[0] == [mine]
+    assert os.read(mine, 1) == b""
+    os.close(mine)
 
 
 @pytest.mark.parametrize("name", ["study", "quick"])

@@ -423,6 +423,12 @@ def test_recall_probes_of_the_users_own_take_the_place_of_those_made_from_record
     assert found.facts["annotated_tokens"] > 0
 
 
+def test_answers_are_as_long_as_what_was_corrected_and_a_certificate_says_so(tiny_path, corrected):
+    short = CONFIG.updated(max_new_tokens=1)
+    found = evaluate(disturbed(tiny_path, 0.0), records=corrected, config=short)
+    assert found.origin.config.max_new_tokens == max(len(record.completion_ids) for record in corrected) > 1
+
+
 def test_nothing_to_ask_is_refused(tiny_model, kept):
     with pytest.raises(RecordError, match="probes: expected at least one probe or corrected record, got none"):
         evaluate(tiny_model, [], records=kept)

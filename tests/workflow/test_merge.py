@@ -13,6 +13,7 @@ from anchorlwf.data.jsonl import load_records
 from anchorlwf.decoding.greedy import decode_batch
 from anchorlwf.errors import ConfigError, ModelError
 from anchorlwf.model.language_model import load_model
+from anchorlwf.model.model_files import embedded_path
 from anchorlwf.workflow import merge as merging
 
 
@@ -48,6 +49,15 @@ def test_an_earlier_merge_is_replaced_and_nothing_else(job, tmp_path):
     done = run("merge", job / "run", "--out", tmp_path / "mine")
     refused(done, r"--out .*mine: expected a folder that is empty, or that merge wrote, got other files")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_a_model_that_sees_keeps_what_it_sees_with(job, tmp_path):
+    shutil.copytree(embedded_path(), tmp_path / "base")
+    (tmp_path / "base" / "preprocessor_config.json").write_text('{"image_processor_type": "SiglipImageProcessor"}')
+    merging.merge(job / "run", tmp_path / "m", model=str(tmp_path / "base"))
+    kept = (tmp_path / "m" / "preprocessor_config.json").read_text()
+    assert kept == '{"image_processor_type": "SiglipImageProcessor"}'
+    assert not (tmp_path / "m" / "processor_config.json").exists()
 
 
 def test_a_merge_that_answers_otherwise_is_not_kept(job, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from anchorlwf.data.jsonl import row_of, save_records
 from anchorlwf.data.record import Record
 from anchorlwf.errors import ConflictError, MissingError, ModelError, NothingToDoError, RecordError, wrong
 from anchorlwf.files import lock_to_hand_on, write_atomic
-from anchorlwf.model.language_model import EMBEDDED
+from anchorlwf.retention import usual_retention
 
 __all__ = ["Overview", "Retention", "Run", "RunNotes", "RunState", "TrainingJobs"]
 
@@ -144,7 +144,7 @@ class TrainingJobs:
     @property
     def retain(self) -> Retention:
         """What is trained to stay besides the accepted records, where nothing is said: as for `anchorlwf train`."""
-        return "none" if self._desk.decoder.stamp.name == EMBEDDED else "auto"
+        return usual_retention(self._desk.decoder.stamp.name)
 
     def overview(self) -> Overview:
         """What could be trained on, and what was."""

@@ -10,8 +10,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -197,7 +198,16 @@ def run_sweep(lab: Lab, plan: Plan, method: Method, regime: Regime, task: Task) 
 _LAB: list[Lab] = []
 
 
+def _end_with_parent() -> None:
+    """Wait for the end of the process that began this one, and end, too: a study that is killed cannot tell it."""
+    parent = parent_process()
+    assert parent is not None, "runs in a worker"
+    parent.join()
+    os._exit(1)
+
+
 def _prepare(sources: Sources, threads: int, setup: Callable[[], None] | None) -> None:
+    Thread(target=_end_with_parent, daemon=True).start()
     if setup is not None:
         setup()
     torch.set_num_threads(threads)

@@ -81,8 +81,8 @@ def evaluate(
         model.stamp.require_same(base.stamp, "base", "Give the model that was tuned.")
     asked, probe_stamp = _given(probes, Probe, partial(load_probes, skip_bad=skip_bad))
     trained, record_stamp = _given(records, Record, partial(load_records, skip_bad=skip_bad))
-    origin = Origin(models_of(model, base), probe_stamp, record_stamp, config)
     asked, config = _with_recall(asked, trained, model), reaching(config, trained)
+    origin = Origin(models_of(model, base), probe_stamp, record_stamp, config)
     if not asked and not config.tasks:
         raise RecordError(wrong("probes", "at least one probe or corrected record", "none", "Give some."))
     _prepare(model, base, asked, trained, config)

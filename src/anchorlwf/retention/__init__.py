@@ -2,6 +2,17 @@
 
 from anchorlwf.retention.paraphrases import PARAPHRASE_TAG, paraphrases
 from anchorlwf.retention.same_fact import Candidate
-from anchorlwf.retention.stage import HELD_OUT_TAG, Retained, remembered_answers, retain
+from anchorlwf.retention.stage import AUTO, HELD_OUT_TAG, NONE, Retained, remembered_answers, retain, usual_retention
 
-__all__ = ["HELD_OUT_TAG", "PARAPHRASE_TAG", "Candidate", "Retained", "paraphrases", "remembered_answers", "retain"]
+__all__ = [
+    "AUTO",
+    "HELD_OUT_TAG",
+    "NONE",
+    "PARAPHRASE_TAG",
+    "Candidate",
+    "Retained",
+    "paraphrases",
+    "remembered_answers",
+    "retain",
+    "usual_retention",
+]

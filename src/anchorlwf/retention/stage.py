@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from anchorlwf.config import RetainConfig
 from anchorlwf.data.jsonl import load_records
@@ -13,18 +13,28 @@ from anchorlwf.data.record import Prompt, Record
 from anchorlwf.decoding.greedy import Decoded
 from anchorlwf.decoding.keep_records import HELD_OUT_TAG, keep_record
 from anchorlwf.files import cache_folder
-from anchorlwf.model.language_model import LanguageModel, load_model
+from anchorlwf.model.language_model import EMBEDDED, LanguageModel, load_model
 from anchorlwf.retention.rounds import Answered, Round
 from anchorlwf.retention.same_fact import Background, Candidate, Corrected, same_fact
 from anchorlwf.retention.sources import own_prompts
 from anchorlwf.retention.writer import Writer
 
-__all__ = ["HELD_OUT_TAG", "Retained", "remembered_answers", "retain"]
+__all__ = ["AUTO", "HELD_OUT_TAG", "NONE", "Retained", "remembered_answers", "retain", "usual_retention"]
+
+AUTO: Final = "auto"
+"""What the model writes itself is kept."""
+NONE: Final = "none"
+"""Nothing is kept besides the records."""
 
 _TRIES = 8
 """Maximum number of prompts sampled for each that is wanted: some models write little that is new."""
 
 Progress = Callable[[str, int, int], None]
+
+
+def usual_retention(model_name: str) -> Literal["auto", "none"]:
+    """What is kept where nothing is said: the embedded model writes too little to be kept by it."""
+    return NONE if model_name == EMBEDDED else AUTO
 
 
 @dataclass(frozen=True)

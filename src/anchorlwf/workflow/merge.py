@@ -4,12 +4,14 @@ Shape suffixes: T tokens, V vocabulary.
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 
 from anchorlwf.data.jsonl import load_records
 from anchorlwf.data.model_card import FACTS, CardFacts, card_text
@@ -21,7 +23,7 @@ from anchorlwf.files import staged_folder
 from anchorlwf.model.adapter import adapter_settings
 from anchorlwf.model.batch import KeepTurn
 from anchorlwf.model.language_model import EMBEDDED, LanguageModel, canonical_name, checkpoint_of, load_model
-from anchorlwf.model.loading import read_json
+from anchorlwf.model.loading import Checkpoint, read_json
 from anchorlwf.workflow.fix import CANARIES
 
 __all__ = ["REPORT", "MergeReport", "merge"]
@@ -109,6 +111,7 @@ def merge(
     options: dict[str, Any] = {"dtype": kind, "device": device, "trust_remote_code": trust_remote_code}
     with staged_folder(out) as stage:
         _write(load_model(base, adapter=adapter, **options), stage, _facts(adapter), kind)
+        _copy_processors(checkpoint, stage)
         before, after = load_model(base, adapter=adapter, **options), load_model(str(stage), **options)
         report = _compared(before, after, chosen, MergeReport(str(out), base, str(adapter), kind, 0, 0, 0, 0, 0, 0, 0))
         if not report.holds:
@@ -163,6 +166,13 @@ def _write(tuned: LanguageModel, stage: Path, facts: CardFacts | None, dtype: st
     if facts is not None:
         text = card_text(facts.model_copy(update={"kind": "model", "dtype": dtype}), merged=True)
         (stage / "README.md").write_text(text, encoding="utf-8")
+
+
+def _copy_processors(checkpoint: Checkpoint, stage: Path) -> None:
+    """What turns pictures, films and sound into what the model reads: training leaves it as it is."""
+    for name in (IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, PROCESSOR_NAME):
+        if (path := checkpoint.file(name)) is not None:
+            shutil.copyfile(path, stage / name)
 
 
 def _turns(before: LanguageModel, records: Sequence[Record]) -> Iterator[tuple[KeepTurn, bool]]:

@@ -7,12 +7,11 @@ from typing import NamedTuple
 from anchorlwf.annotation import PromptLike, retention_records
 from anchorlwf.config import RetainConfig
 from anchorlwf.data.record import Record
-from anchorlwf.model.language_model import EMBEDDED, LanguageModel
-from anchorlwf.retention import Candidate, retain
+from anchorlwf.model.language_model import LanguageModel
+from anchorlwf.retention import AUTO, NONE, Candidate, retain, usual_retention
 
 __all__ = ["AUTO", "NONE", "Kept", "Retain", "keep_records_for", "resolved"]
 
-AUTO, NONE = "auto", "none"
 Retain = str | Path | Iterable[PromptLike] | None
 """`auto`, `none`, or prompts: a file or rows. None: `auto`; for the embedded model, which writes little, `none`."""
 
@@ -28,9 +27,7 @@ class Kept(NamedTuple):
 
 def resolved(model: LanguageModel, wanted: Retain) -> str | Path | Iterable[PromptLike]:
     """What is meant where nothing was said."""
-    if wanted is None:
-        return NONE if model.name == EMBEDDED else AUTO
-    return wanted
+    return usual_retention(model.name) if wanted is None else wanted
 
 
 def keep_records_for(
