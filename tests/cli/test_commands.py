@@ -5,9 +5,7 @@ import io
 import json
 import re
 import shutil
-from contextlib import chdir
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from commands import ERRATUM, Done, refused, run, save_yaml, told, unconverged, well
@@ -239,24 +237,21 @@ def test_the_demo_learns_and_prints_json(tmp_path):
     assert [line.split(":")[0] for line in told(done).splitlines() if ": " in line] == ["annotate", "train", "evaluate"]
 
 
-@pytest.mark.parametrize("options", [[], ["--json"]])
-def test_a_demo_that_does_not_converge_says_so(monkeypatch, small_demo, tmp_path, options):
-    few = TrainConfig(max_steps=1)
-    training = small_demo.train
+def test_a_demo_that_does_not_converge_says_so_and_can_be_drawn(monkeypatch, small_demo, tmp_path):
+    few, made = TrainConfig(max_steps=1), []
+    training, whole = small_demo.train, small_demo.demo
     monkeypatch.setattr(small_demo, "train", lambda *args, **kwargs: training(*args, **{**kwargs, "config": few}))
-    done = unconverged("demo", "--out", tmp_path / "demo", *options)
+    workflow = importlib.import_module("anchorlwf.workflow")
+    monkeypatch.setattr(workflow, "demo", lambda *args, **kwargs: made.append(whole(*args, **kwargs)) or made[-1])
+    done = unconverged("demo", "--out", tmp_path / "demo")
     assert (tmp_path / "demo" / "adapter").is_dir()
-    if options:
-        assert json.loads(done.out)["converged"] is False
-    else:
-        assert re.search(r"^NOT converged: \d+ of \d+ anchors held", done.out, re.MULTILINE)
-
-
-@pytest.mark.usefixtures("small_demo")
-def test_the_picture_of_the_demo_asks_the_network_for_nothing(tmp_path):
-    with chdir(tmp_path):
-        draw("demo.svg")
-        drawn = Path("demo.svg").read_text()
+    assert re.search(r"^NOT converged: \d+ of \d+ anchors held", done.out, re.MULTILINE)
+    # The same report, without the work: as JSON, and as a picture that asks the network for nothing.
+    monkeypatch.setattr(workflow, "demo", lambda *_args, **_kwargs: made[-1])
+    as_json = unconverged("demo", "--out", tmp_path / "demo", "--json")
+    assert json.loads(as_json.out)["converged"] is False
+    draw(str(tmp_path / "demo.svg"))
+    drawn = (tmp_path / "demo.svg").read_text()
     assert "make&#160;demo" in drawn
     assert "recall" in drawn
     assert "@font-face" not in drawn

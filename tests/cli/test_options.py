@@ -68,10 +68,10 @@ def test_a_file_of_options_that_no_reader_takes_is_refused(tmp_path, content):
     refused(run(*probes, "--certificate", tmp_path / "x.yaml"), r"Error: ")
 
 
-def test_a_full_output_is_the_surroundings_fault(tiny):
+def test_a_full_output_is_the_surroundings_fault():
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "anchorlwf", "chat", *map(str, tiny), "-p", "hi", "--max-new-tokens", "2", "--json"],
+            [sys.executable, "-m", "anchorlwf", "doctor", "--json"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
