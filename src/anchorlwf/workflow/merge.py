@@ -210,6 +210,8 @@ def _compared(
             again = choices_of(second_TV, ids)
             stands = zip(again.best_ids, ids, again.tied, strict=True)
             reproduced += all(one == other or tied for one, other, tied in stands)
-    figures: dict[str, Any] = {"largest_difference": largest, "mean_kl": kl / tokens, "choices_changed": changed}
+    # Rounding may leave a sum of next to nothing below 0.
+    mean_kl = max(0.0, kl / tokens)
+    figures: dict[str, Any] = {"largest_difference": largest, "mean_kl": mean_kl, "choices_changed": changed}
     counts: dict[str, Any] = {"tokens": tokens, "records": len(records), "known": known, "reproduced": reproduced}
     return replace(report, **figures, **counts)
