@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e '.[dev]'
 	touch $@
 
-# Threads that wait give up their core soon: beside one other busy process the demo took 13 minutes instead of one.
+# Threads that wait give up their core soon: beside another busy process the demo took two minutes, with this one.
 demo: install
 	GOMP_SPINCOUNT=1000 $(BIN)/anchorlwf demo
 

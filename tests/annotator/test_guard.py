@@ -76,6 +76,7 @@ def test_a_token_of_any_characters_comes_back_from_its_cookie():
     visitor = client()
     reply = visitor.get("/", params={"token": BOB})
     assert (reply.status_code, reply.headers["refresh"]) == (200, "0; url=/")
+    assert reply.text == '<!doctype html><title>anchorlwf</title><link rel="icon" href="data:,">'
     value = reply.headers["set-cookie"].split("; ")[0]
     assert client(cookie=f"x={{}}; {value}").get("/").text == "bob"
 

@@ -284,7 +284,7 @@ def test_a_failure_says_what_the_command_said(slow, monkeypatch):
     monkeypatch.setattr(slow.jobs, "_options", ["--model", "/nowhere/at/all"])
     ada = slow.person()
     ada.ok(ada.post("/api/training", ALONE))
-    run = until(lambda: newest(ada), lambda run: run["state"] != "running")
+    run = until(lambda: newest(ada), lambda run: run["ended"] is not None)
     assert (run["state"], run["row"], run["result"]) == ("failed", None, None)
     assert "/nowhere/at/all" in run["said"]
 

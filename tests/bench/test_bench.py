@@ -110,7 +110,7 @@ def test_the_steps_train_on_the_same_records():
 
 def test_every_step_takes_its_turn():
     pytest.importorskip("trl")
-    names = ["ours", "trl_sft"]
+    names = ["ours", "trl_sft", "full_top4"]
     results = bench("step", runs=1, only=names, options=TINY)
     assert list(results["found"]) == names
     assert all(row["seconds"] > 0 for row in results["found"].values())

@@ -58,7 +58,7 @@ def test_a_seed_corrects_and_measures():
 
 
 def test_annotators_at_once_share_the_work_and_lose_nothing(tmp_path):
-    report = measure_load(2, 3, tmp_path)
+    report = measure_load(3, 4, tmp_path)
     assert report["failures"] == []
     assert (report["handed_out_twice"], report["records_that_do_not_hold"]) == (0, 0)
     assert 0 < report["items_done"] <= report["records_in_store"]

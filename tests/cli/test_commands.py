@@ -238,17 +238,13 @@ def test_the_demo_learns_and_prints_json(tmp_path):
 
 
 def test_a_demo_that_does_not_converge_says_so_and_can_be_drawn(monkeypatch, small_demo, tmp_path):
-    few, made = TrainConfig(max_steps=1), []
-    training, whole = small_demo.train, small_demo.demo
-    monkeypatch.setattr(small_demo, "train", lambda *args, **kwargs: training(*args, **{**kwargs, "config": few}))
-    workflow = importlib.import_module("anchorlwf.workflow")
-    monkeypatch.setattr(workflow, "demo", lambda *args, **kwargs: made.append(whole(*args, **kwargs)) or made[-1])
-    done = unconverged("demo", "--out", tmp_path / "demo")
+    report = small_demo.demo(tmp_path / "demo", config=TrainConfig(max_steps=1))
     assert (tmp_path / "demo" / "adapter").is_dir()
+    # The same report without the work: as text, as JSON, and as a picture that asks the network for nothing.
+    monkeypatch.setattr(importlib.import_module("anchorlwf.workflow"), "demo", lambda *_args, **_kwargs: report)
+    done = unconverged("demo")
     assert re.search(r"^NOT converged: \d+ of \d+ anchors held", done.out, re.MULTILINE)
-    # The same report, without the work: as JSON, and as a picture that asks the network for nothing.
-    monkeypatch.setattr(workflow, "demo", lambda *_args, **_kwargs: made[-1])
-    as_json = unconverged("demo", "--out", tmp_path / "demo", "--json")
+    as_json = unconverged("demo", "--json")
     assert json.loads(as_json.out)["converged"] is False
     draw(str(tmp_path / "demo.svg"))
     drawn = (tmp_path / "demo.svg").read_text()

@@ -22,11 +22,10 @@ from anchorlwf.data.jsonl import row_of, save_records
 from anchorlwf.data.record import Record
 from anchorlwf.errors import ConflictError, MissingError, ModelError, NothingToDoError, RecordError, wrong
 from anchorlwf.files import lock_to_hand_on, write_atomic
-from anchorlwf.retention import usual_retention
+from anchorlwf.retention import Retention, usual_retention
 
-__all__ = ["Overview", "Retention", "Run", "RunNotes", "RunState", "TrainingJobs"]
+__all__ = ["Overview", "Run", "RunNotes", "RunState", "TrainingJobs"]
 
-Retention = Literal["none", "auto"]
 RunState = Literal["running", "stopping", "converged", "not_converged", "stopped", "failed", "lost"]
 
 _COMMAND = (sys.executable, "-m", "anchorlwf", "train")

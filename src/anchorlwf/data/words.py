@@ -28,7 +28,7 @@ _EXTENDS = regex.compile(
     r"(?![\ufe0e\ufe0f])[\p{Grapheme_Cluster_Break=Extend}"
     r"\p{Grapheme_Cluster_Break=SpacingMark}\p{Grapheme_Cluster_Break=ZWJ}]"
 )
-_RUN = regex.compile(rf"[{_SPACELESS}](?:[{_SPACELESS}]|\p{{M}})*|(?:[^\W{_SPACELESS}])(?:[^\W{_SPACELESS}]|\p{{M}})*")
+_RUN = regex.compile(rf"[{_SPACELESS}][{_SPACELESS}\p{{M}}]*|[^\W{_SPACELESS}]+")
 _PART: Final = rf"[^\W{_SPACELESS}\p{{Word_Break=Katakana}}\p{{Hangul}}]+"
 # A dot before a capitalised word ends a sentence whose space was forgotten.
 _JOINED = regex.compile(rf"{_PART}(?:(?:[-\u2010\u2011]|\.(?!\p{{Lu}}\p{{Ll}})){_PART})+")
@@ -65,7 +65,7 @@ def words_of(text: str) -> set[str]:
     """
     found = set[str]()
     for run in _RUN.findall(_normal(text).casefold()):
-        if _KIND.match(run).lastgroup == "spaceless":
+        if _kind(run, 0) == "spaceless":
             characters = regex.findall(r"\X", run)
             found.update(map("".join, itertools.pairwise(characters)))
         elif len(run) > 1:

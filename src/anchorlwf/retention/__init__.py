@@ -2,7 +2,16 @@
 
 from anchorlwf.retention.paraphrases import PARAPHRASE_TAG, paraphrases
 from anchorlwf.retention.same_fact import Candidate
-from anchorlwf.retention.stage import AUTO, HELD_OUT_TAG, NONE, Retained, remembered_answers, retain, usual_retention
+from anchorlwf.retention.stage import (
+    AUTO,
+    HELD_OUT_TAG,
+    NONE,
+    Retained,
+    Retention,
+    remembered_answers,
+    retain,
+    usual_retention,
+)
 
 __all__ = [
     "AUTO",
@@ -11,6 +20,7 @@ __all__ = [
     "PARAPHRASE_TAG",
     "Candidate",
     "Retained",
+    "Retention",
     "paraphrases",
     "remembered_answers",
     "retain",

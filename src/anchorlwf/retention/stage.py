@@ -19,7 +19,7 @@ from anchorlwf.retention.same_fact import Background, Candidate, Corrected, same
 from anchorlwf.retention.sources import own_prompts
 from anchorlwf.retention.writer import Writer
 
-__all__ = ["AUTO", "HELD_OUT_TAG", "NONE", "Retained", "remembered_answers", "retain", "usual_retention"]
+__all__ = ["AUTO", "HELD_OUT_TAG", "NONE", "Retained", "Retention", "remembered_answers", "retain", "usual_retention"]
 
 AUTO: Final = "auto"
 """What the model writes itself is kept."""
@@ -30,9 +30,10 @@ _TRIES = 8
 """Maximum number of prompts sampled for each that is wanted: some models write little that is new."""
 
 Progress = Callable[[str, int, int], None]
+Retention = Literal["none", "auto"]
 
 
-def usual_retention(model_name: str) -> Literal["auto", "none"]:
+def usual_retention(model_name: str) -> Retention:
     """What is kept where nothing is said: the embedded model writes too little to be kept by it."""
     return NONE if model_name == EMBEDDED else AUTO
 

@@ -22,7 +22,7 @@ from anchorlwf.errors import ConfigError, ModelError, wrong
 from anchorlwf.files import staged_folder
 from anchorlwf.model.adapter import adapter_settings
 from anchorlwf.model.batch import KeepTurn
-from anchorlwf.model.language_model import EMBEDDED, LanguageModel, canonical_name, checkpoint_of, load_model
+from anchorlwf.model.language_model import LanguageModel, adapter_of, canonical_name, checkpoint_of, load_model
 from anchorlwf.model.loading import Checkpoint, read_json
 from anchorlwf.workflow.fix import CANARIES
 
@@ -102,7 +102,7 @@ def merge(
         StorageError: `out` cannot be written.
     """
     adapter = _adapter_of(Path(run))
-    base = canonical_name(model or adapter_settings(adapter).get("base_model_name_or_path") or EMBEDDED)
+    base = canonical_name(model or adapter_of(str(adapter))[0])
     _check_out(Path(out))
     chosen = _corrections(Path(run), records)
     checkpoint = checkpoint_of(base, trust_remote_code=trust_remote_code)
